@@ -1,0 +1,592 @@
+"""eval.py: a model plays an environment. Loading and saving checkpoints, rollouts, success rates, the ID/OOD table.
+
+    python eval.py --env gp                                    # every checkpoint found under out/gp, rule id
+    python eval.py --env gp --rule ood --models out/gp/ood/init out/gp/ood/rl --episodes 1000
+    python eval.py --env gp --verify 1 --temperature 0.2       # one attempt per hand, the paper's sampling temperature
+    python eval.py --env gp --k 4                              # pass@4: solved in any of four independent episodes
+    python eval.py --env gp --plot assets/curves.png           # success against compute from the metrics.jsonl files
+
+Columns (paper, section 5.1): seen = training episodes, ID = unseen episodes under the trained rule, OOD = unseen
+episodes under the held-out rule. Success = solved within `--verify` attempts; "first" = by the first attempt, which is
+what --verify 1 would give, since later attempts cannot change an earlier one. Errors are one standard error,
+sqrt(p (1 - p) / n), the paper's error bars. KL is KL(model || init) in nats per first answer, on ID prompts,
+estimated from the model's own samples.
+
+Departures from the paper: sampling at T = 1 by default, the distribution PPO optimises (the paper: T = 0.2);
+300 episodes a cell (the paper: 234).
+"""
+import argparse
+import difflib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as hf_logging
+
+from env_gp import GeneralPoints
+
+ENVS = {"gp": GeneralPoints}  # a new environment: one file with the five methods of env_gp.py, and one entry here
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+
+
+def fail(message):
+    """Bad input: one line on stderr, exit code 1, nothing already saved is touched."""
+    raise SystemExit(f"error: {message}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flags and devices, the same for all three scripts.
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers an unknown flag with the nearest known one."""
+
+    def __init__(self, doc):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def parse_args(self, args=None):
+        known, unknown = super().parse_known_args(args)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown flag {unknown[0]}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        return known
+
+
+def positive(kind):
+    def convert(text):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
+def non_negative(text):
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+def shared_flags(parser):
+    add = parser.add_argument
+    add("--env", choices=ENVS, default="gp")               # the task: gp = GeneralPoints
+    add("--rule", choices=["id", "ood"], default="id")     # the rule trained on; the other one is held out
+    add("--model", metavar="PATH", default=None)           # a transformers checkpoint in place of the tiny base
+    add("--out", metavar="DIR", default="out")             # everything made here goes below this folder
+    add("--seed", type=int, default=0)                     # fixes hands, demonstrations, samples and initial weights
+    add("--verify", type=positive(int), default=None)      # attempts per episode; default: the environment's (gp: 5)
+    add("--temperature", type=non_negative, default=1.0)   # sampling temperature; 0 = greedy (evaluation only)
+    add("--max_new_tokens", type=positive(int), default=None)  # per answer; default: 1.25 x the longest demonstration
+    add("--batch_rollout", type=positive(int), default=256)    # conversations per generate() call
+    add("--device", default=None)                          # cpu | cuda | cuda:1 ...; default: cuda where there is one
+    add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto")  # autocast precision; weights stay fp32
+    add("--episodes", type=positive(int), default=300)     # per cell of the final table
+    return add
+
+
+def setup(args):
+    """Device, autocast precision and ranks -> namespace(device, dtype, why, rank, world, amp, scaler).
+
+    CUDA with bf16 support: bf16. Older CUDA: fp16 with a loss scaler. CPU: fp32. amp() is the one autocast context.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    name = args.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        fail(f"--device {name}: {str(e).splitlines()[0]}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.dtype != "auto":
+        dtype, why = args.dtype, "--dtype"
+    elif device.type != "cuda":
+        dtype, why = "fp32", f"{device.type} gains little from less"
+    else:
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype, why = ("bf16", "this GPU supports it") if bf16 else ("fp16", "this GPU lacks bf16; with a loss scaler")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    return SimpleNamespace(
+        device=device, dtype=dtype, why=why, rank=rank, world=world,
+        amp=lambda: torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext(),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
+
+
+def all_sum(values, run):
+    """Sum a list of numbers over all ranks -> list of floats."""
+    t = torch.tensor(values, dtype=torch.float64 if run.device.type == "cpu" else torch.float32, device=run.device)
+    if run.world > 1:
+        dist.all_reduce(t)
+    return t.tolist()
+
+
+def say(run, *words):
+    if run.rank == 0:
+        tqdm.write(" ".join(map(str, words)), file=sys.stdout)
+        sys.stdout.flush()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints: an ordinary transformers folder (+ trainer.pt), replaced in one rename.
+
+FALLBACK_TEMPLATE = ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}"
+                     "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+
+
+def checkpoint_at(path):
+    """The checkpoint folder meant by `path`: a run folder stands for its checkpoint/. Undoes a save that was killed
+    between its two renames."""
+    for folder in (os.path.join(path, "checkpoint"), path):
+        if not os.path.isdir(folder) and os.path.isdir(folder + ".old"):
+            os.rename(folder + ".old", folder)
+        if os.path.isfile(os.path.join(folder, "config.json")):
+            return folder
+    return None
+
+
+def load(path, device="cpu"):
+    """-> (model in fp32 and eval mode, tokenizer). path: a folder of ours, or any folder or hub id transformers loads.
+
+    model.generation_config keeps nothing but the end and padding ids: a released model's top-p or repetition penalty
+    would make what is sampled differ from what PPO scores."""
+    folder = checkpoint_at(path)
+    if folder is None and (os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
+        fail(f"no checkpoint at {path!r}: no config.json there")
+    try:
+        tok = AutoTokenizer.from_pretrained(folder or path)
+        model, report = AutoModelForCausalLM.from_pretrained(folder or path, dtype=torch.float32,
+                                                             output_loading_info=True)
+    except Exception as e:  # transformers, safetensors and tokenizers each raise their own kinds for a damaged file
+        fail(f"cannot load a model from {path!r}: {str(e).strip().splitlines()[0] if str(e).strip() else repr(e)}")
+    lost = set(report["missing_keys"]) | {str(m[0]) for m in report.get("mismatched_keys", ())}
+    if lost:
+        fail(f"{path!r} is incomplete: {len(lost)} weights are missing, {sorted(lost)[0]} first")
+    eos = {tok.eos_token_id} | set(torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist())
+    eos = sorted(int(e) for e in eos - {None})
+    if not eos:
+        fail(f"the tokenizer of {path!r} has no end-of-sequence token")
+    if tok.pad_token_id is None:
+        tok.pad_token = tok.eos_token
+    if tok.chat_template is None:
+        print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one", flush=True)
+        tok.chat_template = FALLBACK_TEMPLATE
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id)
+    return model.to(device).eval(), tok
+
+
+def save(path, model, tok, state):
+    """Write a checkpoint folder so that at every instant either the old or the new one is whole.
+
+    path.tmp is written in full, then path -> path.old, path.tmp -> path, and path.old goes. state: trainer.pt's dict
+    of tensors and plain values (read back with weights_only=True)."""
+    tmp, old = path + ".tmp", path + ".old"
+    try:
+        shutil.rmtree(tmp, ignore_errors=True)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        model.save_pretrained(tmp)
+        tok.save_pretrained(tmp)
+        torch.save(state, os.path.join(tmp, "trainer.pt"))
+        checkpoint_at(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if os.path.isdir(path):
+            os.rename(path, old)
+        os.rename(tmp, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except Exception as e:  # a full disk shows as OSError, RuntimeError or SafetensorError, depending on the writer
+        fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
+
+
+def load_state(path):
+    """trainer.pt of a checkpoint, {} when it has none (a model from elsewhere)."""
+    file = os.path.join(checkpoint_at(path) or path, "trainer.pt")
+    if not os.path.isfile(file):
+        return {}
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:
+        fail(f"{file} is damaged: {str(e).splitlines()[0]}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From chat to tokens. What the model said is never tokenised again: text -> ids is not unique, and PPO must score the
+# very tokens that were sampled.
+
+MARK = "@@ANSWER@@"
+
+
+def prompt_ids(tok, messages):
+    """Ids of a conversation up to where the assistant begins to speak."""
+    return tok(tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
+               add_special_tokens=False).input_ids
+
+
+def glue_ids(tok, messages, last_id=None):
+    """Ids between the end of an answer and the beginning of the next one: end of turn, feedback, "assistant:".
+
+    messages: [..., assistant, user]. The chat template is rendered with a mark in the answer's place; the glue is what
+    follows the mark. last_id: the answer's last id; when that already is the end-of-turn token it is not repeated.
+
+        said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
+        cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>
+    """
+    probe = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
+    text = tok.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
+    ids = tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
+    return ids[1:] if ids and ids[0] == last_id else ids
+
+
+def answer_ids(tok, model, messages, text):
+    """Ids of a demonstration: the answer and the token that ends a turn in this chat template."""
+    closing = tok.apply_chat_template(messages + [{"role": "assistant", "content": MARK}], tokenize=False)
+    first = tok(closing.rpartition(MARK)[2], add_special_tokens=False).input_ids[:1]
+    eos = model.generation_config.eos_token_id
+    return tok(text, add_special_tokens=False).input_ids + (first if first and first[0] in eos else eos[:1])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rollout: sequential revision (paper, section 3). The model answers, the verifier judges, its words join the prompt.
+
+@dataclass
+class Segment:
+    """One conversation as tokens. All lists have one entry per token.
+
+        ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>  <user> Wrong ... <assistant>  {"cards" ... } <end>
+        action    0      0  0  0     0            1   1   1  1   1       0     0          0            1   1   1  1   1
+        reward    0      0  0  0     0            0   0   0  0  -1       0     0          0            0   0   0  0   5
+    """
+    ids: list
+    action: list = field(default_factory=list)
+    reward: list = field(default_factory=list)
+    images: list = field(default_factory=list)
+
+    def add(self, ids, action):
+        self.ids = self.ids + ids
+        self.action += [action] * (len(self.ids) - len(self.action))
+        self.reward += [0.0] * (len(self.ids) - len(self.reward))
+
+
+@dataclass
+class Episode:
+    segments: list = field(default_factory=list)  # conversations, in order
+    turns: list = field(default_factory=list)     # per answer: step()'s info + {"text", "tokens", "reward", "cut"}
+    success: bool = False
+    forwarded: int = 0  # tokens that went through the model while sampling: a later turn reads its conversation again
+
+
+@torch.no_grad()
+def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256, progress=None):
+    """Play one episode in each environment -> list of Episodes, in the order of envs.
+
+    Sampling is plain: temperature, no top-k, no top-p. Prompts are padded on the left; environments that are done
+    leave the batch. Randomness: torch's global generator. temperature 0 = greedy.
+    """
+    model.eval()
+    end = set(model.generation_config.eos_token_id)
+    how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(end), pad_token_id=tok.pad_token_id, **how)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    episodes, chats = [Episode() for _ in envs], []
+    for env, seed, episode in zip(envs, seeds, episodes):
+        messages, images = env.reset(seed)
+        chats.append(messages)
+        episode.segments.append(Segment(prompt_ids(tok, messages), images=images))
+    active = list(range(len(envs)))
+    while active:
+        still = []
+        for start in range(0, len(active), batch):
+            part = active[start:start + batch]
+            prompts = [episodes[i].segments[-1].ids for i in part]
+            width = max(map(len, prompts))
+            if width + max_new_tokens > limit:
+                fail(f"the model's context of {limit} tokens is too short: {width} of conversation + {max_new_tokens} of answer; "
+                     "lower --verify or --max_new_tokens")
+            ids = torch.tensor([[tok.pad_token_id] * (width - len(p)) + p for p in prompts])        # [B, width]
+            seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])           # [B, width]
+            with run.amp():
+                out = model.generate(input_ids=ids.to(run.device), attention_mask=seen.to(run.device),
+                                     generation_config=config)
+            for i, row in zip(part, out[:, width:].tolist()):
+                stop = next((n + 1 for n, token in enumerate(row) if token in end), len(row))
+                said = row[:stop]                        # the end token, if any, is an action too
+                cut = said[-1] not in end
+                text = tok.decode(said if cut else said[:-1], skip_special_tokens=False)
+                episode, segment = episodes[i], episodes[i].segments[-1]
+                segment.add([], 0)
+                segment.add(said, 1)
+                step = envs[i].step(text)
+                episode.forwarded += len(segment.ids)
+                segment.reward[-1] = step.reward         # on the turn's last action token
+                episode.turns.append({**step.info, "text": text, "tokens": stop, "reward": step.reward, "cut": cut})
+                if step.done:
+                    episode.success = step.info["success"]
+                    if progress:
+                        progress.update()
+                    continue
+                still.append(i)
+                if step.messages[:len(chats[i])] == chats[i]:   # the conversation goes on
+                    segment.add(glue_ids(tok, step.messages, said[-1]), 0)
+                else:                                           # a fresh one begins
+                    episode.segments.append(Segment(prompt_ids(tok, step.messages), images=step.images))
+                chats[i] = step.messages
+        active = still
+    return episodes
+
+
+def longest_answer(tok, model, args):
+    """Default of --max_new_tokens: 1.25 x the longest of 64 demonstrations, in this tokenizer's tokens."""
+    env, longest = ENVS[args.env](rule=args.rule, seed=args.seed), 0
+    for seed in range(64):
+        messages, _ = env.reset(seed)
+        longest = max(longest, len(answer_ids(tok, model, messages, env.expert())))
+    return longest * 5 // 4
+
+
+def collate(segments, pad_id, device):
+    """Pad segments on the right -> ids [B, T] long, attention [B, T] long, action [B, T] bool."""
+    width = max(len(s.ids) for s in segments)
+    ids = torch.tensor([s.ids + [pad_id] * (width - len(s.ids)) for s in segments], device=device)
+    attention = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in segments], device=device)
+    action = torch.tensor([s.action + [0] * (width - len(s.ids)) for s in segments], device=device, dtype=torch.bool)
+    return ids, attention, action
+
+
+def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
+    """What the model thinks of the action tokens of some segments -> logp [N], entropy [N], value [N] (None without a
+    head), in fp32. N counts the action tokens of all segments in reading order; everything else is left out here, so
+    no later line needs a mask.
+
+    Token t is scored by position t - 1. With ids  p0 p1 a2 a3 f4 a5  and action 0 0 1 1 0 1, the logits of positions
+    1, 2 and 4 are kept and score a2, a3 and a5. Logits are divided by the sampling temperature, so that this is the
+    distribution that was sampled from.
+    """
+    ids, attention, action = collate(segments, pad_id, run.device)
+    with run.amp():
+        out = model(input_ids=ids, attention_mask=attention, output_hidden_states=value_head is not None)
+    keep = action[:, 1:]                                                    # [B, T-1]
+    logprobs = (out.logits[:, :-1][keep].float() / temperature).log_softmax(-1)   # [N, V]
+    logp = logprobs.gather(-1, ids[:, 1:][keep][:, None])[:, 0]             # [N]
+    entropy = -(logprobs.exp() * logprobs).sum(-1)                          # [N]
+    value = None if value_head is None else value_head(out.hidden_states[-1][:, :-1][keep].float())[:, 0]  # [N]
+    return logp, entropy, value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Success rates.
+
+def rate(hits):
+    """List of 0/1 -> {"p", "se", "n"} with the paper's binomial standard error."""
+    n, p = len(hits), sum(hits) / len(hits)
+    return {"p": p, "se": math.sqrt(p * (1 - p) / n), "n": n}
+
+
+def evaluate(model, tok, args, run, episodes, verify, columns=None, reference=None, k=1):
+    """Success rates of a model on the columns of the table -> {column: {"p", "se", "n", "first", "other_rule",
+    "verdicts", "kl"}}. The same hands for every model: they depend on the episode's number only. The share
+    "other_rule" and "verdicts" count first answers; "kl" is on column "id" and needs a reference model."""
+    was_training, rng = model.training, torch.get_rng_state()
+    out = {}
+    for column, keywords in ENVS[args.env].cells(args.rule).items():
+        if columns and column not in columns:
+            continue
+        torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
+        jobs = [i for i in range(episodes) for _ in range(k)][run.rank::run.world]
+        envs = [ENVS[args.env](verify=verify, seed=args.seed, **keywords) for _ in jobs]
+        played = rollout(model, tok, envs, [f"eval/{i}" for i in jobs], args.temperature, args.max_new_tokens, run,
+                         args.batch_rollout)
+        kl = math.nan
+        if reference is not None and column == "id":
+            firsts = []
+            for e in played:  # the first answer of each episode: a segment cut after it
+                s, n = e.segments[0], e.turns[0]["tokens"]
+                end = s.action.index(1) + n
+                firsts.append(Segment(s.ids[:end], s.action[:end]))
+            with torch.no_grad():
+                diff = [sum((score(model, part, tok.pad_token_id, run, args.temperature or 1.0)[0]
+                             - score(reference, part, tok.pad_token_id, run, args.temperature or 1.0)[0]).tolist())
+                        for part in (firsts[i:i + 64] for i in range(0, len(firsts), 64))]
+            total, count = all_sum([sum(diff), len(firsts)], run)
+            kl = total / count
+        records = [(i, int(e.success), int(e.turns[0]["success"]), int(e.turns[0]["other_rule"]), e.turns[0]["verdict"])
+                   for i, e in zip(jobs, played)]
+        if run.world > 1:
+            gathered = [None] * run.world
+            dist.all_gather_object(gathered, records)
+            records = sum(gathered, [])
+        solved, first = {}, {}
+        for i, success, early, _, _ in records:
+            solved[i], first[i] = max(solved.get(i, 0), success), max(first.get(i, 0), early)
+        verdicts = [r[4] for r in records]
+        out[column] = {**rate(list(solved.values())), "first": rate(list(first.values())),
+                       "other_rule": rate([r[3] for r in records]), "kl": None if math.isnan(kl) else kl,
+                       "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}}
+    torch.set_rng_state(rng)
+    model.train(was_training)
+    return out
+
+
+def brief(cells):
+    """{"seen": ..., "id": ..., "ood": ...} -> "seen .91 ID .40 OOD .12", for progress bars."""
+    return " ".join(f"{c if c == 'seen' else c.upper()} {cells[c]['p']:.2f}" for c in cells)
+
+
+def print_table(rows, args, verify):
+    env = ENVS[args.env]
+    other = "ood" if args.rule == "id" else "id"
+    pm = lambda r: f"{100 * r['p']:5.1f} ± {100 * r['se']:3.1f}"
+    print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
+          f"({env.rule_names[other]})\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
+          f"{args.temperature:g}, within {verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
+    print(f"{'':22}|{'seen':^14}|{'ID *':^14}|{'OOD':^14}|{'ID first':^14}|{'OOD first':^14}|{'OOD by trained rule':^21}|"
+          f"{'KL to init':^11}")
+    for row in rows:
+        kl = row["id"]["kl"]
+        print(f"{row['name']:22}| {pm(row['seen'])} | {pm(row['id'])} | {pm(row['ood'])} | {pm(row['id']['first'])} | "
+              f"{pm(row['ood']['first'])} |{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}")
+    print("* the trained rule. first: solved by the first attempt (= --verify 1). OOD by trained rule: first answers on "
+          "the held-out\n  rule that use the trained rule's numbers. seen = hands trained on, ID and OOD = unseen hands.",
+          flush=True)
+
+
+def table(paths, args, run):
+    """Evaluate checkpoints, print the table -> the dict that eval.json holds. paths: {name: path}. The model named
+    init, if there, is the reference of the KL column."""
+    verify = args.verify or ENVS[args.env].default_verify
+    reference = load(paths["init"], run.device)[0] if "init" in paths else None
+    rows = []
+    bar = tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True, leave=False)
+    for name, path in bar:
+        model, tok = load(path, run.device)
+        args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
+        cells = evaluate(model, tok, args, run, args.episodes, verify, reference=reference, k=args.k)
+        bar.set_postfix_str(f"{name}: {brief(cells)}")
+        rows.append({"name": name, "path": path, **cells})
+    if run.rank == 0:
+        print_table(rows, args, verify)
+    return {"env": args.env, "vl": False, "trained_rule": args.rule, "trained_visual": None, "verify": verify,
+            "temperature": args.temperature, "episodes": args.episodes, "k": args.k, "seed": args.seed, "rows": rows}
+
+
+def write_json(path, value):
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path + ".tmp", "w") as f:
+            json.dump(value, f, indent=1)
+        os.replace(path + ".tmp", path)
+    except OSError as e:
+        fail(f"cannot write {path}: {e}")
+
+
+def matmul_rate(model, device):
+    """FLOP/s of an fp32 product shaped like this model's layers: [4096, hidden] @ [hidden, intermediate]."""
+    config = model.config.get_text_config()
+    a = torch.randn(4096, config.hidden_size, device=device)
+    b = torch.randn(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size, device=device)
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(10):
+        a @ b
+    sync()
+    start = time.perf_counter()
+    for _ in range(100):
+        a @ b
+    sync()
+    return 100 * 2 * a.shape[0] * b.numel() / (time.perf_counter() - start)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def plot(files, picture):
+    """Success against training compute, from metrics.jsonl files: one panel a rule, mean over seeds, band of one SE."""
+    try:
+        import matplotlib
+    except ImportError:
+        fail("--plot needs matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    curves = {}  # (rule, method) -> list of runs; a run is a list of monitor records
+    for file in files:
+        try:
+            with open(file) as f:
+                records = [json.loads(line) for line in f]
+            start, points = records[0], [r for r in records if "seen" in r]
+            curves.setdefault((start["rule"], start["method"]), []).append(points)
+        except (OSError, ValueError, KeyError, IndexError) as e:
+            fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
+    rules = sorted({rule for rule, _ in curves})
+    fig, axes = plt.subplots(1, len(rules), figsize=(5.2 * len(rules), 3.9), sharey=True, squeeze=False)
+    for ax, rule in zip(axes[0], rules):
+        for (r, method), runs in sorted(curves.items()):
+            if r != rule:
+                continue
+            n = min(map(len, runs))
+            x = [sum(run[i]["flops"] for run in runs) / len(runs) / 1e12 for i in range(n)]
+            for column, style in (("seen", ":"), ("id", "--"), ("ood", "-")):
+                y = torch.tensor([[100 * run[i][column]["p"] for i in range(n)] for run in runs])
+                mean, se = y.mean(0), y.std(0) / len(runs) ** 0.5 if len(runs) > 1 else 0 * y[0]
+                line, = ax.plot(x, mean, style, color={"sft": "C3", "rl": "C0"}.get(method, "C7"),
+                                label=f"{method.upper()} {column if column == 'seen' else column.upper()}")
+                ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
+        env = ENVS["gp"]
+        ax.set_title(f"trained on {env.rule_names[rule]}", fontsize=10)
+        ax.set_xlabel("fine-tuning compute, TFLOP")
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("success within the attempts, %")
+    axes[0][0].legend(fontsize=7, ncol=2, loc="lower left")
+    fig.tight_layout()
+    fig.savefig(picture, dpi=130)
+    print("drawn:", picture, "from", len(files), "runs")
+
+
+def found_checkpoints(args):
+    """{name: path} of the usual stages below --out that exist, in the order they are trained."""
+    home = os.path.join(args.out, args.env)
+    places = {"base": args.model or os.path.join(home, "base"),
+              **{stage: os.path.join(home, args.rule, stage) for stage in ("init", "sft", "rl")}}
+    return {name: path for name, path in places.items() if path == args.model or checkpoint_at(path)}
+
+
+def main(argv=None):
+    parser = Parser(__doc__)
+    add = shared_flags(parser)
+    add("--models", nargs="+", metavar="PATH", default=None)  # checkpoints to compare; default: all stages found
+    add("--k", type=positive(int), default=1)                 # episodes per hand; solved if any is (pass@k)
+    add("--json", metavar="FILE", default=None)               # where the table goes; default: out/ENV/RULE/eval.json
+    add("--plot", metavar="PNG", default=None)                # draw success against compute instead
+    add("--metrics", nargs="+", metavar="FILE", default=None)  # metrics.jsonl files to draw; default: all under --out
+    args = parser.parse_args(argv)
+    if args.plot:
+        files = args.metrics or [os.path.join(folder, "metrics.jsonl") for folder, _, names in sorted(os.walk(args.out))
+                                 if "metrics.jsonl" in names and os.path.basename(folder) in ("sft", "rl")]
+        if not files:
+            fail(f"no metrics.jsonl of an sft or rl run below {args.out}")
+        return plot(files, args.plot)
+    run = setup(args)
+    paths = {os.path.relpath(p, os.path.join(args.out, args.env)): p for p in args.models or []} or found_checkpoints(args)
+    paths = {os.path.basename(n) if sum(os.path.basename(m) == os.path.basename(n) for m in paths) == 1 else n: p
+             for n, p in paths.items()}
+    if not paths:
+        fail(f"no checkpoints under {os.path.join(args.out, args.env)}; train one: python rl.py --env {args.env} --rule {args.rule}")
+    result = table(paths, args, run)
+    if run.rank == 0:
+        file = args.json or os.path.join(args.out, args.env, args.rule, "eval.json")
+        write_json(file, result)
+        print("written:", file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,415 @@
+"""sft.py: supervised fine-tuning, and the pretraining of the tiny base it starts from. One loop does both.
+
+    python sft.py --env gp --stage base            # tiny Llama + tokenizer from scratch, a few minutes -> out/gp/base
+    python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                  -> out/gp/id/init
+    python sft.py --env gp --rule id               # SFT continued from init at RL's compute            -> out/gp/id/sft
+    python sft.py --env gp --rule id --demos own   # control: the init's own right answers for demonstrations
+    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --rule id --lr 1e-6 --micro 4     # a real model, on a GPU
+    torchrun --nproc_per_node=2 sft.py --rule id   # several devices
+A stage whose input is missing builds it first. A finished stage is not trained again; --resume continues one that was
+interrupted (Ctrl-C saves).
+
+The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that ends the
+turn. Prompts carry no loss. Pretraining is the same with every token an "answer".
+
+Compute (paper, appendix): X = 6 N D, for N parameters and D tokens trained on; budgets (--tokens) are X / 6N, so the
+same number given to rl.py is the same compute. The init's share is counted, the base's is not.
+
+Metrics, one record a step in metrics.jsonl: loss (nats per answer token; falls, to the noise floor of the
+demonstrations), grad_norm (before clipping; near or below 1), lr, tokens_per_s, flops and tokens (cumulative, with the
+init's), memory_gb (peak). Records with seen / id / ood hold the monitor's success rates.
+
+Departures from the authors' release: the batch is not 1, one loss denominator per batch, checkpoints are saved whole or
+not at all, seeds count. Left out: sequence packing for SFT, LoRA, FSDP (each rank holds the whole model).
+"""
+import json
+import math
+import os
+import random
+import resource
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_at, collate, evaluate, fail,
+                  found_checkpoints, load, load_state, longest_answer, matmul_rate, non_negative, positive, prompt_ids,
+                  rollout, save, say, setup, shared_flags, table, write_json)
+
+STAGES = {  # defaults by stage; each is also a flag
+    #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
+    "base": dict(tokens=3.4e6, batch=48,    lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
+    "init": dict(tokens=8.0e4, batch=128,   lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
+    "sft":  dict(tokens=1.6e6, batch=128,   lr=3e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases.
+
+CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+                 "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+def build_tiny(env, seed):
+    """-> (LlamaForCausalLM with random weights, tokenizer). Any text can be encoded (256 bytes are in the vocabulary);
+    the environment's fixed phrases become a token or two each, because BPE may merge across spaces here."""
+    trainee = GPT2Tokenizer()
+    trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
+    trained = trainee.train_new_from_iterator([env.fragments()], vocab_size=2000, show_progress=False, min_frequency=1,
+                                              new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
+    tok = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
+                                  chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tok), hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id, bos_token_id=None))
+    model.generation_config.eos_token_id = [tok.eos_token_id]
+    return model, tok
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches. A row is a Segment: ids, and action = 1 on the tokens that carry loss.
+
+def demonstrations(env, seed):
+    """The expert plays one episode -> [(messages, answer), ...], one pair a state."""
+    messages, _ = env.reset(seed)
+    pairs = []
+    while messages:
+        pairs.append((messages, env.expert()))
+        messages = env.step(pairs[-1][1]).messages
+    return pairs
+
+
+def demonstration_row(tok, model, messages, answer):
+    """Prompt without loss, answer and end-of-turn token with it. The prompt's ids are those a rollout would give.
+
+        ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
+        action    0      0  0  0     0            1   1   1  1   1
+    """
+    row = Segment(prompt_ids(tok, messages))
+    row.add([], 0)
+    row.add(answer_ids(tok, model, messages, answer), 1)
+    return row
+
+
+def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08):
+    """`count` rows of at most `width` tokens, each filled with whole documents; all tokens but a row's first have loss."""
+    rows, spare = [], []
+    while len(rows) < count:
+        row = []
+        while True:
+            if not spare:
+                docs = [env.document(rng, chat_share) for _ in range(256)]
+                texts = [d + tok.eos_token if isinstance(d, str) else tok.apply_chat_template(d, tokenize=False) for d in docs]
+                spare = tok(texts, add_special_tokens=False).input_ids
+            if row and len(row) + len(spare[-1]) > width:
+                break
+            row += spare.pop()
+        rows.append(Segment(row[:1], [0], [0.0]))
+        rows[-1].add(row[1:width], 1)
+    return rows
+
+
+def own_demonstrations(path, args, run):
+    """Rejection sampling: the init plays the training episodes once, its right first answers become the demonstrations
+    -> (rows, tokens generated). The control of the study: same loop, same compute, but the model's own habit."""
+    model, tok = load(path, run.device)
+    torch.manual_seed(args.seed)
+    envs = [ENVS[args.env](rule=args.rule, split="train", verify=1, seed=args.seed) for _ in range(args.own_samples)]
+    episodes = rollout(model, tok, envs, [f"own/{args.seed}/{i}" for i in range(len(envs))], 1.0, args.max_new_tokens,
+                       run, args.batch_rollout)
+    rows = [s for e in episodes if e.success for s in e.segments]
+    if not rows:
+        fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
+    return rows, sum(sum(s.action) for e in episodes for s in e.segments)
+
+
+def sft_loss(model, rows, denominator, pad_id, run):
+    """Sum of the negative log-likelihoods of the action tokens / denominator -> scalar, fp32."""
+    ids, attention, action = collate(rows, pad_id, run.device)
+    with run.amp():
+        logits = model(input_ids=ids, attention_mask=attention).logits           # [B, T, V]
+    keep = action[:, 1:]                                                         # token t is scored by position t-1
+    return torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), ids[:, 1:][keep], reduction="sum") / denominator
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+class Interrupt:
+    """Ctrl-C asks the loop to save and stop after the current step; a second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self.handle)
+
+    def handle(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+        print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
+
+
+def open_log(folder, step, header, resumed):
+    """metrics.jsonl of a run, opened for appending. On resume the records after the checkpoint's step are dropped."""
+    file, lines = os.path.join(folder, "metrics.jsonl"), []
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if resumed and os.path.isfile(file):
+            with open(file) as f:
+                lines = [line for line in f if json.loads(line).get("step", 0) <= step]
+        with open(file, "w") as f:
+            f.writelines(lines or [json.dumps(header) + "\n"])
+        return open(file, "a", buffering=1)
+    except (OSError, ValueError) as e:
+        fail(f"cannot write {file}: {e}")
+
+
+def reduce_gradients(parameters, run):
+    """Sum gradients over the ranks. Losses are already divided by the global token count, so the sum is the mean."""
+    if run.world > 1:
+        for p in parameters:
+            if p.grad is None:  # a rank whose batch had nothing for this parameter still takes part
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
+
+
+def fine_tuning_flops(path):
+    """Compute already spent on a checkpoint since the base (the init's, for a start); the base's own is not counted."""
+    state = load_state(path) if path else {}
+    return state.get("flops", 0.0) if state.get("stage") in ("init", "sft", "rl") else 0.0
+
+
+def peak_memory_gb(run):
+    if run.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(run.device) / 2 ** 30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+
+
+def train(args, run, source, folder):
+    """Train one stage. source: path of the model to start from, None to build the tiny one. folder: the run's place."""
+    checkpoint, state, env_class = os.path.join(folder, "checkpoint"), {}, ENVS[args.env]
+    if args.resume and checkpoint_at(checkpoint):
+        model, tok = load(checkpoint, run.device)
+        state = load_state(checkpoint)
+    elif source is None:
+        model, tok = build_tiny(env_class, args.seed)
+        model.to(run.device)
+    else:
+        model, tok = load(source, run.device)
+    step, start_flops = state.get("step", 0), state.get("start_flops", fine_tuning_flops(source))
+    flops, clock = state.get("flops", start_flops), state.get("seconds", 0.0)
+    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
+
+    # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n and args.muon_lr]
+    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    optimizers = [torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=0.0))
+    base_lrs = [o.param_groups[0]["lr"] for o in optimizers]
+    for o, saved in zip(optimizers, state.get("optimizers", [])):
+        o.load_state_dict(saved)
+    if "scaler" in state:
+        run.scaler.load_state_dict(state["scaler"])
+    parameters = rest + matrices
+    n = sum(p.numel() for p in parameters)
+
+    demo_env, own = env_class(rule=args.rule, split="train", seed=args.seed), None
+    if args.demos == "own" and args.stage != "base":
+        own, generated = own_demonstrations(source, args, run)
+        flops = max(flops, start_flops + 2 * n * generated)
+        say(run, f"[{args.stage}] {len(own)} of {args.own_samples} answers of the init are right and become the demonstrations")
+
+    budget = 6 * n * args.tokens
+    verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
+    say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on {run.device} x "
+             f"{run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+    log = open_log(folder, step, {"method": "sft", "n": n, **vars(args)}, bool(state)) if run.rank == 0 else None
+    bar = tqdm(total=100, desc=args.stage, disable=None if run.rank == 0 else True, bar_format="{desc} {percentage:3.0f}%|{bar}|"
+               " {elapsed}<{remaining} {postfix}")
+    progress, monitor, seen_text, interrupt, begun = (flops - start_flops) / budget, None, "", Interrupt(), time.perf_counter()
+    trained = 0
+    next_monitor = 0 if not state else math.floor(progress * args.monitors) + 1
+    losses = []
+
+    def save_now():
+        if run.rank == 0:
+            save(checkpoint, model, tok, {
+                "step": step, "flops": flops, "start_flops": start_flops, "done": progress >= 1, "stage": args.stage,
+                "seconds": clock + time.perf_counter() - begun, "optimizers": [o.state_dict() for o in optimizers],
+                "scaler": run.scaler.state_dict()})
+
+    while True:
+        # ---- monitor: success on seen / ID / OOD episodes, at equal steps of compute
+        if next_monitor <= progress * args.monitors or progress >= 1:
+            monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
+            next_monitor = math.floor(progress * args.monitors) + 1
+            seen_text = brief(monitor)
+            say(run, f"[{args.stage}] step {step:4d} {100 * min(progress, 1):3.0f}% loss {sum(losses[-20:]) / max(1, len(losses[-20:])):.3f} "
+                     f"{seen_text} (held-out first answers by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) "
+                     f"{time.perf_counter() - begun:.0f} s")
+            if log:
+                log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
+        if progress >= 1 or interrupt.asked or (args.steps and step >= args.steps):
+            break
+        started = time.perf_counter()
+
+        # ---- batch: all randomness is a function of (seed, step, rank), so resuming needs no generator state
+        rng = random.Random(f"{args.stage}/{args.seed}/{step}/{run.rank}")
+        torch.manual_seed(rng.randrange(2 ** 31))
+        if args.stage == "base":
+            rows = pretraining_rows(env_class, tok, rng, args.batch, chat_share=args.chat_share)
+        elif own:
+            rows = rng.sample(own, min(args.batch, len(own)))
+        else:
+            pairs = [p for i in range(args.batch) for p in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
+            rows = [demonstration_row(tok, model, *p) for p in pairs]
+        rows.sort(key=lambda row: len(row.ids))  # rows of like length share a micro-batch
+
+        # ---- learning rate: linear warm-up, then constant, then linear to zero over the last share of the budget
+        factor = min(1, (step + 1) / args.warmup) * min(1, (1 - progress) / args.decay if args.decay else 1)
+        for o, lr in zip(optimizers, base_lrs):
+            o.param_groups[0]["lr"] = lr * factor
+            o.zero_grad(set_to_none=True)
+
+        # ---- loss and gradient, one denominator for the whole batch over all micro-batches and ranks
+        tokens, positions = all_sum([sum(sum(r.action) for r in rows), sum(len(r.ids) for r in rows)], run)
+        model.train()
+        loss = 0.0
+        for i in range(0, len(rows), args.micro):
+            part = sft_loss(model, rows[i:i + args.micro], tokens, tok.pad_token_id, run)
+            run.scaler.scale(part).backward()
+            loss += part.item()
+        loss = all_sum([loss], run)[0]
+        if not math.isfinite(loss):
+            fail(f"loss is {loss} at step {step} (lr {args.lr:g}, dtype {run.dtype}); the last checkpoint is intact")
+
+        # ---- unscale -> clip -> step
+        reduce_gradients(parameters, run)
+        for o in optimizers:
+            run.scaler.unscale_(o)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad).item()
+        for o in optimizers:
+            run.scaler.step(o)
+        run.scaler.update()
+        step += 1
+        flops += 6 * n * positions
+        trained += time.perf_counter() - started
+        losses.append(loss)
+        last, progress = progress, (flops - start_flops) / budget
+        bar.update(min(100, 100 * progress) - bar.n)
+        bar.set_postfix_str(f"loss {loss:.3f} {seen_text}")
+        if log:
+            log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
+                                  "lr": optimizers[0].param_groups[0]["lr"], "tokens_per_s": positions / (time.perf_counter() - started),
+                                  "memory_gb": peak_memory_gb(run)}) + "\n")
+        if math.floor(last * args.saves) < math.floor(progress * args.saves) and progress < 1:
+            save_now()
+    bar.close()
+
+    signal.signal(signal.SIGINT, interrupt.before)
+    save_now()
+    if step > state.get("step", 0):
+        rate, peak = (flops - state.get("flops", start_flops)) / trained, matmul_rate(model, run.device) * run.world
+        say(run, f"[{args.stage}] {rate / 6 / n:,.0f} trained tokens/s = {rate / 1e9:.0f} GFLOP/s = {100 * rate / peak:.0f}% of this "
+                 f"machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory {peak_memory_gb(run):.1f} GB; "
+                 f"{time.perf_counter() - begun:.0f} s")
+        if log:
+            log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak, "share_of_matmul": rate / peak,
+                                  "seconds": time.perf_counter() - begun}) + "\n")
+    if log:
+        log.close()
+    if interrupt.asked:
+        say(run, f"stopped at step {step} and saved; go on with --resume")
+        raise SystemExit(130)
+
+
+def flags(doc):
+    parser = Parser(doc)
+    add = shared_flags(parser)
+    add("--stage", choices=STAGES, default="sft")                        # base -> init -> sft
+    add("--init", metavar="PATH", default=None)                          # start of the sft stage; default: out/ENV/RULE/init
+    add("--name", default=None)                                          # the run's folder; default: the stage's name
+    add("--demos", choices=["expert", "own"], default="expert")          # whose answers are imitated; own = the init's right ones
+    add("--own_samples", type=positive(int), default=4096)               # episodes the init plays for --demos own
+    add("--chat_share", type=non_negative, default=0.08)                 # base: share of documents in the task's chat form
+    add("--tokens", type=positive(float), default=None)                  # compute budget X / 6N, in trained tokens
+    add("--steps", type=positive(int), default=None)                     # stop after this many steps at the latest
+    add("--batch", type=positive(int), default=None)                     # episodes (base: rows of 128 tokens) a step and rank
+    add("--micro", type=positive(int), default=128)                      # rows per forward pass: lower it if memory is short
+    add("--lr", type=positive(float), default=None)                      # AdamW; default by stage: base 3e-3, else 3e-4
+    add("--muon_lr", type=non_negative, default=None)                    # Muon on 2-D weights; 0 = AdamW for all
+    add("--warmup", type=positive(int), default=None)                    # steps of linear warm-up
+    add("--decay", type=non_negative, default=None)                      # last share of the budget with lr going to 0
+    add("--clip_grad", type=positive(float), default=1.0)                # gradient norm is clipped to this
+    add("--monitors", type=positive(int), default=None)                  # success rates are measured this often a run
+    add("--monitor_episodes", type=positive(int), default=128)           # per column
+    add("--saves", type=positive(int), default=4)                        # checkpoints a run
+    add("--resume", action="store_true")                                 # continue an interrupted run from its checkpoint
+    return parser
+
+
+def run_stage(args, run):
+    """Train args.stage unless it is there already, building what it starts from first -> its folder."""
+    home = os.path.join(args.out, args.env)
+    if args.stage == "base" and args.model:
+        fail("--stage base trains the tiny model from nothing and --model brings one: use either (with --model, begin at --stage init)")
+    folder = os.path.join(home, "base") if args.stage == "base" else os.path.join(home, args.rule, args.name or args.stage)
+    if checkpoint_at(folder) and load_state(folder).get("done") or (args.stage == "base" and checkpoint_at(folder) and not load_state(folder)):
+        say(run, f"[{args.stage}] found, not trained again: {folder}")
+        return folder
+    if checkpoint_at(folder) and not args.resume:
+        if args.parent:
+            args.resume = True  # a stage on the way that was interrupted goes on by itself
+        else:
+            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
+    source = None
+    if args.stage == "init":
+        source = args.model or build(args, run, "base")
+    elif args.stage == "sft":
+        source = args.init or build(args, run, "init")
+        if not checkpoint_at(source) and args.init and os.path.exists(args.init):
+            fail(f"--init {args.init}: no checkpoint there")
+    for key, value in STAGES[args.stage].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    train(args, run, source, folder)
+    return folder
+
+
+def build(args, run, stage):
+    """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
+    sub = flags(__doc__).parse_args([])
+    for key in ("env", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype", "micro"):
+        setattr(sub, key, getattr(args, key))
+    sub.stage, sub.parent = stage, True
+    if stage == "base":
+        sub.max_new_tokens = None
+    for key in ("tokens", "steps"):  # --init_tokens and the like of rl.py are for tests and impatient readers
+        if getattr(args, f"{stage}_{key}", None):
+            setattr(sub, key, getattr(args, f"{stage}_{key}"))
+    return run_stage(sub, run)
+
+
+def main(argv=None):
+    args = flags(__doc__).parse_args(argv)
+    args.parent, args.k = False, 1
+    run = setup(args)
+    folder = run_stage(args, run)
+    paths = found_checkpoints(args)
+    if args.stage == "base":
+        paths = {"base": folder}
+    elif args.name:
+        paths = {k: v for k, v in paths.items() if k in ("base", "init")} | {args.name: folder}
+    result = table(paths, args, run)
+    if run.rank == 0:
+        write_json(os.path.join(folder, "eval.json"), result)
+        print(f"next: python rl.py --env {args.env} --rule {args.rule}" + (f" --out {args.out}" if args.out != "out" else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,952 @@
+"""test_all.py: every claim about correctness, as a test. Also the checker of the assignments in the README.
+
+    python test_all.py             # all, about four minutes on two cores; the last line is "N passed, N failed"
+    python test_all.py gae         # the tests whose name contains "gae"
+    pytest test_all.py             # the same, if you have pytest
+
+No test downloads anything: real model classes are tested through tiny random checkpoints that the test saves.
+"""
+import contextlib
+import functools
+import io
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from fractions import Fraction
+from types import SimpleNamespace
+
+import torch
+
+import env_gp
+import eval as ev
+import rl
+import sft
+import verifier
+from env_gp import RULES, GeneralPoints, all_hands, solutions
+from verifier import GP_REWARD, FormulaError, Step, evaluate_formula, judge_gp, last_json_object
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Helpers.
+
+def cpu(dtype="fp32"):
+    return ev.setup(SimpleNamespace(device="cpu", dtype=dtype))
+
+
+@functools.lru_cache(maxsize=None)
+def tiny():
+    """A random tiny model whose samples vary, and its tokenizer."""
+    model, tok = sft.build_tiny(GeneralPoints, seed=0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5 if p.ndim == 2 else 1.0)
+    model.generation_config.pad_token_id = tok.pad_token_id
+    return model.eval(), tok
+
+
+def played(n=12, temperature=1.0, verify=3, max_new_tokens=24):
+    """Random multi-turn episodes of the tiny model."""
+    model, tok = tiny()
+    torch.manual_seed(1)
+    envs = [GeneralPoints(verify=verify) for _ in range(n)]
+    return ev.rollout(model, tok, envs, [f"t{i}" for i in range(n)], temperature, max_new_tokens, cpu())
+
+
+@contextlib.contextmanager
+def folder():
+    path = tempfile.mkdtemp()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def quiet(main, argv):
+    """Run a script's main() in this process -> what it printed. Exits count as exceptions."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main(argv)
+    return out.getvalue()
+
+
+def error_of(main, argv):
+    """The one clear line a script ends with on bad input; it must be an exit with a code that is not 0."""
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            quiet(main, argv)
+    except SystemExit as e:
+        assert e.code not in (0, None), "ended with exit code 0"
+        message = e.code if isinstance(e.code, str) else err.getvalue().strip().splitlines()[-1]
+        assert "\n" not in message, f"more than one line: {message}"
+        return message
+    raise AssertionError(f"no error for {argv}")
+
+
+def command(*argv, code=0):
+    """Run `python ...` in a process of its own, two threads at most -> its output."""
+    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, f"{argv}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout + done.stderr
+
+
+def weights(path):
+    return {k: v.clone() for k, v in ev.load(path)[0].state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def records(path):
+    with open(os.path.join(path, "metrics.jsonl")) as f:
+        return [json.loads(line) for line in f]
+
+
+def close(a, b, tol=1e-5):
+    return torch.allclose(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64), atol=tol, rtol=tol)
+
+
+SMALL = ["--monitors", "1", "--monitor_episodes", "4", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3"]
+
+
+@functools.lru_cache(maxsize=None)
+def small_init():
+    """An out/ folder with a hardly trained base and init, made once for all tests that need one."""
+    out = tempfile.mkdtemp()
+    import atexit
+    atexit.register(shutil.rmtree, out, True)
+    quiet(sft.main, ["--stage", "base", "--tokens", "6e4", "--out", out] + SMALL)
+    quiet(sft.main, ["--stage", "init", "--tokens", "1e4", "--out", out] + SMALL)
+    return out
+
+
+def copy_of_init(path):
+    shutil.copytree(small_init(), path, dirs_exist_ok=True)
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# verifier.py
+
+def test_verifier_verdicts_and_rewards():
+    def judge(formula, numbers=(3, 3, 8, 8), **kw):
+        v = judge_gp(json.dumps({"cards": ["3", "3", "8", "8"], "number": list(numbers), "formula": formula}), list(numbers), **kw)
+        assert v.reward == GP_REWARD[v.kind]
+        return v.kind, v.reward
+    assert judge("8/(3-8/3)") == ("correct", 5)
+    assert judge(" 8 / ( 3 - 8 / 3 ) = 24 ") == ("correct", 5)
+    assert judge("8/(3-8/3)=23") == ("wrong_value", -1)
+    assert judge("8*3+8-3") == ("wrong_value", -1)
+    assert judge("8*3") == ("wrong_numbers", -2)
+    assert judge("8+8+8+0") == ("wrong_numbers", -2)
+    assert judge("88/(3-3)") == ("illegal", -3)
+    for bad in ("", "8*", "-8+8", "(8", "8)", "8 8", "2^3", "8//3", "8**3", "abc", "8/(3-3)", "٨+٨", "８", "1e3", "1_0", "0x8", "8.0",
+                "9" * 5, "(" * 40 + "8" + ")" * 40, "=24", "8=", "8=24=24", "24=8*3", "\x008", None, 7, [1], {"a": 1}, True):
+        assert judge(bad)[0] == "illegal", bad
+    assert judge("8/(3-8/3)", cards=["3", "8", "8", "3"]) == ("correct", 5)
+    assert judge("8/(3-8/3)", cards=["3", "8", "8", "4"]) == ("misread", -1.5)  # decided first, though the formula is right
+    assert judge("nonsense", cards=["3", "8", "8", "4"]) == ("misread", -1.5)
+    assert judge("12*2", numbers=(12, 2), target=24) == ("correct", 5) and judge("12*2", numbers=(12, 2), target=25)[0] == "wrong_value"
+
+
+def test_verifier_feedback_gives_nothing_away():
+    for kind, text in verifier.GP_FEEDBACK.items():
+        assert not re.search(r"[0-9]", text) and (kind == "correct") != text.endswith("Try again.")
+    assert set(verifier.GP_FEEDBACK) == set(GP_REWARD)
+
+
+def test_verifier_reads_the_last_object():
+    assert last_json_object('first {"formula": "1"} then {"formula": "2"} done')["formula"] == "2"
+    assert last_json_object('{"formula": {"a": 1}}') == {"formula": {"a": 1}}
+    assert last_json_object('```json\n{"formula": "4*6"}\n```') == {"formula": "4*6"}
+    assert last_json_object('{"a": 1') is None and last_json_object("[1]") is None and last_json_object("") is None
+
+
+def test_verifier_survives_anything():
+    """The nasty list, then thousands of random and mutated answers: never an exception, never slow."""
+    nasty = ['{"formula": "9**9**9"}', "[" * 10_000, "{" * 10_000, '{"a":' * 10_000, '{"formula": "' + "(" * 10_000 + '"}', "null", "7",
+             '{"formula": ' + "9" * 10_000 + "}", '{"formula": "' + "9" * 10_000 + '"}', "\x00", "\ud800", "{" + "}" * 10_000, "NaN",
+             '{"formula": NaN}', '{"formula": 1e999}', '{"formula": "' + "1*" * 60 + '1"}', '{"cards": null}', '{"cards": [[[]]]}',
+             '{"formula":"' + "9999*" * 25 + '9"}']
+    good = '{"cards": ["3", "3", "8", "8"], "number": [3, 3, 8, 8], "formula": "8/(3-8/3)"}'
+    rng = random.Random(0)
+    alphabet = '0123456789+-*/()=" {}[],:.abcJQK\\\n٣８½²\x00\ud800'
+    for text in nasty:
+        start = time.perf_counter()
+        for cards in (None, ["3"]):
+            assert judge_gp(text, [3, 3, 8, 8], cards=cards).kind in GP_REWARD
+        assert time.perf_counter() - start < 1.0, text[:40]
+    start = time.perf_counter()
+    for i in range(6000):
+        if i % 2:
+            text = "".join(rng.choices(alphabet, k=rng.randrange(80)))
+        else:
+            chars = list(good)
+            for _ in range(rng.randrange(1, 6)):
+                chars[rng.randrange(len(chars))] = rng.choice(alphabet)
+            text = "".join(chars)
+        assert judge_gp(text, [3, 3, 8, 8], cards=["3", "3", "8", "8"] if i % 3 else None).kind in GP_REWARD
+    assert time.perf_counter() - start < 10
+
+
+def test_verifier_agrees_with_an_independent_oracle():
+    """All solutions of all hands, and random formulas: Python's own parser over Fractions must say the same."""
+    def oracle(text):  # legal formulas only, so Python's grammar and ours agree
+        return eval(re.sub(r"([0-9]+)", r"Fraction(\1)", text), {"Fraction": Fraction})
+    rng, checked = random.Random(0), 0
+    for hand in all_hands():
+        for formula in solutions(hand):
+            assert oracle(formula) == 24 and judge_gp(json.dumps({"formula": formula}), list(hand)).kind == "correct"
+            checked += 1
+        wrong = env_gp.wrong_formula(hand, rng)
+        try:
+            truth = oracle(wrong)
+        except ZeroDivisionError:
+            truth = None
+        kind = judge_gp(json.dumps({"formula": wrong}), list(hand)).kind
+        assert kind == ("illegal" if truth is None else "correct" if truth == 24 else "wrong_value"), wrong
+    assert checked > 4000
+
+
+def test_formula_values_and_numbers():
+    assert evaluate_formula("8/(3-8/3)") == (Fraction(24), [8, 3, 8, 3])
+    assert evaluate_formula("2-3-4") == (Fraction(-5), [2, 3, 4]) and evaluate_formula("8/4/2")[0] == 1
+    for text in ("", "1+", "(1", "1)", "+1", "1/0", "1" * 200):
+        try:
+            evaluate_formula(text)
+        except FormulaError as e:
+            assert str(e)
+        else:
+            raise AssertionError(text)
+
+
+def test_verifier_speed():
+    answers = [json.dumps({"cards": ["3"] * 4, "number": list(h), "formula": f}) for h in all_hands()[::7] for f in solutions(h)]
+    judge_gp(answers[0], [1])
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.5:
+        for a in answers[:200]:
+            judge_gp(a, [3, 3, 8, 8])
+        n += 200
+    rate = n / (time.perf_counter() - start)
+    print(f"    {rate:,.0f} answers judged a second")
+    assert rate > 4000  # the goal is 20,000 on a quiet machine
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# env_gp.py
+
+def test_solver_counts():
+    env_gp._values.cache_clear(), solutions.cache_clear()
+    start = time.perf_counter()
+    table = {h: solutions(h) for h in all_hands()}
+    print(f"    {len(table)} hands solved in {time.perf_counter() - start:.2f} s")
+    assert len(table) == 1820 and sum(map(bool, table.values())) == 1362 and sum(bool(solutions(h)) for h in all_hands(10)) == 566
+    assert solutions((3, 3, 8, 8)) == ("8/(3-8/3)",)
+    assert all(len(set(s)) == len(s) for s in table.values())
+
+
+def test_solver_misses_nothing():
+    """Against brute force over all orders, signs and bracketings: the same hands, and no value is missed."""
+    shapes = ["(({}{}{}){}{}){}{}", "({}{}({}{}{})){}{}", "({}{}{}){}({}{}{})", "{}{}(({}{}{}){}{})", "{}{}({}{}({}{}{}))"]
+
+    def solvable(hand):
+        for a, b, c, d in set(itertools.permutations(hand)):
+            for p, q, r in itertools.product("+-*/", repeat=3):
+                for shape in shapes:
+                    with contextlib.suppress(FormulaError):
+                        if evaluate_formula(shape.format(a, p, b, q, c, r, d))[0] == 24:
+                            return True
+        return False
+    hands = random.Random(1).sample(all_hands(), 25)
+    for hand in hands:
+        assert solvable(hand) == bool(solutions(hand)), hand
+
+
+def test_spelling_keeps_the_value():
+    rng = random.Random(0)
+    for hand in all_hands()[::5]:
+        for formula in solutions(hand):
+            value, numbers = evaluate_formula(env_gp.spell(formula, rng))
+            assert value == 24 and sorted(numbers) == list(hand)
+
+
+def test_env_splits_are_disjoint():
+    train, unseen = set(), set()
+    for rule in RULES:
+        for split, found in (("train", train), ("unseen", unseen), ("faces", unseen)):
+            env = GeneralPoints(rule=rule, split=split)
+            for i in range(400):
+                env.reset(i)
+                assert solutions(tuple(sorted(env.numbers)))
+                assert env.numbers == [env_gp.card_number(c, RULES[rule]) for c in env.cards]
+                assert split != "faces" or set(env.cards) & set("JQK")
+                found.add(tuple(sorted(env.numbers)))
+    assert not train & unseen and len(train) > 300 and len(unseen) > 80
+    share = sum(map(env_gp.is_unseen, all_hands())) / 1820
+    assert 0.17 < share < 0.23
+
+
+def test_env_same_seed_same_hands_in_another_process():
+    code = ("from env_gp import GeneralPoints; e = GeneralPoints(seed=5); e.reset();"
+            "print([(e.reset(f's{i}') and e.cards, e.expert()) for i in range(20)])")
+    os.environ["PYTHONHASHSEED"] = "1"
+    first = command("-c", code)
+    os.environ["PYTHONHASHSEED"] = "2"
+    second = command("-c", code)
+    del os.environ["PYTHONHASHSEED"]
+    assert first == second and len(first) > 200
+
+
+def test_env_expert_is_always_right():
+    for rule in RULES:
+        env = GeneralPoints(rule=rule, seed=7)
+        for i in range(200):
+            env.reset(i)
+            answer = env.expert()
+            assert answer == env.expert() and json.loads(answer).keys() == {"cards", "number", "formula"}
+            step = env.step(answer)
+            assert step.done and step.info["success"] and step.reward == 5 and step.messages is None
+    a, b = GeneralPoints(seed=1), GeneralPoints(seed=2)
+    assert sum(a.reset(i) and b.reset(i) and a.expert() != b.expert() for i in range(50)) > 5  # experts have their own habits
+
+
+def test_env_attempts_and_messages():
+    env = GeneralPoints(rule="ood", verify=3)
+    messages, images = env.reset(0)
+    assert images == [] and messages[0]["role"] == "user" and "J is 11; Q is 12; K is 13" in messages[0]["content"]
+    for attempt in range(3):
+        before = env.messages
+        step = env.step("nonsense")
+        assert step.reward == -3 and step.info["verdict"] == "illegal" and step.done == (attempt == 2)
+        if not step.done:
+            assert step.messages[:len(before)] == before and [m["role"] for m in step.messages[-2:]] == ["assistant", "user"]
+    assert step.messages is None
+    for bad in (dict(rule="x"), dict(split="x"), dict(verify=0), dict(target=0)):
+        try:
+            GeneralPoints(**bad)
+        except ValueError as e:
+            assert str(list(bad.values())[0]) in str(e)
+        else:
+            raise AssertionError(bad)
+
+
+def test_env_sees_which_rule_an_answer_follows():
+    env = GeneralPoints(rule="ood", split="faces", verify=5)
+    for i in range(50):
+        env.reset(i)
+        for rule, other in (("ood", False), ("id", True)):
+            numbers = env.numbers_under(rule)
+            info = env.step(json.dumps({"formula": "+".join(map(str, numbers))})).info
+            assert info["other_rule"] == other
+        env.reset(i)
+        assert not env.step("nonsense").info["other_rule"]
+
+
+def test_pretraining_documents():
+    rng, chats, wrong = random.Random(0), 0, 0
+    for _ in range(2000):
+        doc = env_gp.document(rng)
+        if isinstance(doc, list):
+            chats += 1
+            roles = [m["role"] for m in doc]
+            assert roles == ["user", "assistant"] * (len(doc) // 2) and 1 <= len(doc) // 2 <= 5
+        else:
+            numbers = json.loads(re.search(r"Numbers: (\[.*?\])", doc)[1])
+            value, used = None, None
+            with contextlib.suppress(FormulaError):
+                value, used = evaluate_formula(doc.split("formula: ")[1])
+            assert used is None or sorted(used) == sorted(numbers)
+            wrong += value != 24
+    assert 0.05 < chats / 2000 < 0.11 and 0.07 < wrong / 2000 < 0.13
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokens and rollouts (eval.py)
+
+def test_tokenizer_round_trip():
+    model, tok = tiny()
+    for text in ('{"formula": "(11-5)*4"}', "naïve – 中文 \x00 🂡", "Make 24 from the four cards below"):
+        assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
+    env = GeneralPoints()
+    messages, _ = env.reset(0)
+    assert len(ev.prompt_ids(tok, messages)) < 40  # fixed phrases are a few tokens
+
+
+def test_segments_mask_and_text():
+    """Token t's action flag; decode(ids[action]) is what the model said; EOS is an action, a cut answer gets none."""
+    model, tok = tiny()
+    ended = 0
+    for e in played(24):
+        assert len(e.segments) == 1 and 1 <= len(e.turns) <= 3
+        s = e.segments[0]
+        assert len(s.ids) == len(s.action) == len(s.reward) and s.action[0] == 0
+        said = "".join(tok.decode([i]) for i, a in zip(s.ids, s.action) if a)
+        spoken = [i for i, a in zip(s.ids, s.action) if a]
+        assert len(spoken) == sum(t["tokens"] for t in e.turns)  # mask count = sampled count
+        at = 0
+        for t in e.turns:
+            ids = spoken[at:at + t["tokens"]]
+            assert (ids[-1] == tok.eos_token_id) == (not t["cut"])
+            assert tok.decode(ids if t["cut"] else ids[:-1]) == t["text"]
+            at += t["tokens"]
+            ended += not t["cut"]
+        rewards = [r for r, a in zip(s.reward, s.action) if a]
+        ends = list(itertools.accumulate(t["tokens"] for t in e.turns))
+        assert [rewards[i - 1] for i in ends] == [t["reward"] for t in e.turns] and sum(map(bool, s.reward)) == len(e.turns)
+    assert ended, "no sampled answer ended by itself, so the test saw only half of the cases"
+
+
+def test_later_turns_start_with_earlier_ids():
+    """Turn k+1's prompt is turn k's ids + what was said + glue, even where the text would be tokenised otherwise."""
+    model, tok = tiny()
+    prompts, generate = [], type(model).generate
+    type(model).generate = lambda self, input_ids=None, attention_mask=None, **kw: (
+        prompts.append([r[m.bool()].tolist() for r, m in zip(input_ids, attention_mask)]),
+        generate(self, input_ids=input_ids, attention_mask=attention_mask, **kw))[1]
+    try:
+        [episode] = played(1)
+    finally:
+        type(model).generate = generate
+    final = episode.segments[0].ids
+    assert len(prompts) == 3 and all(final[:len(p[0])] == p[0] for p in prompts)
+    ambiguous = sum(tok(t["text"], add_special_tokens=False).input_ids != [i for i, a in zip(final, episode.segments[0].action) if a][
+        sum(x["tokens"] for x in episode.turns[:k]):][:t["tokens"]][:-1 if not t["cut"] else None] for k, t in enumerate(episode.turns))
+    assert ambiguous, "the sample was not ambiguous, so the test showed nothing"
+
+
+def test_glue_equals_the_template():
+    """prompt + answer + glue is the template's own rendering of the whole chat, whether or not the answer was cut."""
+    model, tok = tiny()
+    env = GeneralPoints()
+    messages, _ = env.reset(0)
+    said = ev.answer_ids(tok, model, messages, "hello")
+    step = env.step("hello")
+    whole = ev.prompt_ids(tok, step.messages)
+    assert ev.prompt_ids(tok, messages) + said + ev.glue_ids(tok, step.messages, said[-1]) == whole
+    assert ev.prompt_ids(tok, messages) + said[:-1] + ev.glue_ids(tok, step.messages, said[-2]) == whole
+
+
+def test_sampled_is_scored():
+    """generate()'s own log-probs of what it sampled equal score()'s, left padding, temperature 1 and 0.7 alike."""
+    model, tok = tiny()
+    for temperature in (1.0, 0.7):
+        kept, generate = [], type(model).generate
+
+        def spy(self, **kw):
+            kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
+            out = generate(self, **kw)
+            kept.append(torch.stack(out.scores, 1).log_softmax(-1))
+            return out.sequences
+        type(model).generate = spy
+        try:
+            episodes = played(8, temperature, verify=1)
+        finally:
+            type(model).generate = generate
+        logp, entropy, _ = ev.score(model, [e.segments[0] for e in episodes], tok.pad_token_id, cpu(), temperature)
+        spoken = [[i for i, a in zip(e.segments[0].ids, e.segments[0].action) if a] for e in episodes]
+        sampled = torch.cat([kept[0][b, range(len(ids)), ids] for b, ids in enumerate(spoken)])
+        assert (logp - sampled).abs().max() < 1e-4, (logp - sampled).abs().max()
+        assert torch.isfinite(kept[0]).all(), "top-k or top-p removed something"
+        full = torch.cat([kept[0][b, :len(ids)] for b, ids in enumerate(spoken)])
+        assert close(entropy.detach(), -(full.exp() * full).sum(-1), 1e-3)
+
+
+def test_score_is_the_shifted_softmax():
+    """Token t is scored by position t-1, by hand on one segment."""
+    model, tok = tiny()
+    segment = ev.Segment([5, 6, 7, 8, 9], [0, 0, 1, 0, 1], [0.0] * 5)
+    logits = model(torch.tensor([segment.ids])).logits[0].log_softmax(-1)
+    logp, _, _ = ev.score(model, [segment], tok.pad_token_id, cpu())
+    assert close(logp.detach(), [logits[1, 7].item(), logits[3, 9].item()])
+
+
+def test_padding_changes_nothing():
+    model, tok = tiny()
+    head = torch.nn.Linear(128, 1)
+    segments = [e.segments[0] for e in played(6)]
+    together = ev.score(model, segments, tok.pad_token_id, cpu(), 1.0, head)
+    alone = [ev.score(model, [s], tok.pad_token_id, cpu(), 1.0, head) for s in segments]
+    for i in range(3):
+        assert close(together[i].detach(), torch.cat([a[i] for a in alone]).detach(), 1e-4)
+    loss = sft.sft_loss(model, segments, 10, tok.pad_token_id, cpu())
+    assert close(loss.item(), sum(sft.sft_loss(model, [s], 10, tok.pad_token_id, cpu()).item() for s in segments), 1e-4)
+
+
+def test_feedback_gets_no_gradient():
+    """The loss does not depend on the ids of feedback or prompt as targets: only embeddings of inputs get gradient there."""
+    model, tok = tiny()
+    [episode] = played(1)
+    s = episode.segments[0]
+    logits = model(torch.tensor([s.ids])).logits
+    logits.retain_grad()
+    keep = torch.tensor([s.action])[:, 1:].bool()
+    torch.nn.functional.cross_entropy(logits[:, :-1][keep], torch.tensor([s.ids])[:, 1:][keep], reduction="sum").backward()
+    touched = logits.grad[0].abs().sum(-1) > 0                       # position t-1 for every action token t, no other
+    assert touched.tolist() == [bool(a) for a in s.action[1:]] + [False]
+    model.zero_grad()
+
+
+def test_rollout_is_repeatable_and_batch_free():
+    model, tok = tiny()
+    a, b = played(6), played(6)
+    assert [e.segments[0].ids for e in a] == [e.segments[0].ids for e in b]
+    runs = [ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu(), batch=size) for size in (5, 2)]
+    assert [e.segments[0].ids for e in runs[0]] == [e.segments[0].ids for e in runs[1]]  # greedy: the batch does not matter
+
+
+def test_expert_rollout_scores_one():
+    """A perfect player scores 1.0 under both rules, and the attempts are counted."""
+    for rule in RULES:
+        env = GeneralPoints(rule=rule, split="unseen")
+        assert all(env.reset(i) and env.step(env.expert()).info["success"] for i in range(50))
+
+
+def test_rates_and_errors():
+    assert ev.rate([1, 0, 0, 0]) == {"p": 0.25, "se": math.sqrt(0.25 * 0.75 / 4), "n": 4}
+    assert ev.rate([1, 1])["se"] == 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The symbols of PPO (rl.py)
+
+def test_gae_brute_force():
+    rng = torch.Generator().manual_seed(0)
+    for gamma, lam in ((1.0, 0.95), (0.9, 0.95), (1.0, 1.0), (0.7, 0.0)):
+        rewards, values = torch.randn(2, 40, generator=rng, dtype=torch.float64)
+        next_values = torch.cat([values[1:], values.new_zeros(1)])
+        delta = rewards + gamma * next_values - values
+        expected = [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, 40)) for t in range(40)]
+        advantages, returns = rl.gae(rewards, values, gamma, lam)
+        assert close(advantages, torch.stack(expected), 1e-9) and close(returns, advantages + values, 1e-9)
+
+
+def test_gae_return_to_go():
+    rewards, values = torch.randn(30, dtype=torch.float64), torch.randn(30, dtype=torch.float64)
+    _, returns = rl.gae(rewards, values, 1.0, 1.0)
+    assert close(returns, rewards.flip(0).cumsum(0).flip(0), 1e-9)
+    assert rl.gae(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3), 1.0, 1.0)[0].tolist() == [1, 1, 1]
+
+
+def test_gae_ignores_prompts_feedback_and_other_episodes():
+    """Rewards come from action tokens only; inserting feedback tokens changes nothing; episodes do not touch."""
+    def advantages(segment):
+        segment.logp = segment.ref_logp = torch.zeros(sum(segment.action))
+        rewards = rl.token_rewards(segment, 5.0, 0.0)
+        return rl.gae(rewards, torch.linspace(0, 1, len(rewards)), 0.9, 0.8)[0]
+    short = ev.Segment([1, 2, 3, 4], [0, 1, 1, 1], [0, 0, -1.0, 5.0])
+    long = ev.Segment([1, 9, 2, 3, 9, 9, 4], [0, 0, 1, 1, 0, 0, 1], [0, 0, 0, -1.0, 0, 0, 5.0])
+    assert torch.equal(advantages(short), advantages(long))
+    before = advantages(short)
+    advantages(ev.Segment([1, 2], [0, 1], [0, 100.0]))
+    assert torch.equal(before, advantages(short))
+
+
+def test_kl_estimators():
+    """Zero for equal policies; over an exact small categorical both have the mean KL(p || q); k3 is never negative."""
+    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    exact = (p * (p / q).log()).sum()
+    k1, k3 = rl.kl_estimators(p.log(), q.log())
+    assert close((p * k1).sum(), exact, 1e-12) and close((p * k3).sum(), exact, 1e-12)
+    assert (k3 >= 0).all() and (k1 < 0).any()
+    k1, k3 = rl.kl_estimators(p.log(), p.log())
+    assert not k1.any() and not k3.any()
+
+
+def test_policy_loss_sign_cases():
+    """The four cases of PPO's figure 1, value and gradient: ratio above / below the clip, advantage + / -."""
+    for ratio, advantage, loss, flows in ((1.5, 1.0, -1.2, False), (1.5, -1.0, 1.5, True), (0.5, 1.0, -0.5, True), (0.5, -1.0, 0.8, False)):
+        logp = torch.tensor([math.log(ratio)], requires_grad=True)
+        out = rl.policy_loss(logp, torch.zeros(1), torch.tensor([advantage]), 0.2)
+        out.sum().backward()
+        assert close(out.item(), loss) and bool(logp.grad.abs() > 1e-6) == flows, (ratio, advantage)
+    logp = torch.zeros(1, requires_grad=True)
+    rl.policy_loss(logp, torch.zeros(1), torch.tensor([2.0]), 0.2).sum().backward()
+    assert close(logp.grad.item(), -2.0)  # at ratio 1 it is the policy gradient
+
+
+def test_value_loss_takes_the_worse():
+    assert close(rl.value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item(), 0.5 * 0.8 ** 2)
+    assert close(rl.value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([-1.0]), 0.2).item(), 0.5 * 2.0 ** 2)
+    assert close(rl.value_loss(torch.tensor([0.1]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item(), 0.5 * 0.9 ** 2)
+
+
+def test_whiten():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    y = rl.whiten(x, cpu())
+    assert abs(y.mean()) < 1e-5 and abs(y.var(unbiased=False) - 1) < 1e-4 and close(y, (x - x.mean()) / x.std(unbiased=False), 1e-4)
+    assert not rl.whiten(torch.full((5,), 2.0), cpu()).any()  # no variance: zeros, not NaN
+
+
+def test_token_rewards_add_up():
+    """Sum of rewards = sum of turn rewards / scale - beta * sum of KL, on sampled episodes."""
+    for e in played(6):
+        s = e.segments[0]
+        n = sum(s.action)
+        s.logp, s.ref_logp = torch.randn(n), torch.randn(n)
+        total = rl.token_rewards(s, 5.0, 0.1).sum()
+        assert close(total, sum(t["reward"] for t in e.turns) / 5 - 0.1 * (s.logp - s.ref_logp).sum(), 1e-4)
+
+
+def test_ppo_starts_at_ratio_one():
+    """The first minibatch of a run: max |log ratio| < 1e-5, clip fraction 0, KL to the reference 0, k1 = k3 = 0."""
+    with folder() as out:
+        copy_of_init(out)
+        quiet(rl.main, ["--out", out, "--tokens", "1e9", "--steps", "1", "--batch", "12", "--minibatches", "1", "--epochs", "1"] + SMALL)
+        [first] = [r for r in records(f"{out}/gp/id/rl") if "reward" in r]
+        assert first["ratio_error"] < 1e-5 and first["clip_fraction"] == 0 and first["approx_kl"] < 1e-10, first
+        assert first["kl1"] == 0 == first["kl3"]
+
+
+def test_reference_is_frozen():
+    """After an update the policy has left the reference, and the reference's checkpoint has not moved."""
+    with folder() as out:
+        copy_of_init(out)
+        before = weights(f"{out}/gp/id/init")
+        quiet(rl.main, ["--out", out, "--tokens", "1e9", "--steps", "3", "--batch", "12", "--lr", "1e-3", "--beta", "0"] + SMALL)
+        kls = [r["kl3"] for r in records(f"{out}/gp/id/rl") if "reward" in r]
+        assert kls[0] == 0 and kls[1] > 0 and kls[2] > kls[1], kls
+        assert same(before, weights(f"{out}/gp/id/init")) and not same(before, weights(f"{out}/gp/id/rl"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loops
+
+def test_sft_loss_by_hand():
+    """The mean negative log-likelihood of the answer's tokens and the end-of-turn token, nothing else."""
+    model, tok = tiny()
+    env = GeneralPoints()
+    messages, _ = env.reset(0)
+    row = sft.demonstration_row(tok, model, messages, env.expert())
+    prompt = ev.prompt_ids(tok, messages)
+    answer = tok(env.expert(), add_special_tokens=False).input_ids + [tok.eos_token_id]
+    assert row.ids == prompt + answer and row.action == [0] * len(prompt) + [1] * len(answer)
+    logp = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
+    expected = -sum(logp[len(prompt) + k - 1, token].item() for k, token in enumerate(answer)) / len(answer)
+    assert close(sft.sft_loss(model, [row], len(answer), tok.pad_token_id, cpu()).item(), expected, 1e-4)
+
+
+def test_pretraining_rows_hold_whole_documents():
+    model, tok = tiny()
+    rows = sft.pretraining_rows(GeneralPoints, tok, random.Random(0), 20)
+    assert len(rows) == 20 and all(len(r.ids) <= 128 and r.action[0] == 0 and all(r.action[1:]) for r in rows)
+    assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18  # only a document longer than a row is cut
+    assert sum(len(r.ids) for r in rows) / 20 > 90
+
+
+def _losses(model, rows, run, part, micro):
+    """Gradients of SFT's loss and PPO's over `part` of rows, with the denominators of all, in micro-batches."""
+    pad, grads = 0, []
+    head = torch.nn.Linear(128, 1)
+    torch.nn.init.constant_(head.weight, 0.01)
+    n = sum(sum(r.action) for r in rows)
+    parameters = [*model.parameters(), *head.parameters()]
+    for kind in ("sft", "ppo"):
+        for p in parameters:
+            p.grad = None
+        mine = rows[part]
+        for i in range(0, len(mine), micro):
+            some = mine[i:i + micro]
+            if kind == "sft":
+                sft.sft_loss(model, some, n, pad, run).backward()
+            else:
+                logp, entropy, value = ev.score(model, some, pad, run, 1.0, head)
+                old = torch.cat([torch.linspace(-3, -1, sum(r.action)) for r in some])
+                advantage = torch.cat([torch.linspace(-1, 2, sum(r.action)) for r in some])
+                ((rl.policy_loss(logp, old, advantage, 0.2) + rl.value_loss(value, 0 * old, advantage, 0.2)).sum() / n).backward()
+        sft.reduce_gradients(parameters, run)
+        grads.append(torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters]))
+    return grads
+
+
+def _rank(rank, path):
+    """One of two gloo ranks: half of the rows each, of unequal size."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    torch.set_num_threads(1)
+    run = cpu()
+    rows = torch.load(f"{path}/rows.pt", weights_only=False)
+    grads = _losses(tiny()[0], rows, run, slice(0, 3) if rank == 0 else slice(3, 8), 8)
+    x = torch.arange(10.0)[:4] if rank == 0 else torch.arange(10.0)[4:]
+    torch.save((grads, rl.whiten(x, run)), f"{path}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_full_batch_is_micro_batches_is_two_ranks():
+    model, _ = tiny()
+    rows = [e.segments[0] for e in played(8)]
+    full = _losses(model, rows, cpu(), slice(0, 8), 8)
+    micro = _losses(model, rows, cpu(), slice(0, 8), 3)
+    model.zero_grad()
+    with folder() as path:
+        torch.save(rows, f"{path}/rows.pt")
+        torch.multiprocessing.spawn(_rank, (path,), nprocs=2)
+        ranks = [torch.load(f"{path}/{r}.pt", weights_only=False) for r in (0, 1)]
+    for k in range(2):
+        scale = full[k].abs().max()
+        assert scale > 1e-4
+        for other in (micro[k], ranks[0][0][k], ranks[1][0][k]):
+            assert (full[k] - other).abs().max() / scale < 1e-3
+        assert torch.equal(ranks[0][0][k], ranks[1][0][k])  # the ranks step in unison
+    assert close(torch.cat([ranks[0][1], ranks[1][1]]), rl.whiten(torch.arange(10.0), cpu()), 1e-5)
+
+
+def test_resume_is_the_uninterrupted_run():
+    """Stopped after half the steps and resumed: the same weights, to the bit, and the same metrics."""
+    for main, name, extra in ((sft.main, "sft", ["--batch", "8"]), (rl.main, "rl", ["--batch", "8", "--minibatches", "2"])):
+        with folder() as one, folder() as two:
+            argv = ["--tokens", "1e9", *extra, *SMALL]
+            quiet(main, ["--out", copy_of_init(one), "--steps", "4", *argv])
+            quiet(main, ["--out", copy_of_init(two), "--steps", "2", *argv])
+            assert "--resume" in error_of(main, ["--out", two, "--steps", "4", *argv])
+            quiet(main, ["--out", two, "--steps", "4", "--resume", *argv])
+            assert same(weights(f"{one}/gp/id/{name}"), weights(f"{two}/gp/id/{name}")), name
+            key = "loss" if name == "sft" else "reward"
+            a, b = ([(r["step"], r[key], r["flops"]) for r in records(f"{d}/gp/id/{name}") if key in r] for d in (one, two))
+            assert a == b and len(a) == 4, (a, b)
+
+
+def test_stage_on_the_way_continues():
+    """An init that was interrupted is completed by the next command rather than in its way."""
+    with folder() as out:
+        shutil.copytree(f"{small_init()}/gp/base", f"{out}/gp/base")
+        quiet(sft.main, ["--stage", "init", "--out", out, "--tokens", "1e5", "--steps", "1", "--batch", "4"] + SMALL)
+        text = quiet(rl.main, ["--out", out, "--tokens", "1e3", "--init_tokens", "2e3", "--batch", "4"] + SMALL)
+        assert "[init]" in text and "found, not trained again" not in text.split("[rl]")[0]
+        assert ev.load_state(f"{out}/gp/id/init")["done"]
+
+
+def test_killed_save_leaves_the_old_checkpoint():
+    model, tok = tiny()
+    with folder() as out:
+        path = f"{out}/checkpoint"
+        ev.save(path, model, tok, {"step": 1})
+        old = weights(path)
+        changed = sft.build_tiny(GeneralPoints, seed=9)[0]
+        real_save, real_rename = torch.save, os.rename
+
+        def broken(*_):
+            raise OSError(28, "No space left on device")
+        for target, name in ((torch, "save"), (os, "rename")):
+            try:
+                setattr(target, name, broken)
+                ev.save(path, changed, tok, {"step": 2})
+            except SystemExit as e:
+                assert "No space left" in str(e.code) and path in str(e.code)
+            else:
+                raise AssertionError("a failed save went unnoticed")
+            finally:
+                torch.save, os.rename = real_save, real_rename
+            assert same(old, weights(path)) and ev.load_state(path)["step"] == 1
+        real_rename(path, path + ".old")  # killed between the two renames
+        assert same(old, weights(path))
+        ev.save(path, changed, tok, {"step": 2})
+        assert ev.load_state(path)["step"] == 2 and not os.path.exists(path + ".old") and not os.path.exists(path + ".tmp")
+
+
+class Toy:
+    """One question; an answer that begins with a digit is right."""
+    title, rule_names, reward_scale, default_verify, verdicts = "Toy", {"id": "a", "ood": "b"}, 5.0, 1, ("right", "wrong")
+    document, fragments, pays = GeneralPoints.document, GeneralPoints.fragments, True
+
+    def __init__(self, rule="id", split="train", verify=1, seed=0):
+        pass
+
+    @staticmethod
+    def cells(rule):
+        return {c: {} for c in ("seen", "id", "ood")}
+
+    def reset(self, seed=None):
+        return [{"role": "user", "content": "Cards: "}], []
+
+    def step(self, text):
+        right = text[:1].isdigit()
+        return Step(None, [], (5.0 if right else 0.0) * self.pays, True,
+                    {"verdict": "right" if right else "wrong", "success": right, "other_rule": False})
+
+    def expert(self):
+        return "7"
+
+
+def test_ppo_learns_a_toy_and_kl_pulls_back():
+    """Success on a toy task goes up; then, without reward and with beta > 0, the KL to the reference goes down.
+    Toy is also the example of a third environment: one class, one entry in ENVS."""
+    ev.ENVS["toy"] = Toy
+    model, tok = sft.build_tiny(Toy, seed=0)
+    try:
+        with folder() as out:
+            ev.save(f"{out}/start", model, tok, {})
+            argv = ["--env", "toy", "--out", out, "--init", f"{out}/start", "--tokens", "1e9", "--batch", "64", "--max_new_tokens", "3", "--lr",
+                    "1e-3", "--target_kl", "1", "--monitors", "1", "--monitor_episodes", "8", "--episodes", "32", "--saves", "1"]
+            quiet(rl.main, argv + ["--steps", "25", "--beta", "0"])
+            run = [r for r in records(f"{out}/toy/id/rl") if "reward" in r]
+            assert run[0]["success"] < 0.3 and run[-1]["success"] > 0.8, (run[0]["success"], run[-1]["success"])
+            assert run[-1]["explained_var"] > run[0]["explained_var"]
+            Toy.pays = False
+            quiet(rl.main, argv + ["--steps", "50", "--beta", "0.5", "--resume"])
+            run = [r for r in records(f"{out}/toy/id/rl") if "reward" in r]
+            assert run[-1]["kl3"] < run[25]["kl3"] / 2, (run[25]["kl3"], run[-1]["kl3"])
+    finally:
+        Toy.pays = True
+        del ev.ENVS["toy"]
+
+
+def test_mixed_precision_branches():
+    """bf16, and fp16 with an enabled loss scaler, take real steps on the CPU; weights stay fp32."""
+    for dtype in ("bf16", "fp16"):
+        run = cpu(dtype)
+        assert run.scaler.is_enabled() == (dtype == "fp16")
+        with folder() as out:
+            copy_of_init(out)
+            before = weights(f"{out}/gp/id/init")
+            for main, name in ((sft.main, "sft"), (rl.main, "rl")):
+                quiet(main, ["--out", out, "--tokens", "1e9", "--steps", "2", "--batch", "4", "--dtype", dtype] + SMALL)
+                after = weights(f"{out}/gp/id/{name}")
+                assert all(v.dtype == torch.float32 for v in after.values()) and not same(before, after), (dtype, name)
+
+
+def test_model_families():
+    """--model takes any causal language model: tiny random Llama, Qwen2 and GPT-2, through init and PPO."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    _, tok = sft.build_tiny(GeneralPoints, 0)
+    common = dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                  num_key_value_heads=1, max_position_embeddings=512)
+    for name, model in (("llama", LlamaForCausalLM(LlamaConfig(**common))), ("qwen2", Qwen2ForCausalLM(Qwen2Config(**common))),
+                        ("gpt2", GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=2, n_head=2, n_positions=512)))):
+        model.generation_config.eos_token_id = tok.eos_token_id
+        if name == "qwen2":  # as released: sampling defaults that must not leak into rollouts
+            model.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
+        with folder() as out:
+            model.save_pretrained(f"{out}/m")
+            tok.chat_template = None if name == "gpt2" else sft.CHAT_TEMPLATE
+            tok.save_pretrained(f"{out}/m")
+            text = quiet(rl.main, ["--model", f"{out}/m", "--out", out, "--init_tokens", "1e3", "--tokens", "1e9", "--steps", "1", "--batch", "4",
+                                   "--verify", "2"] + SMALL)
+            assert ("no chat template" in text) == (name == "gpt2")
+            loaded, _ = ev.load(f"{out}/m")
+            assert type(loaded) is type(model) and loaded.generation_config.top_p is None
+            assert "base" in text and "rl " in text
+
+
+def test_bad_input_gets_one_clear_line():
+    model, tok = tiny()
+    with folder() as out:
+        assert "did you mean --rule" in error_of(rl.main, ["--rul", "id"])
+        assert "invalid choice" in error_of(rl.main, ["--rule", "sideways"])
+        assert "--lr" in error_of(rl.main, ["--lr", "-1"]) and "--verify" in error_of(rl.main, ["--verify", "0"])
+        assert "--tokens" in error_of(sft.main, ["--tokens", "nan"]) and "--batch" in error_of(sft.main, ["--batch", "many"])
+        assert "--device" in error_of(ev.main, ["--device", "toaster", "--out", out])
+        assert "--model" in error_of(sft.main, ["--stage", "base", "--model", "x", "--out", out])
+        assert "temperature" in error_of(rl.main, ["--temperature", "0", "--out", out])
+        assert "no checkpoints" in error_of(ev.main, ["--out", f"{out}/none"])
+        assert "nowhere" in error_of(ev.main, ["--models", f"{out}/nowhere", "--out", out])
+        assert "nowhere" in error_of(rl.main, ["--init", f"{out}/nowhere", "--out", out])
+        assert "metrics" in error_of(ev.main, ["--plot", f"{out}/a.png", "--out", out])
+
+        ev.save(f"{out}/half", model, tok, {})
+        with open(f"{out}/half/model.safetensors", "r+b") as f:
+            f.truncate(100_000)
+        assert "half" in error_of(ev.main, ["--models", f"{out}/half", "--out", out])
+        os.remove(f"{out}/half/model.safetensors")
+        assert "half" in error_of(ev.main, ["--models", f"{out}/half", "--out", out])
+        ev.save(f"{out}/state", model, tok, {})
+        with open(f"{out}/state/trainer.pt", "wb") as f:
+            f.write(b"junk")
+        assert "trainer.pt" in error_of(rl.main, ["--init", f"{out}/state", "--out", out] + SMALL)
+
+        from transformers import LlamaForCausalLM
+        config = type(model.config).from_dict({**model.config.to_dict(), "max_position_embeddings": 64})
+        ev.save(f"{out}/short", LlamaForCausalLM(config), tok, {})
+        message = error_of(rl.main, ["--init", f"{out}/short", "--out", out, "--max_new_tokens", "30"])
+        assert "context of 64" in message
+
+        copy_of_init(out)
+        message = error_of(sft.main, ["--out", out, "--tokens", "1e9", "--steps", "9", "--lr", "1e20", "--batch", "4"] + SMALL)
+        assert "loss is nan" in message or "loss is inf" in message
+        assert ev.load(f"{out}/gp/id/init")  # still there
+
+
+def test_interrupt_saves():
+    """Ctrl-C: exit code 130, a readable checkpoint, and --resume goes on from it."""
+    import signal
+    with folder() as out:
+        copy_of_init(out)
+        process = subprocess.Popen([sys.executable, "-u", "sft.py", "--out", out, "--tokens", "1e9", "--batch", "4"] + SMALL, cwd=HERE,
+                                   stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if "[sft] step" in line:
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        text = process.communicate(timeout=60)[0]
+        assert process.returncode == 130 and "--resume" in text, text
+        step = ev.load_state(f"{out}/gp/id/sft")["step"]
+        quiet(sft.main, ["--out", out, "--tokens", "1e9", "--steps", str(step + 2), "--batch", "4", "--resume"] + SMALL)
+        assert ev.load_state(f"{out}/gp/id/sft")["step"] == step + 2
+
+
+def test_command_line_from_an_empty_folder():
+    """The main job with a very small budget: base -> init -> PPO -> table; then SFT, eval, plot input; a second run reuses."""
+    with folder() as out:
+        tiny_budget = ["--out", out, "--episodes", "6", "--monitor_episodes", "4", "--monitors", "2", "--max_new_tokens", "24"]
+        text = command("rl.py", "--env", "gp", "--rule", "ood", "--base_tokens", "3e4", "--init_tokens", "5e3", "--tokens", "5e3", "--batch", "8", *tiny_budget)
+        for part in ("[base]", "[init]", "[rl]", "trained rule = ood", "held out = id", "base  ", "init  ", "rl  ", "next: python sft.py"):
+            assert part in text, part
+        result = json.load(open(f"{out}/gp/ood/rl/eval.json"))
+        assert result["trained_rule"] == "ood" and [r["name"] for r in result["rows"]] == ["base", "init", "rl"]
+        assert all(0 <= r[c]["p"] <= 1 and r[c]["n"] == 6 for r in result["rows"] for c in ("seen", "id", "ood"))
+        text = command("sft.py", "--rule", "ood", "--tokens", "5e3", "--batch", "8", *tiny_budget)
+        assert "found, not trained again" in text and "sft  " in text and "rl  " in text
+        text = command("sft.py", "--rule", "ood", "--demos", "own", "--name", "own", "--own_samples", "8", *tiny_budget, code=1)
+        assert "nothing to learn from" in text  # a hardly trained init solves nothing
+        text = command("eval.py", "--rule", "ood", "--out", out, "--episodes", "4", "--k", "2", "--verify", "1", "--json", f"{out}/t.json")
+        assert "pass@2" in text and json.load(open(f"{out}/t.json"))["verify"] == 1
+        flops = [[r["flops"] for r in records(f"{out}/gp/ood/{m}") if "flops" in r] for m in ("sft", "rl")]
+        assert all(f == sorted(f) for f in flops) and flops[0][0] == flops[1][0] > 0  # both start with the init's share
+
+
+def test_two_ranks_end_to_end():
+    """torchrun with two gloo ranks: both loops run, and the ranks' parameters stay equal (checked by the scripts at each save)."""
+    with folder() as out:
+        copy_of_init(out)
+        for script in ("rl.py", "sft.py"):
+            text = command("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512", script, "--out", out, "--tokens", "1e9",
+                           "--steps", "2", "--batch", "4", *SMALL)
+            assert "x 2 in float32" in text and text.count("trained rule = id") == 1, text[-3000:]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def main(names):
+    tests = [(n, f) for n, f in sorted(globals().items()) if n.startswith("test_") and all(x in n for x in names)]
+    if not tests:
+        sys.exit(f"error: no test has {' and '.join(names)} in its name")
+    failed, begun = [], time.perf_counter()
+    for name, test in tests:
+        start = time.perf_counter()
+        try:
+            test()
+            print(f"ok    {name}  {time.perf_counter() - start:.1f} s", flush=True)
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                raise
+            failed.append(name)
+            print(f"FAIL  {name}\n{traceback.format_exc()}", flush=True)
+    print(f"{time.perf_counter() - begun:.0f} s" + "".join(f"\nfailed: {name}" for name in failed))
+    print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
