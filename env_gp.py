@@ -198,23 +198,25 @@ def game(rng):
 
 
 def chat(rng, noise):
-    """A game in the task's own form. With probability 3 * noise it begins with one to four failed attempts, each
-    answered by the verifier."""
+    """A game in the task's own form: attempts, each wrong with probability `noise`, until one is right or five failed."""
     faces, cards, numbers = game(rng)
     messages = [{"role": "user", "content": prompt_text(cards, faces)}]
-    for _ in range(rng.randint(1, 4) if rng.random() < 3 * noise else 0):
-        text = answer_text(cards, numbers, wrong_formula(numbers, rng))
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": judge_gp(text, numbers).feedback}]
-    return messages + [{"role": "assistant", "content": answer_text(cards, numbers, some_formula(numbers, rng, 0))}]
+    for _ in range(5):
+        text = answer_text(cards, numbers, some_formula(numbers, rng, noise))
+        verdict = judge_gp(text, numbers)
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": verdict.feedback}]
+        if verdict.kind == "correct":
+            break
+    return messages[:-1]
 
 
 def document(rng, chat_share=0.08, noise=0.1):
     """One pretraining document: a str, or with probability chat_share a list of chat messages.
 
-    noise: the share of wrong formulas."""
+    noise: the share of wrong formulas (three times that in chats, so that there is feedback to learn from)."""
     kind = rng.random()
     if kind < chat_share:
-        return chat(rng, noise)
+        return chat(rng, 3 * noise)
     if kind < (1 + chat_share) / 2:  # a bare fact about four numbers
         numbers = list(rng.choice(solvable_hands()))
         rng.shuffle(numbers)

@@ -266,9 +266,9 @@ def answer_ids(tok, model, messages, text):
 class Segment:
     """One conversation as tokens. All lists have one entry per token.
 
-        ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>  <user> Wrong ... <assistant>  {"cards" ... } <end>
-        action    0      0  0  0     0            1   1   1  1   1       0     0          0            1   1   1  1   1
-        reward    0      0  0  0     0            0   0   0  0  -1       0     0          0            0   0   0  0   5
+        ids     <user> Make 24 ... <assistant>  {"cards" ... } <end>  <user> Wrong ... <assistant>  {"cards" ... } <end>
+        action   0      0  0  0     0            1   1   1  1   1       0     0          0            1   1   1  1   1
+        reward   0      0  0  0     0            0   0   0  0  -1       0     0          0            0   0   0  0   5
     """
     ids: list
     action: list = field(default_factory=list)
@@ -299,7 +299,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
     model.eval()
     end = set(model.generation_config.eos_token_id)
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(end), pad_token_id=tok.pad_token_id, **how)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(end), pad_token_id=tok.pad_token_id,
+                              **how)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     episodes, chats = [Episode() for _ in envs], []
     for env, seed, episode in zip(envs, seeds, episodes):
@@ -314,8 +315,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
             prompts = [episodes[i].segments[-1].ids for i in part]
             width = max(map(len, prompts))
             if width + max_new_tokens > limit:
-                fail(f"the model's context of {limit} tokens is too short: {width} of conversation + {max_new_tokens} of answer; "
-                     "lower --verify or --max_new_tokens")
+                fail(f"the model's context of {limit} tokens is too short: {width} of conversation + {max_new_tokens} of "
+                     "answer; lower --verify or --max_new_tokens")
             ids = torch.tensor([[tok.pad_token_id] * (width - len(p)) + p for p in prompts])        # [B, width]
             seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])           # [B, width]
             with run.amp():
@@ -452,15 +453,14 @@ def print_table(rows, args, verify):
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
           f"({env.rule_names[other]})\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
           f"{args.temperature:g}, within {verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
-    print(f"{'':22}|{'seen':^14}|{'ID *':^14}|{'OOD':^14}|{'ID first':^14}|{'OOD first':^14}|{'OOD by trained rule':^21}|"
-          f"{'KL to init':^11}")
+    print(f"{'':22}|{'seen':^14}|{'ID *':^14}|{'OOD':^14}|{'ID first':^14}|{'OOD first':^14}|"
+          f"{'OOD by trained rule':^21}|{'KL to init':^11}")
     for row in rows:
         kl = row["id"]["kl"]
         print(f"{row['name']:22}| {pm(row['seen'])} | {pm(row['id'])} | {pm(row['ood'])} | {pm(row['id']['first'])} | "
               f"{pm(row['ood']['first'])} |{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}")
-    print("* the trained rule. first: solved by the first attempt (= --verify 1). OOD by trained rule: first answers on "
-          "the held-out\n  rule that use the trained rule's numbers. seen = hands trained on, ID and OOD = unseen hands.",
-          flush=True)
+    print("* the trained rule. seen = hands trained on; ID, OOD = unseen hands. first: by the first attempt (= --verify 1)."
+          "\n  OOD by trained rule: first answers on the held-out rule that use the trained rule's numbers.", flush=True)
 
 
 def table(paths, args, run):
@@ -496,7 +496,8 @@ def matmul_rate(model, device):
     """FLOP/s of an fp32 product shaped like this model's layers: [4096, hidden] @ [hidden, intermediate]."""
     config = model.config.get_text_config()
     a = torch.randn(4096, config.hidden_size, device=device)
-    b = torch.randn(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size, device=device)
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    b = torch.randn(config.hidden_size, width, device=device)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(10):
         a @ b
@@ -576,11 +577,14 @@ def main(argv=None):
             fail(f"no metrics.jsonl of an sft or rl run below {args.out}")
         return plot(files, args.plot)
     run = setup(args)
-    paths = {os.path.relpath(p, os.path.join(args.out, args.env)): p for p in args.models or []} or found_checkpoints(args)
-    paths = {os.path.basename(n) if sum(os.path.basename(m) == os.path.basename(n) for m in paths) == 1 else n: p
-             for n, p in paths.items()}
+    home = os.path.join(args.out, args.env)
+    if args.models:
+        names = [os.path.basename(os.path.normpath(p)) for p in args.models]
+        paths = {n if names.count(n) == 1 else os.path.relpath(p, home): p for n, p in zip(names, args.models)}
+    else:
+        paths = found_checkpoints(args)
     if not paths:
-        fail(f"no checkpoints under {os.path.join(args.out, args.env)}; train one: python rl.py --env {args.env} --rule {args.rule}")
+        fail(f"no checkpoints under {home}; train one: python rl.py --env {args.env} --rule {args.rule}")
     result = table(paths, args, run)
     if run.rank == 0:
         file = args.json or os.path.join(args.out, args.env, args.rule, "eval.json")

@@ -4,7 +4,7 @@
     python rl.py --env gp --rule id --verify 1      # single attempts instead of five
     python rl.py --env gp --rule id --beta 0        # no KL penalty
     python rl.py --env gp --init out/gp/base        # RL without SFT
-    python rl.py --init Qwen/Qwen2.5-0.5B-Instruct --lr 1e-6 --lr_value 1e-5 --batch 64 --micro 4   # a real model, a GPU
+    python rl.py --init Qwen/Qwen2.5-0.5B-Instruct --lr 1e-6 --lr_value 1e-5 --batch 64 --micro 4  # on a GPU
     torchrun --nproc_per_node=2 rl.py --rule ood    # several devices
 --resume continues an interrupted run; Ctrl-C saves.
 
@@ -12,10 +12,10 @@ The objective. States are token prefixes, actions tokens; an episode is up to `-
 feedback in between (paper, section 3, "sequential revision"). With the policy pi, the policy that sampled pi_old, the
 frozen reference pi_ref (the init) and ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t):
 
-    reward     r_t = [verifier's reward / reward_scale, if a_t ends an answer] - beta log(pi_old(a_t|s_t) / pi_ref(a_t|s_t))
-    advantage  A_t = sum_l (gamma lambda)^l delta_{t+l},   delta_t = r_t + gamma V(s_{t+1}) - V(s_t)     -> gae()
-    policy     L_P = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps))                      -> policy_loss()
-    value      L_V = mean_t 1/2 max((V - R)^2, (V_clipped - R)^2),   R_t = A_t + V_old(s_t)              -> value_loss()
+    reward     r_t = [verifier's reward / reward_scale, if a_t ends an answer] - beta log(pi_old / pi_ref)(a_t|s_t)
+    advantage  A_t = sum_l (gamma lambda)^l delta_{t+l},   delta_t = r_t + gamma V(s_{t+1}) - V(s_t)    -> gae()
+    policy     L_P = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps))                     -> policy_loss()
+    value      L_V = mean_t 1/2 max((V - R)^2, (V_clipped - R)^2),   R_t = A_t + V_old(s_t)             -> value_loss()
     loss       L_P + coef_value L_V - coef_entropy H(pi)
 
 Metrics, one record an iteration in metrics.jsonl, and what is healthy:
@@ -50,14 +50,14 @@ import random
 import signal
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 import sft
-from eval import (ENVS, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state, longest_answer,
-                  matmul_rate, non_negative, Parser, positive, rollout, save, say, score, setup, shared_flags, table,
-                  write_json)
+from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
+                  longest_answer, matmul_rate, non_negative, positive, rollout, save, say, score, setup, shared_flags,
+                  table, write_json)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -133,13 +133,15 @@ def hand_out(segments, **vectors):
 # ----------------------------------------------------------------------------------------------------------------------
 
 def train(args, run, init, folder):
-    """The training loop. init: path of the checkpoint that is both start and frozen reference. folder: the run's place."""
+    """The training loop. init: path of the checkpoint that is start and frozen reference. folder: the run's place."""
     checkpoint, state, env_class = os.path.join(folder, "checkpoint"), {}, ENVS[args.env]
     resumed = args.resume and checkpoint_at(checkpoint)
     model, tok = load(checkpoint if resumed else init, run.device)
     reference = load(init, run.device)[0].requires_grad_(False)
-    value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=run.device)  # on the last hidden state
-    torch.nn.init.zeros_(value_head.weight)  # V = 0 at first: the trunk feels no value gradient before the head has learnt
+    # The value head reads the policy's last hidden state. It starts at V = 0, so that the trunk feels no value gradient
+    # before the head has learnt something.
+    value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=run.device)
+    torch.nn.init.zeros_(value_head.weight)
     torch.nn.init.zeros_(value_head.bias)
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": args.lr},
                                    {"params": list(value_head.parameters()), "lr": args.lr_value}],
@@ -162,11 +164,10 @@ def train(args, run, init, folder):
     envs = [env_class(rule=args.rule, split="train", verify=verify, seed=args.seed) for _ in range(args.batch)]
     pad = tok.pad_token_id
 
-    say(run, f"[rl] {args.env}, rule {args.rule}, up to {verify} attempts: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on "
-             f"{run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+    say(run, f"[rl] {args.env}, rule {args.rule}, up to {verify} attempts: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP "
+             f"on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = sft.open_log(folder, iteration, {"method": "rl", "n": n, **vars(args)}, resumed) if run.rank == 0 else None
-    bar = tqdm(total=100, desc="rl", disable=None if run.rank == 0 else True, bar_format="{desc} {percentage:3.0f}%|{bar}| "
-               "{elapsed}<{remaining} {postfix}")
+    bar = sft.percent_bar("rl", run)
     next_monitor = math.floor(progress * args.monitors) + 1 if resumed else 0
     monitor_text, interrupt, begun, busy = "", sft.Interrupt(), time.perf_counter(), 0.0
 
@@ -174,7 +175,8 @@ def train(args, run, init, folder):
         if run.rank == 0:
             save(checkpoint, model, tok, {
                 "iteration": iteration, "flops": flops, "done": progress >= 1, "stage": "rl",
-                "value_head": value_head.state_dict(), "optimizer": optimizer.state_dict(), "scaler": run.scaler.state_dict()})
+                "value_head": value_head.state_dict(), "optimizer": optimizer.state_dict(),
+                "scaler": run.scaler.state_dict()})
 
     while True:
         # ==== MONITOR: success on seen / ID / OOD episodes, at equal steps of compute ====
@@ -182,8 +184,8 @@ def train(args, run, init, folder):
             monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
             next_monitor = math.floor(progress * args.monitors) + 1
             monitor_text = brief(monitor)
-            say(run, f"[rl] iteration {iteration:3d} {100 * min(1, progress):3.0f}% {monitor_text} (held-out first answers by the "
-                     f"trained rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
+            say(run, f"[rl] iteration {iteration:3d} {100 * min(1, progress):3.0f}% {monitor_text} (held-out first answers "
+                     f"by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": iteration, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
         if progress >= 1 or interrupt.asked or (args.steps and iteration >= args.steps):
@@ -217,12 +219,12 @@ def train(args, run, init, folder):
         hand_out(segments, advantage=whiten(torch.cat([s.advantage for s in segments]), run))
 
         # ==== UPDATE ====
-        stopped, updates, trained_tokens, stats, ratio_error = False, 0, 0, Counter(), 0.0
+        updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         for epoch in range(args.epochs):
             order = rng.sample(segments, len(segments))
             for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
                 batch = sorted(order[m::args.minibatches], key=lambda s: len(s.ids))
-                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]   # one denominator for micro-batches and ranks
+                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # one denominator: micro-batches and ranks
                 optimizer.zero_grad(set_to_none=True)
                 sums, widest = [0.0] * 5, 0.0
                 for i in range(0, len(batch), args.micro):
@@ -239,17 +241,17 @@ def train(args, run, init, folder):
                     widest = max(widest, log_ratio.abs().max().item())
                     approx_kl = kl_estimators(old_logp, logp.detach())[1]
                     clipped = ((log_ratio.exp() - 1).abs() > args.clip).float()
-                    sums = [total + x.sum().item() for total, x in zip(sums, (policy, critic, entropy, approx_kl, clipped))]
+                    sums = [a + x.sum().item() for a, x in zip(sums, (policy, critic, entropy, approx_kl, clipped))]
                 sums = [x / count for x in all_sum(sums, run)]
                 if not all(map(math.isfinite, sums)):
-                    fail(f"the loss is not finite at iteration {iteration} (policy {sums[0]}, value {sums[1]}; lr {args.lr:g}, "
-                         f"dtype {run.dtype}); the last checkpoint is intact")
+                    fail(f"the loss is not finite at iteration {iteration} (policy {sums[0]}, value {sums[1]}; "
+                         f"lr {args.lr:g}, dtype {run.dtype}); the last checkpoint is intact")
                 if updates == 0:
                     ratio_error = widest
                     if run.dtype == torch.float32 and ratio_error > 1e-3:
-                        fail(f"max |log ratio| is {ratio_error:.1e} before the first step: sampled and scored distributions differ")
-                if sums[3] > args.target_kl:  # looked at before the step, so that the step that would go too far is not taken
-                    stopped = True
+                        fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
+                stopped = sums[3] > args.target_kl  # looked at before the step: the one that would go too far is not taken
+                if stopped:
                     break
                 sft.reduce_gradients(parameters, run)
                 run.scaler.unscale_(optimizer)
@@ -264,35 +266,38 @@ def train(args, run, init, folder):
                 break
         iteration += 1
 
-        # ==== COMPUTE AND LOG ====
-        sampled = sum(e.forwarded for e in episodes)
-        scored = 2 * sum(len(s.ids) for s in segments)
+        # ==== COMPUTE AND LOG: sums over all ranks, then shares and means ====
         turns = [t for e in episodes for t in e.turns]
         k1, k3 = kl_estimators(torch.cat([s.logp for s in segments]), torch.cat([s.ref_logp for s in segments]))
         returns, values = (torch.cat([getattr(s, name) for s in segments]) for name in ("returns", "value"))
-        verdicts = Counter(t["verdict"] for t in turns)
-        names = sorted(env_class.verdicts)
-        totals = all_sum([trained_tokens, sampled + scored, len(episodes), sum(e.success for e in episodes), sum(t["reward"] for t in turns),
-                          len(turns), sum(t["tokens"] for t in turns), sum(t["cut"] for t in turns), k1.sum().item(), k3.sum().item(),
-                          len(k1)] + [verdicts[v] for v in names], run)
-        trained_all, buffer_all, n_episodes, solved, reward, n_turns, said, cut, sum_k1, sum_k3, actions = totals[:11]
-        flops += 6 * n * trained_all + 2 * n * buffer_all
+        parts = {"trained": trained_tokens,
+                 "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
+                 "episodes": len(episodes), "solved": sum(e.success for e in episodes),
+                 "turns": len(turns), "reward": sum(t["reward"] for t in turns), "cut": sum(t["cut"] for t in turns),
+                 "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
+                 **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
+        total = SimpleNamespace(**dict(zip(parts, all_sum(list(parts.values()), run))))
+        flops += 6 * n * total.trained + 2 * n * total.buffer
         last, progress = progress, (flops - start_flops) / budget
         seconds = time.perf_counter() - started
         busy += seconds
-        record = {"step": iteration, "flops": flops, "tokens": flops / 6 / n, "reward": reward / n_episodes, "success": solved / n_episodes,
-                  "kl1": sum_k1 / actions, "kl3": sum_k3 / actions, **{k: v / max(1, updates) for k, v in stats.items()},
-                  "ratio_error": ratio_error, "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),
-                  "updates": updates, "tokens_per_answer": said / n_turns, "turns": n_turns / n_episodes, "cut": cut / n_turns,
-                  "verdicts": {v: c / n_turns for v, c in zip(names, totals[11:])}, "tokens_per_s": trained_all / seconds,
-                  "episodes_per_s": n_episodes / seconds, "sampling_seconds": sampling_seconds, "seconds": seconds,
-                  "memory_gb": sft.peak_memory_gb(run)}
+        record = {"step": iteration, "flops": flops, "tokens": flops / 6 / n,
+                  "reward": total.reward / total.episodes, "success": total.solved / total.episodes,
+                  "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
+                  **{name: value / max(1, updates) for name, value in stats.items()},
+                  "ratio_error": ratio_error, "updates": updates,
+                  "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),
+                  "turns": total.turns / total.episodes, "tokens_per_answer": total.actions / total.turns,
+                  "cut": total.cut / total.turns,
+                  "verdicts": {v: getattr(total, v) / total.turns for v in env_class.verdicts},
+                  "tokens_per_s": total.trained / seconds, "episodes_per_s": total.episodes / seconds,
+                  "seconds": seconds, "sampling_seconds": sampling_seconds, "memory_gb": sft.peak_memory_gb(run)}
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"success {record['success']:.2f} {monitor_text}")
         if iteration % args.log_every == 0:
-            say(run, f"KEY {iteration:3d} reward {record['reward']:6.2f} success {record['success']:.2f} turns {record['turns']:.2f} "
-                     f"kl {record['kl1']:.4f}/{record['kl3']:.4f} clip {record.get('clip_fraction', 0):.3f} entropy {record.get('entropy', 0):.3f} "
-                     f"ev {record['explained_var']:.2f} {record['tokens_per_s']:,.0f} tok/s {record['episodes_per_s']:.0f} ep/s")
+            key = {"reward": ".2f", "success": ".2f", "turns": ".2f", "kl1": ".4f", "kl3": ".4f", "clip_fraction": ".3f",
+                   "entropy": ".3f", "explained_var": ".2f", "tokens_per_s": ",.0f", "episodes_per_s": ".0f"}
+            say(run, f"KEY {iteration:3d} " + " ".join(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()))
         if log:
             log.write(json.dumps(record) + "\n")
             with open(os.path.join(folder, "episodes.txt"), "a") as f:
@@ -307,11 +312,12 @@ def train(args, run, init, folder):
     save_now()
     if busy:
         rate, peak = (flops - state.get("flops", start_flops)) / busy, matmul_rate(model, run.device) * run.world
-        say(run, f"[rl] {rate / 1e9:.0f} GFLOP/s = {100 * rate / peak:.0f}% of this machine's matrix product ({peak / 1e9:.0f} GFLOP/s), "
-                 f"sampling and judging included; peak memory {sft.peak_memory_gb(run):.1f} GB; {time.perf_counter() - begun:.0f} s")
+        say(run, f"[rl] {rate / 1e9:.0f} GFLOP/s = {100 * rate / peak:.0f}% of this machine's matrix product "
+                 f"({peak / 1e9:.0f} GFLOP/s), sampling and judging included; peak memory {sft.peak_memory_gb(run):.1f} GB; "
+                 f"{time.perf_counter() - begun:.0f} s")
         if log:
-            log.write(json.dumps({"step": iteration, "flops_per_s": rate, "matmul_flops_per_s": peak, "share_of_matmul": rate / peak,
-                                  "seconds": time.perf_counter() - begun}) + "\n")
+            log.write(json.dumps({"step": iteration, "flops_per_s": rate, "matmul_flops_per_s": peak,
+                                  "share_of_matmul": rate / peak, "seconds": time.perf_counter() - begun}) + "\n")
     if log:
         log.close()
     if interrupt.asked:
@@ -322,36 +328,36 @@ def train(args, run, init, folder):
 def flags():
     parser = Parser(__doc__)
     add = shared_flags(parser)
-    add("--init", metavar="PATH", default=None)                    # policy and reference; default: out/ENV/RULE/init, built if missing
-    add("--name", default="rl")                                    # the run's folder: out/ENV/RULE/NAME
-    add("--tokens", type=positive(float), default=1.6e6)           # compute budget X / 6N, in trained tokens; the same as sft.py's
-    add("--steps", type=positive(int), default=None)               # stop after this many iterations at the latest
-    add("--base_tokens", type=positive(float), default=None)       # budget of a base that has to be built; default: sft.py's
-    add("--init_tokens", type=positive(float), default=None)       # budget of an init that has to be built; default: sft.py's
+    add("--init", metavar="PATH", default=None)                 # policy and reference; default: built if missing
+    add("--name", default="rl")                                 # the run's folder: out/ENV/RULE/NAME
+    add("--tokens", type=positive(float), default=1.2e6)        # compute X / 6N, in trained tokens, as in sft.py
+    add("--steps", type=positive(int), default=None)            # stop after this many iterations at the latest
+    add("--base_tokens", type=positive(float), default=None)    # for a base that has to be built
+    add("--init_tokens", type=positive(float), default=None)    # for an init that has to be built
     # rollout
-    add("--batch", type=positive(int), default=192)                # episodes an iteration and rank
-    add("--micro", type=positive(int), default=64)                 # conversations per forward pass: lower it if memory is short
+    add("--batch", type=positive(int), default=128)             # episodes an iteration and rank
+    add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
-    add("--gamma", type=non_negative, default=1.0)                 # discount per token (the paper: 0.9 per turn)
-    add("--lam", type=non_negative, default=0.95)                  # GAE lambda, per token (the paper: 0.95)
-    add("--beta", type=non_negative, default=0.02)                 # KL penalty per token (the release: none)
-    add("--clip", type=positive(float), default=0.2)               # epsilon (the paper: 0.1)
-    add("--clip_value", type=positive(float), default=0.2)         # how far a value may move per iteration
-    add("--coef_value", type=non_negative, default=0.1)            # weight of the value loss (the paper: 0.5)
-    add("--coef_entropy", type=non_negative, default=0.0)          # weight of the entropy bonus
+    add("--gamma", type=non_negative, default=1.0)              # discount per token (the paper: 0.9 per turn)
+    add("--lam", type=non_negative, default=0.95)               # GAE lambda, per token (the paper: 0.95)
+    add("--beta", type=non_negative, default=0.02)              # KL penalty per token (the release: none)
+    add("--clip", type=positive(float), default=0.2)            # epsilon (the paper: 0.1)
+    add("--clip_value", type=positive(float), default=0.5)      # how far a value may move per iteration
+    add("--coef_value", type=non_negative, default=0.1)         # weight of the value loss (the paper: 0.5)
+    add("--coef_entropy", type=non_negative, default=0.0)       # weight of the entropy bonus
     # the update
-    add("--lr", type=positive(float), default=1e-4)                # AdamW, policy
-    add("--lr_value", type=positive(float), default=1e-3)          # AdamW, value head
-    add("--epochs", type=positive(int), default=2)                 # passes over each iteration's data (the paper: 4)
-    add("--minibatches", type=positive(int), default=2)            # optimizer steps an epoch
-    add("--target_kl", type=positive(float), default=0.05)         # end an iteration's epochs when approx_kl exceeds this
-    add("--clip_grad", type=positive(float), default=1.0)          # gradient norm is clipped to this
+    add("--lr", type=positive(float), default=1e-4)             # AdamW, policy
+    add("--lr_value", type=positive(float), default=1e-3)       # AdamW, value head
+    add("--epochs", type=positive(int), default=2)              # passes over each iteration's data (the paper: 4)
+    add("--minibatches", type=positive(int), default=4)         # optimizer steps an epoch
+    add("--target_kl", type=positive(float), default=0.05)      # end the epochs when approx_kl exceeds this
+    add("--clip_grad", type=positive(float), default=1.0)       # gradient norm is clipped to this
     # bookkeeping
-    add("--monitors", type=positive(int), default=6)               # success rates are measured this often a run
-    add("--monitor_episodes", type=positive(int), default=128)     # per column
-    add("--log_every", type=positive(int), default=5)              # iterations between KEY lines
-    add("--saves", type=positive(int), default=4)                  # checkpoints a run
-    add("--resume", action="store_true")                           # continue an interrupted run from its checkpoint
+    add("--monitors", type=positive(int), default=6)            # success rates are measured this often a run
+    add("--monitor_episodes", type=positive(int), default=100)  # per column
+    add("--log_every", type=positive(int), default=5)           # iterations between KEY lines
+    add("--saves", type=positive(int), default=4)               # checkpoints a run
+    add("--resume", action="store_true")                        # continue an interrupted run from its checkpoint
     return parser
 
 

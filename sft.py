@@ -1,8 +1,8 @@
 """sft.py: supervised fine-tuning, and the pretraining of the tiny base it starts from. One loop does both.
 
     python sft.py --env gp --stage base            # tiny Llama + tokenizer from scratch, a few minutes -> out/gp/base
-    python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                  -> out/gp/id/init
-    python sft.py --env gp --rule id               # SFT continued from init at RL's compute            -> out/gp/id/sft
+    python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                 -> out/gp/id/init
+    python sft.py --env gp --rule id               # SFT continued from init at RL's compute           -> out/gp/id/sft
     python sft.py --env gp --rule id --demos own   # control: the init's own right answers for demonstrations
     python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --rule id --lr 1e-6 --micro 4     # a real model, on a GPU
     torchrun --nproc_per_node=2 sft.py --rule id   # several devices
@@ -41,9 +41,9 @@ from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_
 
 STAGES = {  # defaults by stage; each is also a flag
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
-    "base": dict(tokens=3.4e6, batch=48,    lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
+    "base": dict(tokens=3.6e6, batch=32,    lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
     "init": dict(tokens=8.0e4, batch=128,   lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
-    "sft":  dict(tokens=1.6e6, batch=128,   lr=3e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
+    "sft":  dict(tokens=1.2e6, batch=128,   lr=3e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
 }
 
 
@@ -59,8 +59,9 @@ def build_tiny(env, seed):
     the environment's fixed phrases become a token or two each, because BPE may merge across spaces here."""
     trainee = GPT2Tokenizer()
     trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
-    trained = trainee.train_new_from_iterator([env.fragments()], vocab_size=2000, show_progress=False, min_frequency=1,
-                                              new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
+    trained = trainee.train_new_from_iterator(
+        [env.fragments()], vocab_size=2000, show_progress=False, min_frequency=1,
+        new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
     tok = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
     torch.manual_seed(seed)
@@ -98,14 +99,15 @@ def demonstration_row(tok, model, messages, answer):
 
 
 def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08):
-    """`count` rows of at most `width` tokens, each filled with whole documents; all tokens but a row's first have loss."""
+    """`count` rows of at most `width` tokens, each filled with whole documents; all but a row's first have loss."""
     rows, spare = [], []
     while len(rows) < count:
         row = []
         while True:
             if not spare:
                 docs = [env.document(rng, chat_share) for _ in range(256)]
-                texts = [d + tok.eos_token if isinstance(d, str) else tok.apply_chat_template(d, tokenize=False) for d in docs]
+                texts = [doc + tok.eos_token if isinstance(doc, str) else tok.apply_chat_template(doc, tokenize=False)
+                         for doc in docs]
                 spare = tok(texts, add_special_tokens=False).input_ids
             if row and len(row) + len(spare[-1]) > width:
                 break
@@ -135,7 +137,8 @@ def sft_loss(model, rows, denominator, pad_id, run):
     with run.amp():
         logits = model(input_ids=ids, attention_mask=attention).logits           # [B, T, V]
     keep = action[:, 1:]                                                         # token t is scored by position t-1
-    return torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), ids[:, 1:][keep], reduction="sum") / denominator
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), ids[:, 1:][keep], reduction="sum")
+    return losses / denominator
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -166,6 +169,12 @@ def open_log(folder, step, header, resumed):
         return open(file, "a", buffering=1)
     except (OSError, ValueError) as e:
         fail(f"cannot write {file}: {e}")
+
+
+def percent_bar(name, run):
+    """A progress bar over the compute budget; silent on other ranks and where there is no terminal."""
+    return tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}")
 
 
 def reduce_gradients(parameters, run):
@@ -205,7 +214,8 @@ def train(args, run, source, folder):
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
 
     # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n and args.muon_lr]
+    matrices = [p for name, p in model.named_parameters()
+                if args.muon_lr and p.ndim == 2 and "embed" not in name and "lm_head" not in name]
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
     optimizers = [torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
     if matrices:
@@ -222,19 +232,16 @@ def train(args, run, source, folder):
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         flops = max(flops, start_flops + 2 * n * generated)
-        say(run, f"[{args.stage}] {len(own)} of {args.own_samples} answers of the init are right and become the demonstrations")
+        say(run, f"[{args.stage}] {len(own)} of {args.own_samples} answers of the init are right: the demonstrations")
 
     budget = 6 * n * args.tokens
     verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
-    say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on {run.device} x "
-             f"{run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+    say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on {run.device} "
+             f"x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = open_log(folder, step, {"method": "sft", "n": n, **vars(args)}, bool(state)) if run.rank == 0 else None
-    bar = tqdm(total=100, desc=args.stage, disable=None if run.rank == 0 else True, bar_format="{desc} {percentage:3.0f}%|{bar}|"
-               " {elapsed}<{remaining} {postfix}")
-    progress, monitor, seen_text, interrupt, begun = (flops - start_flops) / budget, None, "", Interrupt(), time.perf_counter()
-    trained = 0
-    next_monitor = 0 if not state else math.floor(progress * args.monitors) + 1
-    losses = []
+    bar, interrupt, begun, trained = percent_bar(args.stage, run), Interrupt(), time.perf_counter(), 0.0
+    progress, losses, monitor_text = (flops - start_flops) / budget, [], ""
+    next_monitor = math.floor(progress * args.monitors) + 1 if state else 0
 
     def save_now():
         if run.rank == 0:
@@ -248,10 +255,10 @@ def train(args, run, source, folder):
         if next_monitor <= progress * args.monitors or progress >= 1:
             monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
             next_monitor = math.floor(progress * args.monitors) + 1
-            seen_text = brief(monitor)
-            say(run, f"[{args.stage}] step {step:4d} {100 * min(progress, 1):3.0f}% loss {sum(losses[-20:]) / max(1, len(losses[-20:])):.3f} "
-                     f"{seen_text} (held-out first answers by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) "
-                     f"{time.perf_counter() - begun:.0f} s")
+            monitor_text, recent = brief(monitor), losses[-20:] or [math.nan]
+            say(run, f"[{args.stage}] step {step:4d} {100 * min(progress, 1):3.0f}% loss {sum(recent) / len(recent):.3f} "
+                     f"{monitor_text} (held-out first answers by the trained rule: "
+                     f"{monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
         if progress >= 1 or interrupt.asked or (args.steps and step >= args.steps):
@@ -266,7 +273,8 @@ def train(args, run, source, folder):
         elif own:
             rows = rng.sample(own, min(args.batch, len(own)))
         else:
-            pairs = [p for i in range(args.batch) for p in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
+            pairs = [pair for i in range(args.batch)
+                     for pair in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
             rows = [demonstration_row(tok, model, *p) for p in pairs]
         rows.sort(key=lambda row: len(row.ids))  # rows of like length share a micro-batch
 
@@ -302,11 +310,12 @@ def train(args, run, source, folder):
         losses.append(loss)
         last, progress = progress, (flops - start_flops) / budget
         bar.update(min(100, 100 * progress) - bar.n)
-        bar.set_postfix_str(f"loss {loss:.3f} {seen_text}")
+        bar.set_postfix_str(f"loss {loss:.3f} {monitor_text}")
         if log:
-            log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
-                                  "lr": optimizers[0].param_groups[0]["lr"], "tokens_per_s": positions / (time.perf_counter() - started),
-                                  "memory_gb": peak_memory_gb(run)}) + "\n")
+            log.write(json.dumps({
+                "step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
+                "lr": optimizers[0].param_groups[0]["lr"], "tokens_per_s": positions / (time.perf_counter() - started),
+                "memory_gb": peak_memory_gb(run)}) + "\n")
         if math.floor(last * args.saves) < math.floor(progress * args.saves) and progress < 1:
             save_now()
     bar.close()
@@ -315,12 +324,12 @@ def train(args, run, source, folder):
     save_now()
     if step > state.get("step", 0):
         rate, peak = (flops - state.get("flops", start_flops)) / trained, matmul_rate(model, run.device) * run.world
-        say(run, f"[{args.stage}] {rate / 6 / n:,.0f} trained tokens/s = {rate / 1e9:.0f} GFLOP/s = {100 * rate / peak:.0f}% of this "
-                 f"machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory {peak_memory_gb(run):.1f} GB; "
-                 f"{time.perf_counter() - begun:.0f} s")
+        say(run, f"[{args.stage}] {rate / 6 / n:,.0f} trained tokens/s = {rate / 1e9:.0f} GFLOP/s = "
+                 f"{100 * rate / peak:.0f}% of this machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory "
+                 f"{peak_memory_gb(run):.1f} GB; {time.perf_counter() - begun:.0f} s")
         if log:
-            log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak, "share_of_matmul": rate / peak,
-                                  "seconds": time.perf_counter() - begun}) + "\n")
+            log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak,
+                                  "share_of_matmul": rate / peak, "seconds": time.perf_counter() - begun}) + "\n")
     if log:
         log.close()
     if interrupt.asked:
@@ -331,25 +340,25 @@ def train(args, run, source, folder):
 def flags(doc):
     parser = Parser(doc)
     add = shared_flags(parser)
-    add("--stage", choices=STAGES, default="sft")                        # base -> init -> sft
-    add("--init", metavar="PATH", default=None)                          # start of the sft stage; default: out/ENV/RULE/init
-    add("--name", default=None)                                          # the run's folder; default: the stage's name
-    add("--demos", choices=["expert", "own"], default="expert")          # whose answers are imitated; own = the init's right ones
-    add("--own_samples", type=positive(int), default=4096)               # episodes the init plays for --demos own
-    add("--chat_share", type=non_negative, default=0.08)                 # base: share of documents in the task's chat form
-    add("--tokens", type=positive(float), default=None)                  # compute budget X / 6N, in trained tokens
-    add("--steps", type=positive(int), default=None)                     # stop after this many steps at the latest
-    add("--batch", type=positive(int), default=None)                     # episodes (base: rows of 128 tokens) a step and rank
-    add("--micro", type=positive(int), default=128)                      # rows per forward pass: lower it if memory is short
-    add("--lr", type=positive(float), default=None)                      # AdamW; default by stage: base 3e-3, else 3e-4
-    add("--muon_lr", type=non_negative, default=None)                    # Muon on 2-D weights; 0 = AdamW for all
-    add("--warmup", type=positive(int), default=None)                    # steps of linear warm-up
-    add("--decay", type=non_negative, default=None)                      # last share of the budget with lr going to 0
-    add("--clip_grad", type=positive(float), default=1.0)                # gradient norm is clipped to this
-    add("--monitors", type=positive(int), default=None)                  # success rates are measured this often a run
-    add("--monitor_episodes", type=positive(int), default=128)           # per column
-    add("--saves", type=positive(int), default=4)                        # checkpoints a run
-    add("--resume", action="store_true")                                 # continue an interrupted run from its checkpoint
+    add("--stage", choices=STAGES, default="sft")                   # base -> init -> sft
+    add("--init", metavar="PATH", default=None)                     # start of the sft stage; default: built
+    add("--name", default=None)                                     # the run's folder; default: the stage's name
+    add("--demos", choices=["expert", "own"], default="expert")     # own: the init's right answers
+    add("--own_samples", type=positive(int), default=4096)          # episodes the init plays for --demos own
+    add("--chat_share", type=non_negative, default=0.08)            # base: documents in the task's chat form
+    add("--tokens", type=positive(float), default=None)             # compute budget X / 6N, in trained tokens
+    add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
+    add("--batch", type=positive(int), default=None)                # episodes (base: rows of 128 tokens) a step, rank
+    add("--micro", type=positive(int), default=32)                 # rows per forward pass
+    add("--lr", type=positive(float), default=None)                 # AdamW; default by stage: base 3e-3, else 3e-4
+    add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
+    add("--warmup", type=positive(int), default=None)               # steps of linear warm-up
+    add("--decay", type=non_negative, default=None)                 # last share of the budget with lr going to 0
+    add("--clip_grad", type=positive(float), default=1.0)           # gradient norm is clipped to this
+    add("--monitors", type=positive(int), default=None)             # success rates are measured this often a run
+    add("--monitor_episodes", type=positive(int), default=100)      # per column
+    add("--saves", type=positive(int), default=4)                   # checkpoints a run
+    add("--resume", action="store_true")                            # continue an interrupted run
     return parser
 
 
@@ -357,9 +366,9 @@ def run_stage(args, run):
     """Train args.stage unless it is there already, building what it starts from first -> its folder."""
     home = os.path.join(args.out, args.env)
     if args.stage == "base" and args.model:
-        fail("--stage base trains the tiny model from nothing and --model brings one: use either (with --model, begin at --stage init)")
-    folder = os.path.join(home, "base") if args.stage == "base" else os.path.join(home, args.rule, args.name or args.stage)
-    if checkpoint_at(folder) and load_state(folder).get("done") or (args.stage == "base" and checkpoint_at(folder) and not load_state(folder)):
+        fail("--stage base trains the tiny model from nothing and --model brings one: with --model, begin at --stage init")
+    folder = os.path.join(home, *(["base"] if args.stage == "base" else [args.rule, args.name or args.stage]))
+    if checkpoint_at(folder) and load_state(folder).get("done"):
         say(run, f"[{args.stage}] found, not trained again: {folder}")
         return folder
     if checkpoint_at(folder) and not args.resume:
@@ -384,7 +393,8 @@ def run_stage(args, run):
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     sub = flags(__doc__).parse_args([])
-    for key in ("env", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype", "micro"):
+    for key in ("env", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype",
+                "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True
     if stage == "base":
@@ -408,7 +418,8 @@ def main(argv=None):
     result = table(paths, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python rl.py --env {args.env} --rule {args.rule}" + (f" --out {args.out}" if args.out != "out" else ""))
+        out = f" --out {args.out}" if args.out != "out" else ""
+        print(f"next: python rl.py --env {args.env} --rule {args.rule}{out}")
 
 
 if __name__ == "__main__":
