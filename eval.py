@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -61,6 +61,19 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
             self.error(f"unknown flag {unknown[0]}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
         return known
+
+
+def script(main):
+    """Run a script's main(): trouble with files ends in one line, Ctrl-C without a traceback."""
+    try:
+        main()
+    except OSError as e:
+        fail(e)
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def positive(kind):
@@ -136,6 +149,11 @@ def all_sum(values, run):
     return t.tolist()
 
 
+def wait_for_all(run):
+    if run.world > 1:
+        dist.barrier()
+
+
 def say(run, *words):
     if run.rank == 0:
         tqdm.write(" ".join(map(str, words)), file=sys.stdout)
@@ -154,7 +172,8 @@ def checkpoint_at(path):
     between its two renames."""
     for folder in (os.path.join(path, "checkpoint"), path):
         if not os.path.isdir(folder) and os.path.isdir(folder + ".old"):
-            os.rename(folder + ".old", folder)
+            with suppress(FileNotFoundError):  # another rank was faster
+                os.rename(folder + ".old", folder)
         if os.path.isfile(os.path.join(folder, "config.json")):
             return folder
     return None
@@ -525,7 +544,8 @@ def plot(files, picture):
             with open(file) as f:
                 records = [json.loads(line) for line in f]
             start, points = records[0], [r for r in records if "seen" in r]
-            curves.setdefault((start["rule"], start["method"]), []).append(points)
+            method = "SFT on own answers" if start.get("demos") == "own" else start["method"].upper()
+            curves.setdefault((start["rule"], method), []).append(points)
         except (OSError, ValueError, KeyError, IndexError) as e:
             fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
     rules = sorted({rule for rule, _ in curves})
@@ -539,8 +559,8 @@ def plot(files, picture):
             for column, style in (("seen", ":"), ("id", "--"), ("ood", "-")):
                 y = torch.tensor([[100 * run[i][column]["p"] for i in range(n)] for run in runs])
                 mean, se = y.mean(0), y.std(0) / len(runs) ** 0.5 if len(runs) > 1 else 0 * y[0]
-                line, = ax.plot(x, mean, style, color={"sft": "C3", "rl": "C0"}.get(method, "C7"),
-                                label=f"{method.upper()} {column if column == 'seen' else column.upper()}")
+                line, = ax.plot(x, mean, style, color={"SFT": "C3", "RL": "C0"}.get(method, "C7"),
+                                label=f"{method} {column if column == 'seen' else column.upper()}")
                 ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
         env = ENVS["gp"]
         ax.set_title(f"trained on {env.rule_names[rule]}", fontsize=10)
@@ -593,4 +613,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

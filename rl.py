@@ -31,7 +31,7 @@ Metrics, one record an iteration in metrics.jsonl, and what is healthy:
     tokens_per_answer steady; cut: share of answers that ran into --max_new_tokens; near 0
     verdicts          share of each verdict among all answers
     tokens_per_s      tokens trained on (all epochs) per second of the whole iteration; episodes_per_s likewise;
-                      seconds: of the iteration, sampling_seconds: of its rollout
+                      seconds: of the iteration, sampling_seconds: of its rollout alone
     flops, tokens     cumulative compute, below, and the same / 6N; memory_gb: peak
 
 Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of every
@@ -56,8 +56,8 @@ import torch
 
 import sft
 from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
-                  longest_answer, matmul_rate, non_negative, positive, rollout, save, say, score, setup, shared_flags,
-                  table, write_json)
+                  longest_answer, non_negative, positive, rollout, save, say, score, script, setup,
+                  shared_flags, table, wait_for_all, write_json)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -152,7 +152,8 @@ def train(args, run, init, folder):
             fail(f"--resume: {checkpoint} was not saved by rl.py")
         value_head.load_state_dict(state["value_head"])
         optimizer.load_state_dict(state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            run.scaler.load_state_dict(state["scaler"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     n = sum(p.numel() for p in model.parameters())
     start_flops = sft.fine_tuning_flops(init)
@@ -172,11 +173,13 @@ def train(args, run, init, folder):
     monitor_text, interrupt, begun, busy = "", sft.Interrupt(), time.perf_counter(), 0.0
 
     def save_now():
+        sft.check_ranks_agree(parameters, run)
         if run.rank == 0:
             save(checkpoint, model, tok, {
                 "iteration": iteration, "flops": flops, "done": progress >= 1, "stage": "rl",
                 "value_head": value_head.state_dict(), "optimizer": optimizer.state_dict(),
                 "scaler": run.scaler.state_dict()})
+        wait_for_all(run)
 
     while True:
         # ==== MONITOR: success on seen / ID / OOD episodes, at equal steps of compute ====
@@ -188,7 +191,7 @@ def train(args, run, init, folder):
                      f"by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": iteration, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
-        if progress >= 1 or interrupt.asked or (args.steps and iteration >= args.steps):
+        if progress >= 1 or interrupt.on_any_rank(run) or (args.steps and iteration >= args.steps):
             break
         started = time.perf_counter()
 
@@ -250,7 +253,8 @@ def train(args, run, init, folder):
                     ratio_error = widest
                     if run.dtype == torch.float32 and ratio_error > 1e-3:
                         fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
-                stopped = sums[3] > args.target_kl  # looked at before the step: the one that would go too far is not taken
+                trained_tokens += sum(len(s.ids) for s in batch)
+                stopped = sums[3] > args.target_kl  # before the step: the one that would go too far is not taken
                 if stopped:
                     break
                 sft.reduce_gradients(parameters, run)
@@ -259,7 +263,6 @@ def train(args, run, init, folder):
                 run.scaler.step(optimizer)
                 run.scaler.update()
                 updates += 1
-                trained_tokens += sum(len(s.ids) for s in batch)
                 for name, value in zip(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), sums):
                     stats[name] += value
             if stopped:
@@ -311,16 +314,11 @@ def train(args, run, init, folder):
     signal.signal(signal.SIGINT, interrupt.before)
     save_now()
     if busy:
-        rate, peak = (flops - state.get("flops", start_flops)) / busy, matmul_rate(model, run.device) * run.world
-        say(run, f"[rl] {rate / 1e9:.0f} GFLOP/s = {100 * rate / peak:.0f}% of this machine's matrix product "
-                 f"({peak / 1e9:.0f} GFLOP/s), sampling and judging included; peak memory {sft.peak_memory_gb(run):.1f} GB; "
-                 f"{time.perf_counter() - begun:.0f} s")
-        if log:
-            log.write(json.dumps({"step": iteration, "flops_per_s": rate, "matmul_flops_per_s": peak,
-                                  "share_of_matmul": rate / peak, "seconds": time.perf_counter() - begun}) + "\n")
+        sft.report_speed("rl", run, log, model, iteration, flops - state.get("flops", start_flops), busy,
+                         time.perf_counter() - begun)
     if log:
         log.close()
-    if interrupt.asked:
+    if interrupt.stopped:
         say(run, f"stopped at iteration {iteration} and saved; go on with --resume")
         raise SystemExit(130)
 
@@ -366,13 +364,15 @@ def main(argv=None):
     args.k = 1
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
+    if args.minibatches > args.batch:
+        fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
     run = setup(args)
     folder = os.path.join(args.out, args.env, args.rule, args.name)
     if checkpoint_at(folder) and not args.resume and not load_state(folder).get("done"):
         fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
     init = args.init or sft.build(args, run, "init")
     if checkpoint_at(folder) and load_state(folder).get("done"):
-        say(run, f"[rl] found, not trained again: {folder}")
+        say(run, f"[rl] found, not trained again: {folder}  (for another run choose another --name)")
     else:
         train(args, run, init, folder)
 
@@ -388,4 +388,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

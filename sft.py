@@ -37,7 +37,7 @@ from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_at, collate, evaluate, fail,
                   found_checkpoints, load, load_state, longest_answer, matmul_rate, non_negative, positive, prompt_ids,
-                  rollout, save, say, setup, shared_flags, table, write_json)
+                  rollout, save, say, script, setup, shared_flags, table, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
@@ -147,13 +147,17 @@ class Interrupt:
     """Ctrl-C asks the loop to save and stop after the current step; a second one stops at once."""
 
     def __init__(self):
-        self.asked = False
+        self.asked = self.stopped = False
         self.before = signal.signal(signal.SIGINT, self.handle)
 
     def handle(self, *_):
         self.asked = True
         signal.signal(signal.SIGINT, self.before)
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
+
+    def on_any_rank(self, run):  # ranks must leave the loop at the same step, or the rest waits for ever
+        self.stopped = all_sum([self.asked], run)[0] > 0
+        return self.stopped
 
 
 def open_log(folder, step, header, resumed):
@@ -192,10 +196,33 @@ def fine_tuning_flops(path):
     return state.get("flops", 0.0) if state.get("stage") in ("init", "sft", "rl") else 0.0
 
 
+def check_ranks_agree(parameters, run):
+    """Stop if the ranks' parameters have drifted apart: they start equal and see the same summed gradients."""
+    if run.world > 1:
+        low = torch.stack([p.detach().double().sum() for p in parameters])
+        high = low.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if not torch.equal(low, high):
+            fail("the ranks' parameters differ")
+
+
 def peak_memory_gb(run):
     if run.device.type == "cuda":
         return torch.cuda.max_memory_allocated(run.device) / 2 ** 30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+
+
+def report_speed(name, run, log, model, step, flops, busy, seconds):
+    """Print and log FLOP/s over the busy seconds, also as a share of what a bare matrix product reaches here and now."""
+    rate, peak = flops / busy, matmul_rate(model, run.device) * run.world
+    n = sum(p.numel() for p in model.parameters())
+    say(run, f"[{name}] {rate / 1e9:.0f} GFLOP/s (like training on {rate / 6 / n:,.0f} tokens/s) = {100 * rate / peak:.0f}% "
+             f"of this machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory {peak_memory_gb(run):.1f} GB; "
+             f"{seconds:.0f} s")
+    if log:
+        log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak,
+                              "share_of_matmul": rate / peak, "seconds": seconds}) + "\n")
 
 
 def train(args, run, source, folder):
@@ -210,7 +237,7 @@ def train(args, run, source, folder):
     else:
         model, tok = load(source, run.device)
     step, start_flops = state.get("step", 0), state.get("start_flops", fine_tuning_flops(source))
-    flops, clock = state.get("flops", start_flops), state.get("seconds", 0.0)
+    flops = state.get("flops", start_flops)
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
 
     # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest
@@ -223,7 +250,7 @@ def train(args, run, source, folder):
     base_lrs = [o.param_groups[0]["lr"] for o in optimizers]
     for o, saved in zip(optimizers, state.get("optimizers", [])):
         o.load_state_dict(saved)
-    if "scaler" in state:
+    if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     parameters = rest + matrices
     n = sum(p.numel() for p in parameters)
@@ -231,7 +258,7 @@ def train(args, run, source, folder):
     demo_env, own = env_class(rule=args.rule, split="train", seed=args.seed), None
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
-        flops = max(flops, start_flops + 2 * n * generated)
+        flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
         say(run, f"[{args.stage}] {len(own)} of {args.own_samples} answers of the init are right: the demonstrations")
 
     budget = 6 * n * args.tokens
@@ -244,11 +271,12 @@ def train(args, run, source, folder):
     next_monitor = math.floor(progress * args.monitors) + 1 if state else 0
 
     def save_now():
+        check_ranks_agree(parameters, run)
         if run.rank == 0:
             save(checkpoint, model, tok, {
                 "step": step, "flops": flops, "start_flops": start_flops, "done": progress >= 1, "stage": args.stage,
-                "seconds": clock + time.perf_counter() - begun, "optimizers": [o.state_dict() for o in optimizers],
-                "scaler": run.scaler.state_dict()})
+                "optimizers": [o.state_dict() for o in optimizers], "scaler": run.scaler.state_dict()})
+        wait_for_all(run)  # the next stage reads what rank 0 has written
 
     while True:
         # ---- monitor: success on seen / ID / OOD episodes, at equal steps of compute
@@ -261,7 +289,7 @@ def train(args, run, source, folder):
                      f"{monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
-        if progress >= 1 or interrupt.asked or (args.steps and step >= args.steps):
+        if progress >= 1 or interrupt.on_any_rank(run) or (args.steps and step >= args.steps):
             break
         started = time.perf_counter()
 
@@ -322,23 +350,18 @@ def train(args, run, source, folder):
 
     signal.signal(signal.SIGINT, interrupt.before)
     save_now()
-    if step > state.get("step", 0):
-        rate, peak = (flops - state.get("flops", start_flops)) / trained, matmul_rate(model, run.device) * run.world
-        say(run, f"[{args.stage}] {rate / 6 / n:,.0f} trained tokens/s = {rate / 1e9:.0f} GFLOP/s = "
-                 f"{100 * rate / peak:.0f}% of this machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory "
-                 f"{peak_memory_gb(run):.1f} GB; {time.perf_counter() - begun:.0f} s")
-        if log:
-            log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak,
-                                  "share_of_matmul": rate / peak, "seconds": time.perf_counter() - begun}) + "\n")
+    if trained:
+        report_speed(args.stage, run, log, model, step, flops - state.get("flops", start_flops), trained,
+                     time.perf_counter() - begun)
     if log:
         log.close()
-    if interrupt.asked:
+    if interrupt.stopped:
         say(run, f"stopped at step {step} and saved; go on with --resume")
         raise SystemExit(130)
 
 
-def flags(doc):
-    parser = Parser(doc)
+def flags():
+    parser = Parser(__doc__)
     add = shared_flags(parser)
     add("--stage", choices=STAGES, default="sft")                   # base -> init -> sft
     add("--init", metavar="PATH", default=None)                     # start of the sft stage; default: built
@@ -369,7 +392,8 @@ def run_stage(args, run):
         fail("--stage base trains the tiny model from nothing and --model brings one: with --model, begin at --stage init")
     folder = os.path.join(home, *(["base"] if args.stage == "base" else [args.rule, args.name or args.stage]))
     if checkpoint_at(folder) and load_state(folder).get("done"):
-        say(run, f"[{args.stage}] found, not trained again: {folder}")
+        say(run, f"[{args.stage}] found, not trained again: {folder}" + ("" if args.parent else
+                 "  (for another run choose another --name)"))
         return folder
     if checkpoint_at(folder) and not args.resume:
         if args.parent:
@@ -381,8 +405,6 @@ def run_stage(args, run):
         source = args.model or build(args, run, "base")
     elif args.stage == "sft":
         source = args.init or build(args, run, "init")
-        if not checkpoint_at(source) and args.init and os.path.exists(args.init):
-            fail(f"--init {args.init}: no checkpoint there")
     for key, value in STAGES[args.stage].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
@@ -392,21 +414,19 @@ def run_stage(args, run):
 
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
-    sub = flags(__doc__).parse_args([])
+    sub = flags().parse_args([])
     for key in ("env", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype",
                 "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True
     if stage == "base":
         sub.max_new_tokens = None
-    for key in ("tokens", "steps"):  # --init_tokens and the like of rl.py are for tests and impatient readers
-        if getattr(args, f"{stage}_{key}", None):
-            setattr(sub, key, getattr(args, f"{stage}_{key}"))
+    sub.tokens = getattr(args, f"{stage}_tokens", None)  # rl.py --base_tokens, --init_tokens
     return run_stage(sub, run)
 
 
 def main(argv=None):
-    args = flags(__doc__).parse_args(argv)
+    args = flags().parse_args(argv)
     args.parent, args.k = False, 1
     run = setup(args)
     folder = run_stage(args, run)
@@ -423,4 +443,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    script(main)
