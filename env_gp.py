@@ -2,12 +2,14 @@
 
     python env_gp.py            # shows a hand, the prompt, the expert's answer and a failed attempt
 
-An environment is five things, and sft.py, rl.py and eval.py use nothing else:
+An environment is one class, and sft.py, rl.py and eval.py use nothing of it but:
     reset(seed) -> (messages, images)    deal an episode; the same seed deals the same hand
     step(text)  -> Step                  judge an answer (see verifier.Step)
     expert()    -> str                   a right answer to the current state, for demonstrations
     cells(rule) -> {column: keywords}    which episodes the table's columns seen / id / ood are made of
-    document(rng), fragments()           pretraining text for the tiny model and its fixed phrases for the tokenizer
+    document(rng, chat_share)            pretraining text for the tiny model
+    fragments() -> [str]                 its fixed phrases, for the tokenizer
+    title, rule_names, reward_scale, default_verify, verdicts      constants, commented below
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -241,11 +243,11 @@ class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with at least one of J, Q, K, on which the
     two rules differ). verify: attempts per hand, at least 1. seed: fixes the hands of reset() and, alone, which solution
     the expert shows for a hand. Raises ValueError on a value outside these."""
-    title = "GeneralPoints"
+    title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
-    default_verify = 5
-    verdicts = tuple(GP_REWARD)
+    default_verify = 5   # attempts per hand, as in the paper
+    verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
     fragments = staticmethod(fragments)
 

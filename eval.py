@@ -35,7 +35,7 @@ from transformers.utils import logging as hf_logging
 
 from env_gp import GeneralPoints
 
-ENVS = {"gp": GeneralPoints}  # a new environment: one file with the five methods of env_gp.py, and one entry here
+ENVS = {"gp": GeneralPoints}  # a new environment: one class with what env_gp.py's docstring lists, and one entry here
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -55,6 +55,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
+    def error(self, message):
+        self.exit(2, f"error: {message}\n")
+
     def parse_args(self, args=None):
         known, unknown = super().parse_known_args(args)
         if unknown:
@@ -67,8 +70,8 @@ def script(main):
     """Run a script's main(): trouble with files ends in one line, Ctrl-C without a traceback."""
     try:
         main()
-    except OSError as e:
-        fail(e)
+    except (OSError, torch.OutOfMemoryError) as e:
+        fail(str(e).strip().splitlines()[0])
     except KeyboardInterrupt:
         raise SystemExit(130)
     finally:
@@ -93,13 +96,27 @@ def non_negative(text):
     return value
 
 
+def share(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def seed_number(text):
+    value = int(text)
+    if not 0 <= value < 2 ** 31:
+        raise ValueError
+    return value
+
+
 def shared_flags(parser):
     add = parser.add_argument
     add("--env", choices=ENVS, default="gp")               # the task: gp = GeneralPoints
     add("--rule", choices=["id", "ood"], default="id")     # the rule trained on; the other one is held out
     add("--model", metavar="PATH", default=None)           # a transformers checkpoint in place of the tiny base
     add("--out", metavar="DIR", default="out")             # everything made here goes below this folder
-    add("--seed", type=int, default=0)                     # fixes hands, demonstrations, samples and initial weights
+    add("--seed", type=seed_number, default=0)             # fixes hands, demonstrations, samples and initial weights
     add("--verify", type=positive(int), default=None)      # attempts per episode; default: the environment's (gp: 5)
     add("--temperature", type=non_negative, default=1.0)   # sampling temperature; 0 = greedy (evaluation only)
     add("--max_new_tokens", type=positive(int), default=None)  # per answer; default: 1.25 x the longest demonstration
@@ -117,14 +134,15 @@ def setup(args):
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    name = args.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            device = torch.device("cuda", local if device.index is None else device.index)
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         fail(f"--device {name}: {str(e).splitlines()[0]}")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if args.dtype != "auto":
@@ -171,7 +189,7 @@ def checkpoint_at(path):
     """The checkpoint folder meant by `path`: a run folder stands for its checkpoint/. Undoes a save that was killed
     between its two renames."""
     for folder in (os.path.join(path, "checkpoint"), path):
-        if not os.path.isdir(folder) and os.path.isdir(folder + ".old"):
+        if not os.path.isdir(folder) and os.path.isfile(os.path.join(folder + ".old", "config.json")):
             with suppress(FileNotFoundError):  # another rank was faster
                 os.rename(folder + ".old", folder)
         if os.path.isfile(os.path.join(folder, "config.json")):
@@ -240,6 +258,25 @@ def load_state(path):
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:
         fail(f"{file} is damaged: {str(e).splitlines()[0]}")
+
+
+BOOKKEEPING = {"out", "name", "device", "dtype", "batch_rollout", "episodes", "monitors", "monitor_episodes", "log_every",
+               "saves", "resume", "steps", "parent", "k", "base_tokens", "init_tokens", "max_new_tokens", "micro"}
+
+
+def training_flags(args):
+    """The flags that decide what a run learns, as a plain dict for trainer.pt."""
+    return {key: value for key, value in vars(args).items() if key not in BOOKKEEPING}
+
+
+def same_flags(folder, args, only=None):
+    """A finished or interrupted run is used again only for the flags it was made with; otherwise fail, naming them.
+    only: the flags that must agree (default: all that both know)."""
+    made = load_state(folder).get("flags", {})
+    mine = training_flags(args)
+    other = [f"--{k} {made[k]}" for k in (only or sorted(mine)) if k in made and k in mine and made[k] != mine[k]]
+    if other:
+        fail(f"{folder} was made with {' '.join(other)}; for other values choose another --name or --out")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -415,46 +452,51 @@ def rate(hits):
     return {"p": p, "se": math.sqrt(p * (1 - p) / n), "n": n}
 
 
-def evaluate(model, tok, args, run, episodes, verify, columns=None, reference=None, k=1):
-    """Success rates of a model on the columns of the table -> {column: {"p", "se", "n", "first", "other_rule",
-    "verdicts", "kl"}}. The same hands for every model: they depend on the episode's number only. The share
-    "other_rule" and "verdicts" count first answers; "kl" is on column "id" and needs a reference model."""
+@torch.no_grad()
+def kl_to(reference, model, tok, episodes, args, run):
+    """KL(model || reference) in nats per first answer, from the model's own samples: mean of the summed log-ratios."""
+    temperature, total = args.temperature or 1.0, 0.0
+    firsts = []
+    for e in episodes:  # the first conversation, cut after its first answer
+        s = e.segments[0]
+        end = s.action.index(1) + e.turns[0]["tokens"]
+        firsts.append(Segment(s.ids[:end], s.action[:end]))
+    for i in range(0, len(firsts), 32):
+        part = firsts[i:i + 32]
+        total += (score(model, part, tok.pad_token_id, run, temperature)[0]
+                  - score(reference, part, tok.pad_token_id, run, temperature)[0]).sum().item()
+    total, count = all_sum([total, len(firsts)], run)
+    return total / count
+
+
+def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
+    """Success rates of a model in the columns of the table -> {column: {"p", "se", "n", "first", "other_rule",
+    "verdicts", "kl"}}. The same hands for every model and seed: they depend on the episode's number only.
+
+    An episode (with k > 1: any of k tries at it) counts as p when solved within the attempts, as "first" when solved by
+    the first. "other_rule" and "verdicts" are shares of first answers; "kl" is for column "id", given a reference."""
     was_training, rng = model.training, torch.get_rng_state()
     out = {}
     for column, keywords in ENVS[args.env].cells(args.rule).items():
-        if columns and column not in columns:
-            continue
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
-        jobs = [i for i in range(episodes) for _ in range(k)][run.rank::run.world]
+        jobs = [i for i in range(episodes) for _ in range(k)][run.rank::run.world]  # each rank plays its share
         envs = [ENVS[args.env](verify=verify, seed=args.seed, **keywords) for _ in jobs]
         played = rollout(model, tok, envs, [f"eval/{i}" for i in jobs], args.temperature, args.max_new_tokens, run,
                          args.batch_rollout)
-        kl = math.nan
-        if reference is not None and column == "id":
-            firsts = []
-            for e in played:  # the first answer of each episode: a segment cut after it
-                s, n = e.segments[0], e.turns[0]["tokens"]
-                end = s.action.index(1) + n
-                firsts.append(Segment(s.ids[:end], s.action[:end]))
-            with torch.no_grad():
-                diff = [sum((score(model, part, tok.pad_token_id, run, args.temperature or 1.0)[0]
-                             - score(reference, part, tok.pad_token_id, run, args.temperature or 1.0)[0]).tolist())
-                        for part in (firsts[i:i + 64] for i in range(0, len(firsts), 64))]
-            total, count = all_sum([sum(diff), len(firsts)], run)
-            kl = total / count
-        records = [(i, int(e.success), int(e.turns[0]["success"]), int(e.turns[0]["other_rule"]), e.turns[0]["verdict"])
-                   for i, e in zip(jobs, played)]
+        records = [(i, e.success, e.turns[0]) for i, e in zip(jobs, played)]
         if run.world > 1:
             gathered = [None] * run.world
             dist.all_gather_object(gathered, records)
             records = sum(gathered, [])
-        solved, first = {}, {}
-        for i, success, early, _, _ in records:
-            solved[i], first[i] = max(solved.get(i, 0), success), max(first.get(i, 0), early)
-        verdicts = [r[4] for r in records]
-        out[column] = {**rate(list(solved.values())), "first": rate(list(first.values())),
-                       "other_rule": rate([r[3] for r in records]), "kl": None if math.isnan(kl) else kl,
-                       "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}}
+        solved, first = [0] * episodes, [0] * episodes
+        for i, success, turn in records:
+            solved[i], first[i] = max(solved[i], int(success)), max(first[i], int(turn["success"]))
+        verdicts = [turn["verdict"] for _, _, turn in records]
+        out[column] = {**rate(solved), "first": rate(first),
+                       "other_rule": rate([int(turn["other_rule"]) for _, _, turn in records]),
+                       "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}, "kl": None}
+        if reference is not None and column == "id":
+            out[column]["kl"] = kl_to(reference, model, tok, played, args, run)
     torch.set_rng_state(rng)
     model.train(was_training)
     return out
@@ -569,7 +611,10 @@ def plot(files, picture):
     axes[0][0].set_ylabel("success within the attempts, %")
     axes[0][0].legend(fontsize=7, ncol=2, loc="lower left")
     fig.tight_layout()
-    fig.savefig(picture, dpi=130)
+    try:
+        fig.savefig(picture, dpi=130)
+    except (OSError, ValueError) as e:
+        fail(f"--plot {picture}: {e}")
     print("drawn:", picture, "from", len(files), "runs")
 
 

@@ -1,12 +1,13 @@
 """rl.py: reinforcement learning against the verifier. PPO, token by token, over multi-turn episodes, in one loop.
 
     python rl.py --env gp --rule ood                # from an empty folder: base -> short SFT -> PPO -> the ID/OOD table
-    python rl.py --env gp --rule id --verify 1      # single attempts instead of five
-    python rl.py --env gp --rule id --beta 0        # no KL penalty
-    python rl.py --env gp --init out/gp/base        # RL without SFT
+    python rl.py --env gp --rule id --name v1 --verify 1            # single attempts instead of five
+    python rl.py --env gp --rule id --name nokl --beta 0            # no KL penalty
+    python rl.py --env gp --rule id --name raw --init out/gp/base   # RL without SFT
     python rl.py --init Qwen/Qwen2.5-0.5B-Instruct --lr 1e-6 --lr_value 1e-5 --batch 64 --micro 4  # on a GPU
     torchrun --nproc_per_node=2 rl.py --rule ood    # several devices
---resume continues an interrupted run; Ctrl-C saves.
+A finished run is not trained again (give a new --name for other flags). --resume continues an interrupted run, or a
+finished one to a larger --tokens; Ctrl-C saves.
 
 The objective. States are token prefixes, actions tokens; an episode is up to `--verify` answers with the verifier's
 feedback in between (paper, section 3, "sequential revision"). With the policy pi, the policy that sampled pi_old, the
@@ -24,9 +25,10 @@ Metrics, one record an iteration in metrics.jsonl, and what is healthy:
     kl1, kl3          KL(pi || pi_ref) per token, two estimators (below); grows slowly, stays under ~0.3; they agree
     approx_kl         KL(pi_old || pi) over the update, k3; 0.001-0.02; epochs end early above --target_kl
     clip_fraction     share of ratios beyond the clip; 0.01-0.2; 0 for the first minibatch
-    ratio_error       max |log ratio| of the first minibatch, before any step: rounding only, below 1e-4 in fp32
+    ratio_error       max |log ratio| of the first minibatch, before any step: rounding only. In fp32 below 1e-5, or 1e-4
+                      for a very sharp policy; above 1e-3 the run stops
     entropy           nats per token; falls slowly, never to 0
-    explained_var     1 - Var(R - V) / Var(R); from 0 towards 1
+    explained_var     1 - Var(R - V) / Var(R), on rank 0; from 0 towards 1
     value_loss, policy_loss, grad_norm (before clipping)
     tokens_per_answer steady; cut: share of answers that ran into --max_new_tokens; near 0
     verdicts          share of each verdict among all answers
@@ -56,8 +58,8 @@ import torch
 
 import sft
 from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
-                  longest_answer, non_negative, positive, rollout, save, say, score, script, setup,
-                  shared_flags, table, wait_for_all, write_json)
+                  longest_answer, non_negative, positive, rollout, same_flags, save, say, score, script,
+                  setup, share, shared_flags, table, training_flags, wait_for_all, write_json)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ def train(args, run, init, folder):
              f"on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = sft.open_log(folder, iteration, {"method": "rl", "n": n, **vars(args)}, resumed) if run.rank == 0 else None
     bar = sft.percent_bar("rl", run)
-    next_monitor = math.floor(progress * args.monitors) + 1 if resumed else 0
+    next_monitor = state.get("next_monitor", 0)
     monitor_text, interrupt, begun, busy = "", sft.Interrupt(), time.perf_counter(), 0.0
 
     def save_now():
@@ -177,6 +179,7 @@ def train(args, run, init, folder):
         if run.rank == 0:
             save(checkpoint, model, tok, {
                 "iteration": iteration, "flops": flops, "done": progress >= 1, "stage": "rl",
+                "next_monitor": next_monitor, "flags": training_flags(args),
                 "value_head": value_head.state_dict(), "optimizer": optimizer.state_dict(),
                 "scaler": run.scaler.state_dict()})
         wait_for_all(run)
@@ -191,7 +194,7 @@ def train(args, run, init, folder):
                      f"by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": iteration, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
-        if progress >= 1 or interrupt.on_any_rank(run) or (args.steps and iteration >= args.steps):
+        if interrupt.on_any_rank(run) or progress >= 1 or (args.steps and iteration >= args.steps):
             break
         started = time.perf_counter()
 
@@ -259,17 +262,19 @@ def train(args, run, init, folder):
                     break
                 sft.reduce_gradients(parameters, run)
                 run.scaler.unscale_(optimizer)
-                stats["grad_norm"] += torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad).item()
+                norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad).item()
+                sft.check_gradient(norm, [optimizer], run, f"iteration {iteration}")
                 run.scaler.step(optimizer)
                 run.scaler.update()
                 updates += 1
-                for name, value in zip(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"), sums):
+                for name, value in zip(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction",
+                                        "grad_norm"), (*sums, norm)):
                     stats[name] += value
             if stopped:
                 break
         iteration += 1
 
-        # ==== COMPUTE AND LOG: sums over all ranks, then shares and means ====
+        # ==== COMPUTE AND LOG: sums over all ranks, then shares and means (explained_var: rank 0's) ====
         turns = [t for e in episodes for t in e.turns]
         k1, k3 = kl_estimators(torch.cat([s.logp for s in segments]), torch.cat([s.ref_logp for s in segments]))
         returns, values = (torch.cat([getattr(s, name) for s in segments]) for name in ("returns", "value"))
@@ -299,12 +304,14 @@ def train(args, run, init, folder):
         bar.set_postfix_str(f"success {record['success']:.2f} {monitor_text}")
         if iteration % args.log_every == 0:
             key = {"reward": ".2f", "success": ".2f", "turns": ".2f", "kl1": ".4f", "kl3": ".4f", "clip_fraction": ".3f",
-                   "entropy": ".3f", "explained_var": ".2f", "tokens_per_s": ",.0f", "episodes_per_s": ".0f"}
-            say(run, f"KEY {iteration:3d} " + " ".join(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()))
+                   "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f", "tokens_per_s": ",.0f",
+                   "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
+            say(run, f"KEY {iteration:3d} " + " ".join(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()) + " "
+                + " ".join(f"{v} {p:.2f}" for v, p in record["verdicts"].items()))
         if log:
             log.write(json.dumps(record) + "\n")
             with open(os.path.join(folder, "episodes.txt"), "a") as f:
-                for e in episodes[:2] if iteration % args.log_every == 1 else []:
+                for e in episodes[:2] if iteration % 10 == 1 else []:
                     f.write(f"---- iteration {iteration}, success {e.success}\n" + "\n".join(
                         f"{tok.decode(s.ids)}" for s in e.segments) + f"\nrewards {[t['reward'] for t in e.turns]}\n")
         if math.floor(last * args.saves) < math.floor(progress * args.saves) and progress < 1:
@@ -336,8 +343,8 @@ def flags():
     add("--batch", type=positive(int), default=128)             # episodes an iteration and rank
     add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
-    add("--gamma", type=non_negative, default=1.0)              # discount per token (the paper: 0.9 per turn)
-    add("--lam", type=non_negative, default=0.95)               # GAE lambda, per token (the paper: 0.95)
+    add("--gamma", type=share, default=1.0)              # discount per token (the paper: 0.9 per turn)
+    add("--lam", type=share, default=0.95)               # GAE lambda, per token (the paper: 0.95)
     add("--beta", type=non_negative, default=0.02)              # KL penalty per token (the release: none)
     add("--clip", type=positive(float), default=0.2)            # epsilon (the paper: 0.1)
     add("--clip_value", type=positive(float), default=0.5)      # how far a value may move per iteration
@@ -353,7 +360,7 @@ def flags():
     # bookkeeping
     add("--monitors", type=positive(int), default=6)            # success rates are measured this often a run
     add("--monitor_episodes", type=positive(int), default=100)  # per column
-    add("--log_every", type=positive(int), default=5)           # iterations between KEY lines
+    add("--log_every", type=positive(int), default=1)           # iterations between KEY lines
     add("--saves", type=positive(int), default=4)               # checkpoints a run
     add("--resume", action="store_true")                        # continue an interrupted run from its checkpoint
     return parser
@@ -368,11 +375,15 @@ def main(argv=None):
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
     run = setup(args)
     folder = os.path.join(args.out, args.env, args.rule, args.name)
-    if checkpoint_at(folder) and not args.resume and not load_state(folder).get("done"):
-        fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
+    finished = False
+    if checkpoint_at(folder):
+        same_flags(folder, args, ["model", "seed"] if args.resume else None)
+        finished = load_state(folder).get("done") and not args.resume
+        if not finished and not args.resume:
+            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
     init = args.init or sft.build(args, run, "init")
-    if checkpoint_at(folder) and load_state(folder).get("done"):
-        say(run, f"[rl] found, not trained again: {folder}  (for another run choose another --name)")
+    if finished:
+        say(run, f"[rl] found, not trained again: {folder}")
     else:
         train(args, run, init, folder)
 

@@ -3,11 +3,11 @@
     python sft.py --env gp --stage base            # tiny Llama + tokenizer from scratch, a few minutes -> out/gp/base
     python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                 -> out/gp/id/init
     python sft.py --env gp --rule id               # SFT continued from init at RL's compute           -> out/gp/id/sft
-    python sft.py --env gp --rule id --demos own   # control: the init's own right answers for demonstrations
+    python sft.py --env gp --rule id --name own --demos own   # control: the init's own right answers as demonstrations
     python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --rule id --lr 1e-6 --micro 4     # a real model, on a GPU
     torchrun --nproc_per_node=2 sft.py --rule id   # several devices
-A stage whose input is missing builds it first. A finished stage is not trained again; --resume continues one that was
-interrupted (Ctrl-C saves).
+A stage whose input is missing builds it first. A finished run is not trained again (give a new --name for other flags);
+--resume continues one that was interrupted (Ctrl-C saves), or a finished one to a larger --tokens.
 
 The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that ends the
 turn. Prompts carry no loss. Pretraining is the same with every token an "answer".
@@ -37,13 +37,14 @@ from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_at, collate, evaluate, fail,
                   found_checkpoints, load, load_state, longest_answer, matmul_rate, non_negative, positive, prompt_ids,
-                  rollout, save, say, script, setup, shared_flags, table, wait_for_all, write_json)
+                  rollout, same_flags, save, say, script,
+                  setup, share, shared_flags, table, training_flags, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
     "base": dict(tokens=3.6e6, batch=32,    lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
     "init": dict(tokens=8.0e4, batch=128,   lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
-    "sft":  dict(tokens=1.2e6, batch=128,   lr=3e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
+    "sft":  dict(tokens=1.2e6, batch=128,   lr=1e-3,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
 }
 
 
@@ -119,7 +120,7 @@ def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08):
 
 def own_demonstrations(path, args, run):
     """Rejection sampling: the init plays the training episodes once, its right first answers become the demonstrations
-    -> (rows, tokens generated). The control of the study: same loop, same compute, but the model's own habit."""
+    -> (rows, tokens that went through the model for it). The control of the study: same loop, same compute, but the model's own habit."""
     model, tok = load(path, run.device)
     torch.manual_seed(args.seed)
     envs = [ENVS[args.env](rule=args.rule, split="train", verify=1, seed=args.seed) for _ in range(args.own_samples)]
@@ -128,7 +129,7 @@ def own_demonstrations(path, args, run):
     rows = [s for e in episodes if e.success for s in e.segments]
     if not rows:
         fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
-    return rows, sum(sum(s.action) for e in episodes for s in e.segments)
+    return rows, sum(e.forwarded for e in episodes)
 
 
 def sft_loss(model, rows, denominator, pad_id, run):
@@ -167,9 +168,11 @@ def open_log(folder, step, header, resumed):
         os.makedirs(folder, exist_ok=True)
         if resumed and os.path.isfile(file):
             with open(file) as f:
-                lines = [line for line in f if json.loads(line).get("step", 0) <= step]
-        with open(file, "w") as f:
+                whole = [line for line in f if line.endswith("}\n")]  # a killed run may leave half a line
+                lines = [line for line in whole if json.loads(line).get("step", 0) <= step]
+        with open(file + ".tmp", "w") as f:
             f.writelines(lines or [json.dumps(header) + "\n"])
+        os.replace(file + ".tmp", file)
         return open(file, "a", buffering=1)
     except (OSError, ValueError) as e:
         fail(f"cannot write {file}: {e}")
@@ -194,6 +197,16 @@ def fine_tuning_flops(path):
     """Compute already spent on a checkpoint since the base (the init's, for a start); the base's own is not counted."""
     state = load_state(path) if path else {}
     return state.get("flops", 0.0) if state.get("stage") in ("init", "sft", "rl") else 0.0
+
+
+def check_gradient(norm, optimizers, run, where):
+    """No step on a gradient that is not finite. With a loss scaler that is routine: this step is skipped by all
+    optimizers (GradScaler would only skip those that own a bad entry) and the scale goes down; without one it is an end."""
+    if not math.isfinite(norm):
+        if not run.scaler.is_enabled():
+            fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
+        for o in optimizers:
+            o.zero_grad(set_to_none=True)
 
 
 def check_ranks_agree(parameters, run):
@@ -261,20 +274,21 @@ def train(args, run, source, folder):
         flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
         say(run, f"[{args.stage}] {len(own)} of {args.own_samples} answers of the init are right: the demonstrations")
 
-    budget = 6 * n * args.tokens
+    budget, flops_before = 6 * n * args.tokens, flops
     verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
     say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on {run.device} "
              f"x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = open_log(folder, step, {"method": "sft", "n": n, **vars(args)}, bool(state)) if run.rank == 0 else None
     bar, interrupt, begun, trained = percent_bar(args.stage, run), Interrupt(), time.perf_counter(), 0.0
     progress, losses, monitor_text = (flops - start_flops) / budget, [], ""
-    next_monitor = math.floor(progress * args.monitors) + 1 if state else 0
+    next_monitor = state.get("next_monitor", 0)
 
     def save_now():
         check_ranks_agree(parameters, run)
         if run.rank == 0:
             save(checkpoint, model, tok, {
                 "step": step, "flops": flops, "start_flops": start_flops, "done": progress >= 1, "stage": args.stage,
+                "next_monitor": next_monitor, "flags": training_flags(args),
                 "optimizers": [o.state_dict() for o in optimizers], "scaler": run.scaler.state_dict()})
         wait_for_all(run)  # the next stage reads what rank 0 has written
 
@@ -289,7 +303,7 @@ def train(args, run, source, folder):
                      f"{monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
-        if progress >= 1 or interrupt.on_any_rank(run) or (args.steps and step >= args.steps):
+        if interrupt.on_any_rank(run) or progress >= 1 or (args.steps and step >= args.steps):
             break
         started = time.perf_counter()
 
@@ -329,6 +343,7 @@ def train(args, run, source, folder):
         for o in optimizers:
             run.scaler.unscale_(o)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad).item()
+        check_gradient(norm, optimizers, run, f"step {step}")
         for o in optimizers:
             run.scaler.step(o)
         run.scaler.update()
@@ -351,7 +366,7 @@ def train(args, run, source, folder):
     signal.signal(signal.SIGINT, interrupt.before)
     save_now()
     if trained:
-        report_speed(args.stage, run, log, model, step, flops - state.get("flops", start_flops), trained,
+        report_speed(args.stage, run, log, model, step, flops - flops_before, trained,
                      time.perf_counter() - begun)
     if log:
         log.close()
@@ -368,15 +383,15 @@ def flags():
     add("--name", default=None)                                     # the run's folder; default: the stage's name
     add("--demos", choices=["expert", "own"], default="expert")     # own: the init's right answers
     add("--own_samples", type=positive(int), default=4096)          # episodes the init plays for --demos own
-    add("--chat_share", type=non_negative, default=0.08)            # base: documents in the task's chat form
+    add("--chat_share", type=share, default=0.08)            # base: documents in the task's chat form
     add("--tokens", type=positive(float), default=None)             # compute budget X / 6N, in trained tokens
     add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
     add("--batch", type=positive(int), default=None)                # episodes (base: rows of 128 tokens) a step, rank
     add("--micro", type=positive(int), default=32)                 # rows per forward pass
-    add("--lr", type=positive(float), default=None)                 # AdamW; default by stage: base 3e-3, else 3e-4
+    add("--lr", type=positive(float), default=None)                 # AdamW; default by stage, see STAGES
     add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
     add("--warmup", type=positive(int), default=None)               # steps of linear warm-up
-    add("--decay", type=non_negative, default=None)                 # last share of the budget with lr going to 0
+    add("--decay", type=share, default=None)                 # last share of the budget with lr going to 0
     add("--clip_grad", type=positive(float), default=1.0)           # gradient norm is clipped to this
     add("--monitors", type=positive(int), default=None)             # success rates are measured this often a run
     add("--monitor_episodes", type=positive(int), default=100)      # per column
@@ -390,24 +405,23 @@ def run_stage(args, run):
     home = os.path.join(args.out, args.env)
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing and --model brings one: with --model, begin at --stage init")
+    for key, value in STAGES[args.stage].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
     folder = os.path.join(home, *(["base"] if args.stage == "base" else [args.rule, args.name or args.stage]))
-    if checkpoint_at(folder) and load_state(folder).get("done"):
-        say(run, f"[{args.stage}] found, not trained again: {folder}" + ("" if args.parent else
-                 "  (for another run choose another --name)"))
-        return folder
-    if checkpoint_at(folder) and not args.resume:
-        if args.parent:
-            args.resume = True  # a stage on the way that was interrupted goes on by itself
-        else:
+    if checkpoint_at(folder):
+        same_flags(folder, args, ["model", "seed"] if args.parent or args.resume else None)
+        if load_state(folder).get("done") and not args.resume:
+            say(run, f"[{args.stage}] found, not trained again: {folder}")
+            return folder
+        if not args.resume and not args.parent:
             fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
+        args.resume = True  # a stage on the way that was interrupted goes on by itself
     source = None
     if args.stage == "init":
         source = args.model or build(args, run, "base")
     elif args.stage == "sft":
         source = args.init or build(args, run, "init")
-    for key, value in STAGES[args.stage].items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
     train(args, run, source, folder)
     return folder
 
@@ -421,7 +435,8 @@ def build(args, run, stage):
     sub.stage, sub.parent = stage, True
     if stage == "base":
         sub.max_new_tokens = None
-    sub.tokens = getattr(args, f"{stage}_tokens", None)  # rl.py --base_tokens, --init_tokens
+    sub.base_tokens = getattr(args, "base_tokens", None)  # flags of rl.py
+    sub.tokens = getattr(args, f"{stage}_tokens", None)
     return run_stage(sub, run)
 
 
@@ -430,11 +445,10 @@ def main(argv=None):
     args.parent, args.k = False, 1
     run = setup(args)
     folder = run_stage(args, run)
-    paths = found_checkpoints(args)
-    if args.stage == "base":
-        paths = {"base": folder}
-    elif args.name:
-        paths = {k: v for k, v in paths.items() if k in ("base", "init")} | {args.name: folder}
+    paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "rl")}
+    if args.init:
+        paths["init"] = args.init
+    paths = {"base": folder} if args.stage == "base" else {**paths, args.name or args.stage: folder}
     result = table(paths, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
