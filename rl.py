@@ -132,6 +132,14 @@ def hand_out(segments, **vectors):
             setattr(s, name, piece)
 
 
+def estimate_advantages(episode, reward_scale, beta, gamma, lam):
+    """Give each segment of one episode its .advantage and .returns, [n] each, from .logp, .ref_logp and .value."""
+    rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])   # [T]
+    values = torch.cat([s.value for s in episode.segments])                                 # [T]
+    advantage, returns = gae(rewards, values, gamma, lam)                                   # [T], [T]
+    hand_out(episode.segments, advantage=advantage, returns=returns)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 def train(args, run, init, folder):
@@ -218,10 +226,7 @@ def train(args, run, init, folder):
 
         # ==== REWARDS AND ADVANTAGES: per episode, over the action tokens of all its turns ====
         for e in episodes:
-            rewards = torch.cat([token_rewards(s, env_class.reward_scale, args.beta) for s in e.segments])   # [T]
-            values = torch.cat([s.value for s in e.segments])                                                # [T]
-            advantage, returns = gae(rewards, values, args.gamma, args.lam)                                  # [T], [T]
-            hand_out(e.segments, advantage=advantage, returns=returns)
+            estimate_advantages(e, env_class.reward_scale, args.beta, args.gamma, args.lam)
         hand_out(segments, advantage=whiten(torch.cat([s.advantage for s in segments]), run))
 
         # ==== UPDATE ====

@@ -410,7 +410,7 @@ def run_stage(args, run):
             setattr(args, key, value)
     folder = os.path.join(home, *(["base"] if args.stage == "base" else [args.rule, args.name or args.stage]))
     if checkpoint_at(folder):
-        same_flags(folder, args, ["model", "seed"] if args.parent or args.resume else None)
+        same_flags(folder, args, ["model", "seed"] if args.parent or args.resume or args.stage == "base" else None)
         if load_state(folder).get("done") and not args.resume:
             say(run, f"[{args.stage}] found, not trained again: {folder}")
             return folder
