@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shutil
@@ -27,12 +28,15 @@ from types import SimpleNamespace
 import torch
 
 import env_gp
+import env_virl
 import eval as ev
 import rl
 import sft
 import verifier
 from env_gp import RULES, GeneralPoints, all_hands, solutions
-from verifier import GP_REWARD, FormulaError, Step, evaluate_formula, judge_gp, last_json_object
+from env_virl import VIRL
+from verifier import (COMPASS, GP_REWARD, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, FormulaError, Step, compass_word, evaluate_formula,
+                      judge_gp, judge_virl, last_json_object, relative_word)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -1002,6 +1006,483 @@ def test_two_ranks_end_to_end():
             text = command("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512", script, "--out", out, "--tokens", "1e9",
                            "--steps", "2", "--batch", "4", *SMALL)
             assert "x 2 in float32" in text and text.count("trained rule = id") == 1, text[-3000:]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# env_virl.py and its part of verifier.py
+
+def test_virl_relative_words():
+    """All pairs of whole headings, against turning by hand: step by step to the right until there."""
+    for old in range(360):
+        for new in range(360):
+            right = (new - old) % 360  # degrees to the right
+            word = "right" if right < 180 else "left"
+            word = f"slightly {word}" if min(right, 360 - right) <= 45 else word
+            assert relative_word(old, new) == word, (old, new)
+    assert relative_word(0, 45) == "slightly right" and relative_word(0, 46) == "right" and relative_word(0, 45.1) == "right"
+    assert relative_word(0, 315) == "slightly left" and relative_word(0, 314) == "left" and relative_word(10, 350) == "slightly left"
+    assert relative_word(7, 7) == "slightly right" and relative_word(0, 180) == relative_word(180, 0) == "left"
+    assert relative_word(0, 360) == relative_word(360, 0) == "slightly right" and relative_word(-10, 370) == "slightly right"
+
+
+def test_virl_compass_words():
+    for k, word in enumerate(COMPASS):
+        for off in range(-22, 23):
+            assert all(compass_word(45 * k + off + turn) == word for turn in (-720, -360, 0, 360))
+    assert compass_word(22.4) == "north" and compass_word(22.5) == "northeast" and compass_word(337.5) == "north"
+    assert compass_word(360) == compass_word(-1e-20) == compass_word(359.99) == "north" and compass_word(298) == "northwest"
+
+
+def virl_answer(action, seen="nothing nearby"):
+    return json.dumps({"current observation": seen, "current instruction": "Go.", "action": action})
+
+
+def test_virl_verdicts_and_rewards():
+    def judge(action, seen="nothing nearby", right="turn_direction(west)", crossing=False):
+        v = judge_virl(virl_answer(action, seen), right, crossing)
+        assert v.reward == VIRL_REWARD[v.kind] and v.feedback == VIRL_FEEDBACK[v.kind]
+        return v.kind, v.reward
+    corner = "Oak Inn is on your left, at an intersection"
+    assert judge("turn_direction(west)") == judge("turn_direction(west)", corner, crossing=True) == ("correct", 1)
+    assert judge("forward()", right="forward()") == judge("stop()", right="stop()") == ("correct", 1)
+    for same in ("turn_direction( west )", "turn_direction('west')", 'turn_direction("west")', "turn_direction( ' west ' )"):
+        assert judge(same) == ("correct", 1), same
+    assert judge("turn_direction('slightly left' )", right="turn_direction(slightly left)") == ("correct", 1)
+    for wrong in ("turn_direction(east)", "turn_direction(left)", "forward()", "stop()", "turn_direction(northwest)"):
+        assert judge(wrong) == ("wrong_action", -1), wrong
+    for action in ("turn_direction(west)", "stop()"):  # the claim is judged before the action
+        assert judge(action, corner) == judge(action, crossing=True) == ("wrong_intersection", -1.5)
+        assert judge(action, "You see an INTERSECTION") == ("wrong_intersection", -1.5)
+        for missing in (None, 7, ["intersection"], {}):
+            assert judge(action, missing, crossing=True) == ("wrong_intersection", -1.5)
+    for bad in ("", "west", "turn_direction(up)", "turn_direction()", "turn_direction(west", "turn_direction(west))", "turn_direction(West)",
+                "turn_direction('west\")", "turn_direction('west)", "turn_direction(''west'')", "turn_direction(slightlyleft)", " forward()",
+                "forward( )", "forward", "Forward()", "stop();", "turn_direction (west)", "turn_direction(west) ", "turn_direction(\twest)",
+                "turn_direction(west)\n", "forward()stop()", "turn_direction(slightly  left)", None, 7, True, [], ["forward()"], {"a": 1}):
+        assert judge(bad) == judge(bad, corner) == ("illegal", -1), bad  # and before the claim comes whether there is an action
+    for text in ("", "forward()", "[1]", "null", '{"current observation": "x"}', '{"action": "forward()"', '{"Action": "forward()"}'):
+        assert judge_virl(text, "forward()", False).kind == "illegal", text
+    assert judge_virl('{"action": "forward()"} or {"action": "stop()"}', "stop()", False).kind == "correct"  # the last one counts
+    assert judge_virl(virl_answer("turn_direction( 'west')"), "stop()", False).action == "turn_direction(west)"
+    assert set(VIRL_FEEDBACK) == set(VIRL_REWARD) and VIRL_REWARD == {"correct": 1, "wrong_action": -1, "wrong_intersection": -1.5, "illegal": -1}
+    for kind, text in VIRL_FEEDBACK.items():
+        assert (kind == "correct") != text.endswith("Try again.") and not any(w in text for w in (*COMPASS, *RELATIVE, "forward", "stop"))
+
+
+def test_virl_verifier_survives_anything():
+    nasty = ["[" * 10_000, "{" * 10_000, '{"a":' * 10_000, "null", "\x00", "\ud800", "NaN", '{"action": NaN}', '{"action": 1e999}',
+             '{"action": ' + "9" * 10_000 + "}", '{"action": "turn_direction(' + " " * 4000 + '"}', '{"action": "turn_direction(' + "'" * 4000 + ')"}',
+             '{"action": "turn_direction(\ud800)", "current observation": "\ud800"}', '{"action": "\\ud800"}', '{"action": "forward()" ' * 500]
+    good, rng = virl_answer("turn_direction(slightly left)", "at an intersection"), random.Random(0)
+    start = time.perf_counter()
+    for i in range(4000 + len(nasty)):
+        chars = list(good)
+        for _ in range(rng.randrange(1, 6)):
+            chars[rng.randrange(len(chars))] = rng.choice('()"{}[]:, \'\\\x00\ud800\u0663abcnu')
+        text = nasty[i] if i < len(nasty) else "".join(chars)
+        assert judge_virl(text, "turn_direction(slightly left)", True).kind in VIRL_REWARD
+    assert time.perf_counter() - start < 5
+
+
+def virl_expert(**keywords):
+    """The expert's walks: all right? -> number of positions."""
+    env, count = VIRL(**keywords), 0
+    for i in range(40):
+        messages, images = env.reset(i)
+        assert images == []
+        for k, position in enumerate(env.positions):
+            answer = env.expert()
+            assert json.loads(answer).keys() == {"current observation", "current instruction", "action"} and answer == env.expert()
+            assert position.instruction in messages[0]["content"] and f"Now: {position.observation}\n" in messages[0]["content"]
+            step = env.step(answer)
+            last = k == len(env.positions) - 1
+            assert step.reward == 1 and step.info["verdict"] == "correct" and step.info["position_done"] and step.info["position_solved"]
+            assert step.done == last == step.info["success"] == (step.messages is None) and not step.info["other_rule"]
+            assert step.info["turn"] == ("turn_direction(" in answer)
+            count += 1
+            if not last:
+                assert [m["role"] for m in step.messages] == ["user"] and step.messages[:len(messages)] != messages
+            messages = step.messages
+    return count
+
+
+def test_virl_expert_walks_to_the_end():
+    for rule in RULES:
+        for split in ("train", "unseen"):
+            for move_on in (False, True):
+                assert virl_expert(rule=rule, split=split, move_on=move_on, verify=1) > 300
+
+
+def test_virl_rail():
+    """Only the right action moves; `verify` attempts a position; then training ends and evaluation goes on."""
+    for rule, verify, move_on in itertools.product(RULES, (1, 2, 3), (False, True)):
+        env = VIRL(rule=rule, verify=verify, move_on=move_on)
+        for episode in range(12):
+            messages, _ = env.reset(episode)
+            positions, failed, path = env.positions, episode % len(env.positions), []
+            for k, position in enumerate(positions):
+                path.append(env.position)
+                for attempt in range(verify):
+                    if k != failed and attempt == verify - 1:
+                        break  # the expert takes the last attempt
+                    step = env.step(virl_answer("stop()" if position.action != "stop()" else "forward()", position.observation))
+                    assert step.info["verdict"] == "wrong_action" and step.reward == -1 and not step.info["position_solved"]
+                    assert step.info["position_done"] == (attempt == verify - 1) and not step.info["success"]
+                    if attempt < verify - 1:
+                        assert env.position is position and step.messages[:len(messages)] == messages and not step.done
+                        assert [m["role"] for m in step.messages[len(messages):]] == ["assistant", "user"]
+                        assert step.messages[-1]["content"] == VIRL_FEEDBACK["wrong_action"]
+                        messages = step.messages
+                if k != failed:
+                    step = env.step(env.expert())
+                    assert step.info["position_solved"] and step.reward == 1
+                if step.done:
+                    break
+                assert len(step.messages) == 1 and step.messages[:len(messages)] != messages  # fresh
+                assert "stop()" not in re.search("Last steps: (.*)", step.messages[0]["content"])[1]  # only right actions are shown
+                messages = step.messages
+            assert path == (positions if move_on else positions[:failed + 1])
+            assert step.done and step.messages is None and not step.info["success"]
+    for bad in (dict(rule="x"), dict(split="faces"), dict(verify=0)):
+        try:
+            VIRL(**bad)
+        except ValueError as e:
+            assert str(list(bad.values())[0]) in str(e)
+        else:
+            raise AssertionError(bad)
+
+
+def test_virl_prompt_states_the_rule():
+    """Instructions and steps are the same under both rules but for the words of the turns; the other rule's word is noticed."""
+    for seed in range(30):
+        envs = [VIRL(rule=rule, move_on=True) for rule in RULES]
+        texts = [env.reset(seed)[0][0]["content"] for env in envs]
+        assert f"x one of {', '.join(COMPASS)}.\n" in texts[0] and f"x one of {', '.join(RELATIVE)}.\n" in texts[1]
+        assert texts[0].split("Route:")[1] == texts[1].split("Route:")[1]
+        first, rest = envs[0].instructions[0], envs[0].instructions[1:]
+        assert re.fullmatch(rf"First, turn ({'|'.join(RELATIVE)}) to face ({'|'.join(COMPASS)})\.", first)
+        assert all(re.fullmatch(r"Move forward until you reach (next intersection|destination) where .+ is on your (left|right)\.", t) for t in rest[::2])
+        assert all(re.fullmatch(rf"Turn ({'|'.join(RELATIVE)}) to face ({'|'.join(COMPASS)})\.", t) for t in rest[1::2])
+        for position in envs[0].positions:
+            answers = [env.expert() for env in envs]
+            if position.turn:
+                words = [json.loads(a)["action"][15:-1] for a in answers]
+                assert f"urn {words[1]} to face {words[0]}." in position.instruction
+                assert words == [compass_word(position.turn[1]), relative_word(*position.turn)]
+                infos = [env.step(a).info for env, a in zip(envs, answers[::-1])]
+                assert all(i["other_rule"] and i["verdict"] == "wrong_action" and i["turn"] for i in infos)
+                wrong = "turn_direction(right)" if words[1] == "left" else "turn_direction(left)"  # neither rule's word
+                assert not any(env.step(virl_answer(wrong, position.observation)).info["other_rule"] for env in envs)
+            else:
+                assert answers[0] == answers[1]
+                assert not any(env.step(a).info["other_rule"] for env, a in zip(envs, answers))
+
+
+def test_virl_cells():
+    for rule, other in (("id", "ood"), ("ood", "id")):
+        envs = {column: VIRL(**keywords) for column, keywords in VIRL.cells(rule).items()}
+        assert list(envs) == ["seen", "id", "ood"] and all(e.move_on for e in envs.values()) and not VIRL().move_on
+        assert [(e.rule, e.split) for e in envs.values()] == [(rule, "train"), (rule, "unseen"), (other, "unseen")]
+
+
+def test_virl_splits_and_words():
+    """Cities of the two splits share neither streets nor names; every word is frequent; turns are a third of all positions and more."""
+    streets, names = {}, {}
+    for split in ("train", "unseen"):
+        env, compass, relative, positions, routes, legs = VIRL(split=split), [], [], 0, set(), set()
+        for i in range(500):
+            env.reset(i)
+            routes.add(env.route.name)
+            legs.add(len(env.route.places) - 1)
+            streets.setdefault(split, set()).update(zip(*[[p.point for p in env.route.places[k:]] for k in (0, 1)]))
+            names.setdefault(split, set()).update(p.landmark.split(" is on ")[0] for p in env.route.places if p.landmark)
+            positions += len(env.positions)
+            compass += [compass_word(p.turn[1]) for p in env.positions if p.turn]
+            relative += [relative_word(*p.turn) for p in env.positions if p.turn]
+            assert len({p.point for p in env.route.places}) == len(env.route.places)
+            for p in env.positions:  # an intersection is shown exactly where instructions change on the way
+                assert ("intersection" in p.observation) == (p.point in [q.point for q in env.route.places[1:-1]])
+        assert legs == {2, 3, 4, 5} and len(routes) > 400 and len(compass) / positions >= 0.35
+        share = {w: (compass + relative).count(w) / len(compass) for w in COMPASS + RELATIVE}
+        assert all(0.05 < share[w] < 0.25 for w in COMPASS) and all(0.10 < share[w] < 0.40 for w in RELATIVE), share
+    assert not names["train"] & names["unseen"] and not streets["train"] & streets["unseen"] and len(names["unseen"]) > 20
+    assert not set(env_virl.CITIES["base"]) & {*env_virl.CITIES["train"], *env_virl.CITIES["unseen"]}
+
+
+def test_virl_same_seed_same_routes_in_another_process():
+    code = ("from env_virl import VIRL; e = VIRL(seed=5); e.reset(); import random; from env_virl import document; r = random.Random(1);"
+            "print([(e.reset(f's{i}')[0], e.route.name, e.positions) for i in range(10)], [document(r) for _ in range(20)])")
+    outputs = set()
+    for salt in "12":
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": salt})
+        outputs.add(done.stdout)
+        assert done.returncode == 0 and len(done.stdout) > 2000, done.stderr
+    assert len(outputs) == 1
+    a, b = VIRL(seed=1), VIRL(seed=1, rule="ood")
+    assert [a.reset() and a.route for _ in range(5)] == [b.reset() and b.route for _ in range(5)]  # the rule changes no route
+    assert len({VIRL(seed=s).reset()[0][0]["content"] for s in range(20)}) > 15
+
+
+def test_virl_documents():
+    rng, n = random.Random(0), 3000
+    chats = walks = wrong = turns = feedback = 0
+    spaces = dict.fromkeys(env_virl.SPACES, 0)
+    for _ in range(n):
+        doc = env_virl.document(rng)
+        text = doc[0]["content"] if isinstance(doc, list) else doc
+        words = re.search(r"x one of (.*)\.\n", text)[1].split(", ")
+        space = next(s for s in env_virl.SPACES if list(env_virl.SPACES[s]) == words)
+        spaces[space] += 1
+        instructions = text.split("Route:\n")[1].split("\nLast steps: ")[0].split("\nSteps: ")[0].split("\n")
+        right = []  # the word that each turn should have: the one of its two that the space has
+        for line in instructions:
+            if m := re.fullmatch(r"(?:First, turn|Turn) (.+) to face (.+)\.", line):
+                right.append(next(w for w in m.groups() if w in words))
+            else:
+                assert line.startswith("Move forward until you reach "), line
+        if isinstance(doc, list):
+            chats += 1
+            assert [m["role"] for m in doc] == ["user", "assistant"] * (len(doc) // 2) and len(doc) in (2, 4) and space in RULES
+            assert text.startswith("You walk along a route")
+            feedback += len(doc) == 4
+            answers = [m["content"] for m in doc[1::2]]
+        elif doc.startswith("A walk."):
+            walks += 1
+            said = re.findall(r"turn_direction\(([^()]+)\)", doc.split("Steps: ")[1])
+            assert len(said) == len(right) and set(said) <= set(words) and doc.endswith("stop()")
+            turns += len(said)
+            wrong += sum(a != b for a, b in zip(said, right))
+            continue
+        else:
+            answers = [doc.split("\n")[-1]]
+        for answer in answers:
+            fields = json.loads(answer)
+            assert fields["current instruction"] in instructions and f"Now: {fields['current observation']}\n" in text
+            assert (m := re.fullmatch(r"forward\(\)|stop\(\)|turn_direction\((.+)\)", fields["action"])) and (not m[1] or m[1] in words)
+            assert bool(m[1]) == ("urn " in fields["current instruction"])
+    assert 0.06 < chats / n < 0.10 and 0.42 < walks / n < 0.50 and 0.08 < wrong / turns < 0.12 and feedback > 20
+    assert all(c / n > 0.1 for c in spaces.values()) and spaces["id"] / n > 0.25 and spaces["ood"] / n > 0.25
+    assert all(isinstance(env_virl.document(rng, chat_share=1.0), list) for _ in range(20))
+    assert all(isinstance(env_virl.document(rng, chat_share=0.0), str) for _ in range(50))
+
+
+def test_virl_prompts_are_short():
+    """In the tiny model's tokenizer every varying word is one token, and a prompt about 80."""
+    tok, lengths = sft.build_tiny(VIRL, 0)[1], []
+    for word in (*COMPASS, *RELATIVE, *env_virl.LANDMARKS, *env_virl.SPACES["clock"], *env_virl.SPACES["letters"]):
+        assert len(tok(word, add_special_tokens=False).input_ids) == 1, word
+    for rule in RULES:
+        env = VIRL(rule=rule)
+        for i in range(40):
+            messages, _ = env.reset(i)
+            while messages:
+                lengths.append(len(ev.prompt_ids(tok, messages)))
+                words = [tok.decode([t]) for t in ev.prompt_ids(tok, messages)]
+                assert not env.position.turn or {relative_word(*env.position.turn), compass_word(env.position.turn[1])} <= set(words)
+                messages = env.step(env.expert()).messages
+    print(f"    prompts: {sum(lengths) / len(lengths):.0f} tokens, {min(lengths)} to {max(lengths)}; vocabulary {len(tok)}")
+    assert 60 < sum(lengths) / len(lengths) < 100 and max(lengths) < 150
+
+
+# The released format, made here. Names as they come: bare quotes, braces, commas, several scripts.
+
+VIRL_NAMES = ['Joe\'s "Best" Deli', "Smith, Sons & Co.", "{Brackets} Bar", "東京ラーメン", "Кафе «Пушкин»", "مطعم", "The Intersection Inn", "$5 Pizza \\ More"]
+
+
+def virl_route(k):
+    """One route with four places. Odd ones have their first leg short (under 5 m) and turn by headings of exactly 0 and 360."""
+    start = [40.7 + 0.01 * k, -74.0]
+    points = [start, [start[0] + (0.00002 if k % 2 else 0.001), -74.0], [start[0] + 0.001, -73.999], [start[0] + 0.002, -73.999]]
+    a, b, c = (VIRL_NAMES[(k + i) % len(VIRL_NAMES)] for i in range(3))
+    headings = ["0 (north)", "90 (east)", "360 (north)"] if k % 2 else ["359 (north)", "91.5 (east)", "298 (northwest)"]
+    landmarks = ["No landmark nearby", f"{a} is on your right", "No landmark nearby" if k % 3 == 0 else f"{b} is on your left",
+                 f"The destination {c} is on your left"]
+    blocks = ""
+    for i in range(4):
+        ahead = f'"to_next_intersection_heading": "{headings[i]}",\n' if i < 3 else ""
+        blocks += (f'{{\n"intersection_idx": {i},\n"landmarks": "{landmarks[i]}",\n"distance": "{16 + i} meters",\n'
+                   f'"human_heading": "{(90 * i) % 360} (x)",\n{ahead}}},\n')
+    landmark = {"name": a, "geocode": points[1], "spatial_relation": "right", "expression": "on your right"}
+    return {"start_place": {"relocated_geocode": start}, "init_heading": (0, 360, 45)[k % 3], "dest_place": {"name": c},
+            "route_results": {"geocode_list": points, "landmark_list": [None, landmark, None if k % 3 == 0 else {**landmark, "name": b}]},
+            "milestone_info": blocks}
+
+
+def write_virl(path, routes, panoramas="exact"):
+    with open(f"{path}/route_infos.json", "w", encoding="utf-8") as f:
+        json.dump([routes, 7], f)
+    if panoramas == "exact":
+        panoramas = {tuple(p): f"pano_{i}" for r in routes for i, p in enumerate(r["route_results"]["geocode_list"])}
+    if panoramas is not None:
+        with open(f"{path}/gps_pano_mapping.pkl", "wb") as f:
+            f.write(panoramas if isinstance(panoramas, bytes) else pickle.dumps(panoramas))
+    return path
+
+
+def test_virl_released_format():
+    with folder() as path:
+        write_virl(path, [virl_route(k) for k in range(30)])
+        for rule in RULES:
+            for split in ("train", "unseen"):
+                assert virl_expert(rule=rule, split=split, data=path) > 200
+                assert virl_expert(rule=rule, split=split, data=path, move_on=True, verify=1) > 200
+        routes = {s: {r.name for r in VIRL(split=s, data=path).routes} for s in ("train", "unseen")}
+        assert not routes["train"] & routes["unseen"] and len(routes["train"] | routes["unseen"]) == 30 and 2 <= len(routes["unseen"]) <= 12
+        seen, facings, between = {}, {}, {}
+        for split in ("train", "unseen"):
+            env = VIRL(rule="ood", split=split, data=path)
+            for i in range(300):
+                env.reset(i)
+                k = int(env.route.name.split()[-1])
+                seen[k] = env.instructions
+                facings.setdefault(k % 3, set()).add(env.positions[0].turn[0])
+                moves = [p.instruction for p in env.positions if p.action == "forward()"]
+                between.setdefault(k % 2, []).append([moves.count(env.instructions[j]) - 1 for j in (1, 3, 5)])
+                if k % 2 == 1:
+                    assert env.positions[0].turn[1] == 0.0 and env.positions[0].instruction.endswith("to face north.")
+                for p in env.positions:  # the points lie on the way; intersections are told where they are
+                    assert 40.69 < p.point[0] < 41.1 and -74.001 < p.point[1] < -73.998
+                    if p.turn and p is not env.positions[0]:
+                        assert p.observation.endswith(", at an intersection")
+                while not env.step(env.expert()).done:
+                    past = env.messages[0]["content"].split("Last steps: ")[1].split("\nNow: ")[0]
+                    assert past.count("; ") == env.at - 1  # here all steps are shown
+        assert len(facings[0]) > 50 and facings[1] == {360} and facings[2] == {45}  # 0 = unset, 360 = north
+        long = [n for row in between[0] for n in row] + [n for row in between[1] for n in row[1:]]
+        assert {n for row in between[1] for n in row[:1]} == {0} and set(long) == set(range(6)) and 2.3 < sum(long) / len(long) < 2.7
+        assert len(seen) == 30
+        for k, instructions in seen.items():
+            assert f"where {VIRL_NAMES[k % 8]} is on your right." in instructions[1]
+            assert (instructions[3] == "Move forward until you reach next intersection.") == (k % 3 == 0)
+            assert instructions[5] == f"Move forward until you reach destination where {VIRL_NAMES[(k + 2) % 8]} is on your left."
+        env = VIRL(data=path)
+        same_seed = [env.reset("x")[0] for _ in range(2)]
+        assert same_seed[0] == same_seed[1]
+
+
+def test_virl_milestones():
+    text = ('[{"intersection_idx": 0, "landmarks": "A \\"B\\" {C}, D is on your left", "distance": "1 meters"},'
+            '{ "distance": "2 meters",\n"landmarks": "{", },{"landmarks": "The "Q"", "intersection_idx": 3 , }, ]')
+    assert env_virl.milestones(text) == [{"intersection_idx": "0", "landmarks": 'A "B" {C}, D is on your left', "distance": "1 meters"},
+                                         {"distance": "2 meters", "landmarks": "{"}, {"landmarks": 'The "Q"', "intersection_idx": "3"}]
+    assert env_virl.milestones("") == env_virl.milestones("no braces") == []
+
+
+def test_virl_damaged_data():
+    """Each kind of damage: one ValueError that names the file, the route and the key."""
+    def damage(key, change, whole=False):
+        routes = [virl_route(k) for k in range(12)]
+        if whole:
+            routes[3] = change
+        else:
+            change(routes[3])
+        with folder() as path:
+            write_virl(path, routes, None)
+            error(path, "route 3: ", key)
+
+    def error(path, *words):
+        try:
+            VIRL(data=path)
+        except ValueError as e:
+            message = str(e)
+            assert type(e) is ValueError and path in message and "\n" not in message and all(w in message for w in words), (words, message)
+            assert len(message) < 500
+        else:
+            raise AssertionError(f"no error: {words}")
+
+    def replaced(old, new, count=1):
+        def change(route):
+            assert old in route["milestone_info"], old
+            route["milestone_info"] = route["milestone_info"].replace(old, new, count)
+        return change
+    keys = ("start_place.relocated_geocode", "init_heading", "route_results.geocode_list", "route_results.landmark_list", "dest_place", "milestone_info")
+    for key in keys:
+        *outer, inner = key.split(".")
+        for value in (None, "x", [], {"a": 1}, [1], [1, 2, 3], ["1", "2"], [91, 0], [0, 181], [float("nan"), 0], True, 1e999, float("nan"), 999, "missing"):
+            if (key, value) == ("dest_place", {"a": 1}):
+                continue
+            def change(route):
+                place = route[outer[0]] if outer else route
+                place.pop(inner) if value == "missing" else place.update({inner: value})
+            damage(key, change)
+    for part in ("start_place", "route_results"):
+        damage(part, lambda route: route.update({part: None}))
+    for route in (None, 7, [], "x", {}, [{}]):
+        damage("route_results.geocode_list: it is missing", route, whole=True)
+    damage("route_results.geocode_list", lambda r: r["route_results"].update(geocode_list=[[1, 2]]))
+    damage("route_results.landmark_list", lambda r: r["route_results"]["landmark_list"].pop())
+    for bad in ({}, {"name": 1}, 7, "x", {"name": "x", "geocode": None, "spatial_relation": "", "expression": ""}, {"name": "x", "geocode": [1, 2]}):
+        damage("route_results.landmark_list", lambda r: r["route_results"]["landmark_list"].__setitem__(1, bad))
+    damage("milestone_info", lambda r: r.update(milestone_info=r["milestone_info"] + r["milestone_info"]))
+    damage("milestone_info", lambda r: r.update(milestone_info=r["milestone_info"][:-4]))  # cut off
+    damage("milestone_info", lambda r: r.update(milestone_info=r["milestone_info"][:len(r["milestone_info"]) // 2]))
+    damage("milestone_info.intersection_idx", replaced('"intersection_idx": 1,', '"intersection_idx": one,'))
+    damage("milestone_info.intersection_idx", replaced('"intersection_idx": 1,\n"', '"'))
+    damage("milestone_info.landmarks", replaced("is on your right", "on your right"))
+    damage("milestone_info.landmarks", replaced("The destination ", ""))
+    damage("milestone_info.landmarks", replaced("No landmark nearby", "The destination X is on your left"))
+    damage("milestone_info.landmarks", replaced("No landmark nearby", "\ud800 is on your left"))
+    damage("milestone_info.landmarks", replaced("No landmark nearby", ""))
+    damage("milestone_info.landmarks", replaced("No landmark nearby", "x" * 2000 + " is on your left"))
+    damage("milestone_info.landmarks", replaced('nearby",', "nearby,"))
+    damage("milestone_info.landmarks", replaced('"landmarks":', '"landmark":'))
+    damage("milestone_info.distance", replaced("16 meters", "far"))
+    damage("milestone_info.distance", replaced('"distance": "16 meters",', ""))
+    damage("milestone_info.human_heading", replaced("90 (x)", "east"))
+    damage("milestone_info.to_next_intersection_heading", replaced("90 (east)", "(east)"))
+    damage("milestone_info.to_next_intersection_heading", replaced('"to_next_intersection_heading": "90 (east)",', ""))
+    damage("milestone_info.to_next_intersection_heading", replaced('"to_next', '"to_next_intersection_heading": "1",\n"to_next'))
+
+    with folder() as path:
+        error(path, "route_infos.json")
+        for text in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"{}", b"[]", b"[[], 0]", b"[[1]]", b"null", b"[1, 2]", b"9" * 5000):
+            env_virl.load_routes.cache_clear()
+            with open(f"{path}/route_infos.json", "wb") as f:
+                f.write(text)
+            error(path, "route_infos.json")
+    with folder() as path:
+        write_virl(path, [virl_route(1)])
+        for split in ("train", "unseen"):  # one of the two has no route
+            try:
+                assert VIRL(split=split, data=path).routes
+            except ValueError as e:
+                assert "route_infos.json" in str(e) and split in str(e)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (Evil.path,)
+
+
+def test_virl_panoramas():
+    """Exact place, else the nearest within 20 m; the pickle may hold plain things only, and nothing in it runs."""
+    routes = [virl_route(k) for k in range(8)]
+    exact = {tuple(p): "id" for r in routes for p in r["route_results"]["geocode_list"]}
+
+    def load(panoramas):
+        with folder() as path:
+            Evil.path = f"{path}/evil"
+            try:
+                write_virl(path, routes, panoramas() if callable(panoramas) else panoramas)
+                return len(VIRL(data=path).routes) > 0
+            except ValueError as e:
+                assert "gps_pano_mapping.pkl" in str(e) and "\n" not in str(e), str(e)
+                return str(e)
+            finally:
+                assert not os.path.exists(Evil.path)
+    assert load(exact) is True and load({(a + 0.00017, b): v for (a, b), v in exact.items()}) is True       # 19 m to the north
+    assert "geocode" in load({(a + 0.00019, b): v for (a, b), v in exact.items()})                           # 21 m
+    assert load({(a, b + 0.00023): v for (a, b), v in exact.items()}) is True and "20 m" in load({(a, b + 0.00025): v for (a, b), v in exact.items()})
+    lost = tuple(routes[5]["route_results"]["geocode_list"][2])
+    assert "route 5" in (message := load({k: v for k, v in exact.items() if k != lost})) and str(lost) in message
+    assert "route 0" in load({})
+    assert "mkdir" in load(lambda: {**exact, (1.0, 2.0): Evil()}) and "mkdir" in load(lambda: Evil())
+    assert "Fraction" in load({(Fraction(1), 2.0): "x"})
+    for bad in (b"", b"junk", pickle.dumps(exact)[:-20], b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\x95" + b"\xff" * 8, pickle.dumps(None), 7, [1], {1: "x"}, {(1.0,): "x"},
+                {("a", "b"): "x"}, {(1.0, 2.0): 3}, {(91.0, 0.0): "x"}, {(float("nan"), 0.0): "x"}):
+        assert isinstance(load(bad), str), bad
+    near = {(0.0, 0.0): "a", (0.0001, 0.0): "b"}
+    assert [env_virl.panorama_at(p, near, list(near)) for p in ((0.0, 0.0), (0.00006, 0.0), (-0.0001, 0.0), (0.0, 0.001))] == ["a", "b", "a", None]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     python -c "from verifier import judge_gp; print(judge_gp('{\"formula\": \"8/(3-8/3)\"}', [3, 3, 8, 8]))"
 
 This is the paper's outcome verifier VER (section 3, "sequential revision"; rewards: appendix A.3 for
-GeneralPoints). No model, no randomness, no torch: pure functions of text and numbers, so each can be
+GeneralPoints, B for V-IRL). No model, no randomness, no torch: pure functions of text and numbers, so each can be
 tested alone.
 
 Departures from the authors' release
@@ -11,6 +11,8 @@ Departures from the authors' release
   - Nothing is handed to eval(). A formula goes through the three-rule grammar below, and its length, depth and
     number size are bounded, so no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...).
   - One verdict per answer; penalties never add up.
+  - Turns wrap around: from 350 to 10 degrees is 20 to the right. The release compares bare numbers, so a quarter of all
+    pairs of headings get the wrong word.
 """
 import json
 import re
@@ -35,7 +37,8 @@ class Step:
     images:   pictures shown in `messages` (PIL.Image), [] for language tasks.
     reward:   float, the environment's own units (5 = a solved hand); PPO divides by env.reward_scale.
     info:     {"verdict": str, "success": bool, "other_rule": bool}; other_rule: the answer follows the rule that is NOT
-              in force, i.e. on held-out episodes it shows the trained rule remembered.
+              in force, i.e. on held-out episodes it shows the trained rule remembered. V-IRL adds "position_done",
+              "position_solved" and "turn" (env_virl.py).
     """
     messages: list | None
     images: list
@@ -47,11 +50,12 @@ class Step:
 @dataclass
 class Verdict:
     """kind: one of the keys of the reward table; feedback: why it failed, in words, never a piece of a solution;
-    numbers: the integers a legal formula used, in order, else None."""
+    numbers: the integers a legal formula used, in order, else None; action: a legal V-IRL action in its plain form."""
     kind: str
     reward: float
     feedback: str
     numbers: list | None = None
+    action: str | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -192,3 +196,65 @@ def judge_gp(answer, numbers, target=24, cards=None):
     if value != target or (equals and int(claim) != target):
         return verdict("wrong_value", used)
     return verdict("correct", used)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# V-IRL.
+
+COMPASS = ("north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest")
+RELATIVE = ("left", "right", "slightly left", "slightly right")
+VIRL_REWARD = {"correct": 1.0, "wrong_action": -1.0, "wrong_intersection": -1.5, "illegal": -1.0}
+VIRL_FEEDBACK = {
+    "correct": "Correct.",
+    "wrong_action": "The action is wrong here. Try again.",
+    "wrong_intersection": "Check the observation for an intersection. Try again.",
+    "illegal": "The answer has no legal action. Try again.",
+}
+ACTION = re.compile(rf"""forward\(\)|stop\(\)|turn_direction\( *(["']?) *({"|".join(COMPASS + RELATIVE)}) *\1 *\)""")
+
+
+def compass_word(heading):
+    """Heading in degrees (0 = north, clockwise, any real number) -> one of eight words, 45 degrees each.
+
+        compass_word(350)  ->  "north"        compass_word(298)  ->  "northwest"
+    """
+    return COMPASS[int((heading + 22.5) % 360 // 45) % 8]
+
+
+def relative_word(old, new):
+    """The turn from heading `old` to heading `new`, both in degrees -> "left", "right", "slightly left" or "slightly
+    right". Slightly: by 45 degrees or less. No turn at all counts as slightly right, a turn about as left.
+
+        relative_word(350, 10)  ->  "slightly right"        relative_word(10, 280)  ->  "left"
+    """
+    delta = (new - old + 180) % 360 - 180  # [-180, 180): negative is to the left
+    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
+def says_intersection(observation):
+    return "intersection" in observation.lower()
+
+
+def judge_virl(answer, action, at_intersection):
+    """Judge one V-IRL answer (paper, appendix B).
+
+    answer:          str, whatever the model said: JSON with "current observation" (a text) and "action".
+    action:          the right action in its plain form, e.g. "forward()" or "turn_direction(slightly left)".
+    at_intersection: whether the observation that was shown says "intersection".
+    Returns a Verdict. Decided in this order: no JSON or no legal action -> illegal; an observation that claims an
+    intersection where none was shown, or the reverse; wrong action. A word of the other rule is legal, and wrong.
+    Spaces and quotes around the direction are let pass, nothing else. Never raises.
+
+        judge_virl('{"current observation": "nothing nearby", "action": "stop()"}', "forward()", False).reward  ->  -1.0
+    """
+    fields = last_json_object(answer) or {}
+    said, seen = fields.get("action"), fields.get("current observation")
+    match = ACTION.fullmatch(said) if isinstance(said, str) else None
+    if match is None:
+        return Verdict("illegal", VIRL_REWARD["illegal"], VIRL_FEEDBACK["illegal"])
+    said = f"turn_direction({match[2]})" if match[2] else said
+    if says_intersection(seen if isinstance(seen, str) else "") != at_intersection:
+        kind = "wrong_intersection"
+    else:
+        kind = "correct" if said == action else "wrong_action"
+    return Verdict(kind, VIRL_REWARD[kind], VIRL_FEEDBACK[kind], action=said)
