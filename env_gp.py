@@ -9,7 +9,7 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     cells(rule) -> {column: keywords}    which episodes the table's columns seen / id / ood are made of
     document(rng, chat_share)            pretraining text for the tiny model
     fragments() -> [str]                 its fixed phrases, for the tokenizer
-    title, rule_names, reward_scale, default_verify, verdicts      constants, commented below
+    title, rule_names, reward_scale, default_verify, batch, row_tokens, verdicts      constants, commented below
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -247,11 +247,15 @@ class GeneralPoints:
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
     default_verify = 5   # attempts per hand, as in the paper
+    batch = 128          # episodes a step of SFT and PPO, by default
+    row_tokens = 128     # width of a pretraining row
     verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
     fragments = staticmethod(fragments)
 
-    def __init__(self, rule="id", split="train", verify=5, seed=0, target=24):
+    def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, target=24):
+        if data is not None:
+            raise ValueError("GeneralPoints deals its own hands and reads no --data")
         if rule not in RULES or split not in ("train", "unseen", "faces") or verify < 1 or target < 1:
             raise ValueError(f"GeneralPoints: bad rule={rule!r}, split={split!r}, verify={verify!r} or target={target!r}")
         self.rule, self.split, self.verify, self.seed, self.target = rule, split, verify, seed, target
@@ -289,8 +293,9 @@ class GeneralPoints:
         success = verdict.kind == "correct"
         done = success or self.attempts == self.verify
         other = self.numbers_under("ood" if self.rule == "id" else "id")
-        info = {"verdict": verdict.kind, "success": success, "other_rule": verdict.numbers is not None
-                and sorted(verdict.numbers) == sorted(other) != sorted(self.numbers)}
+        differs = sorted(other) != sorted(self.numbers)
+        info = {"verdict": verdict.kind, "success": success, "position_done": done, "position_solved": success,
+                "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == sorted(other)}
         self.messages = self.messages + [{"role": "assistant", "content": text},
                                          {"role": "user", "content": verdict.feedback}]
         return Step(None if done else self.messages, [], verdict.reward, done, info)

@@ -10,8 +10,7 @@ of positions, and each position is a conversation of its own:
     attempts used up         end the episode in training; with move_on=True, which the table's columns set, the position
                              counts as failed and the walk goes on along the right path, so that per-step accuracy
                              covers whole routes
-step()'s info: "success" (the whole route was solved; meaningful at its end), "position_done", "position_solved", "turn"
-(the right action here is a turn: forward and stop are the same under both rules), "verdict", "other_rule".
+In step()'s info "rule_matters" marks the turns: forward() and stop() are the same under both rules.
 
 Rules (the paper's Rule Variation): "id" turns by absolute words (north, northeast, ...), "ood" by relative ones (left,
 slightly left, ...). The action space is written in the prompt, and the instructions hold both words: "Turn left to
@@ -417,7 +416,9 @@ class VIRL:
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
-    default_verify = 2
+    default_verify = 2   # attempts per position, as in the paper
+    batch = 16           # routes a step of SFT and PPO, by default: some 150 positions
+    row_tokens = 256     # width of a pretraining row
     verdicts = tuple(VIRL_REWARD)
     document = staticmethod(document)
     fragments = staticmethod(fragments)
@@ -466,7 +467,7 @@ class VIRL:
         self.failed += left and not solved
         done = left and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
-                "position_solved": solved, "turn": here.turn is not None,
+                "position_solved": solved, "rule_matters": here.turn is not None,
                 "other_rule": verdict.action == action_text(here, other) != right}
         if left and not done:
             self.arrive(self.at + 1)

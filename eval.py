@@ -34,8 +34,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from env_gp import GeneralPoints
+from env_virl import VIRL
 
-ENVS = {"gp": GeneralPoints}  # a new environment: one class with what env_gp.py's docstring lists, and one entry here
+ENVS = {"gp": GeneralPoints, "virl": VIRL}  # a new environment: one class with what env_gp.py's docstring lists, and one entry here
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -112,7 +113,8 @@ def seed_number(text):
 
 def shared_flags(parser):
     add = parser.add_argument
-    add("--env", choices=ENVS, default="gp")               # the task: gp = GeneralPoints
+    add("--env", choices=ENVS, default="gp")               # the task: GeneralPoints or V-IRL
+    add("--data", metavar="DIR", default=None)             # virl: the released routes in place of the procedural city
     add("--rule", choices=["id", "ood"], default="id")     # the rule trained on; the other one is held out
     add("--model", metavar="PATH", default=None)           # a transformers checkpoint in place of the tiny base
     add("--out", metavar="DIR", default="out")             # everything made here goes below this folder
@@ -176,6 +178,14 @@ def say(run, *words):
     if run.rank == 0:
         tqdm.write(" ".join(map(str, words)), file=sys.stdout)
         sys.stdout.flush()
+
+
+def make(args, **keywords):
+    """The environment of --env; what it cannot use (say, damaged --data) ends in one line."""
+    try:
+        return ENVS[args.env](seed=args.seed, data=args.data, **keywords)
+    except ValueError as e:
+        fail(e)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -407,10 +417,13 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
 
 def longest_answer(tok, model, args):
     """Default of --max_new_tokens: 1.25 x the longest of 64 demonstrations, in this tokenizer's tokens."""
-    env, longest = ENVS[args.env](rule=args.rule, seed=args.seed), 0
+    env, longest = make(args, rule=args.rule), 0
     for seed in range(64):
         messages, _ = env.reset(seed)
-        longest = max(longest, len(answer_ids(tok, model, messages, env.expert())))
+        while messages:
+            answer = env.expert()
+            longest = max(longest, len(answer_ids(tok, model, messages, answer)))
+            messages = env.step(answer).messages
     return longest * 5 // 4
 
 
@@ -447,9 +460,9 @@ def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
 # Success rates.
 
 def rate(hits):
-    """List of 0/1 -> {"p", "se", "n"} with the paper's binomial standard error."""
-    n, p = len(hits), sum(hits) / len(hits)
-    return {"p": p, "se": math.sqrt(p * (1 - p) / n), "n": n}
+    """List of 0/1 -> {"p", "se", "n"} with the paper's binomial standard error; all 0 for an empty list."""
+    n, p = len(hits), sum(hits) / max(1, len(hits))
+    return {"p": p, "se": math.sqrt(p * (1 - p) / max(1, n)), "n": n}
 
 
 @torch.no_grad()
@@ -469,32 +482,52 @@ def kl_to(reference, model, tok, episodes, args, run):
     return total / count
 
 
-def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
-    """Success rates of a model in the columns of the table -> {column: {"p", "se", "n", "first", "other_rule",
-    "verdicts", "kl"}}. The same hands for every model and seed: they depend on the episode's number only.
+def positions(episode):
+    """The turns of an episode, grouped by position: [[turn, ...], ...]."""
+    out = [[]]
+    for turn in episode.turns:
+        out[-1].append(turn)
+        if turn["position_done"]:
+            out.append([])
+    return out[:-1]
 
-    An episode (with k > 1: any of k tries at it) counts as p when solved within the attempts, as "first" when solved by
-    the first. "other_rule" and "verdicts" are shares of first answers; "kl" is for column "id", given a reference."""
+
+def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
+    """Success rates of a model in the columns of the table -> {column: {...}}, each with
+        "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts: any of k tries
+        "first"          ... by the first attempt                     "episode"   share of whole episodes solved
+        "matters"        {"p", ..., "first"} of the positions at which the two rules differ alone
+        "other_rule"     share of first answers that follow the other rule, among those positions
+        "verdicts"       shares among first answers                   "kl"        in column "id", given a reference
+    The same episodes for every model and seed: they depend on the episode's number only."""
     was_training, rng = model.training, torch.get_rng_state()
     out = {}
     for column, keywords in ENVS[args.env].cells(args.rule).items():
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
         jobs = [i for i in range(episodes) for _ in range(k)][run.rank::run.world]  # each rank plays its share
-        envs = [ENVS[args.env](verify=verify, seed=args.seed, **keywords) for _ in jobs]
+        envs = [make(args, verify=verify, **keywords) for _ in jobs]
         played = rollout(model, tok, envs, [f"eval/{i}" for i in jobs], args.temperature, args.max_new_tokens, run,
                          args.batch_rollout)
-        records = [(i, e.success, e.turns[0]) for i, e in zip(jobs, played)]
+        records = [((i, j), e.success, turns[0], turns[-1]["position_solved"])
+                   for i, e in zip(jobs, played) for j, turns in enumerate(positions(e))]
         if run.world > 1:
             gathered = [None] * run.world
             dist.all_gather_object(gathered, records)
             records = sum(gathered, [])
-        solved, first = [0] * episodes, [0] * episodes
-        for i, success, turn in records:
-            solved[i], first[i] = max(solved[i], int(success)), max(first[i], int(turn["success"]))
-        verdicts = [turn["verdict"] for _, _, turn in records]
-        out[column] = {**rate(solved), "first": rate(first),
-                       "other_rule": rate([int(turn["other_rule"]) for _, _, turn in records]),
-                       "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}, "kl": None}
+
+        def best(value, among=records):  # of the k tries at a position, the best one
+            hits = {}
+            for record in among:
+                hits[record[0]] = max(hits.get(record[0], 0), int(value(record)))
+            return rate(list(hits.values()))
+        matters = [r for r in records if r[2]["rule_matters"]]
+        verdicts = [r[2]["verdict"] for r in records]
+        out[column] = {
+            **best(lambda r: r[3]), "first": best(lambda r: r[2]["position_solved"]),
+            "episode": best(lambda r: r[1], [((i, 0), ok, turn, last) for (i, j), ok, turn, last in records if j == 0]),
+            "matters": {**best(lambda r: r[3], matters), "first": best(lambda r: r[2]["position_solved"], matters)},
+            "other_rule": rate([int(r[2]["other_rule"]) for r in matters]),
+            "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}, "kl": None}
         if reference is not None and column == "id":
             out[column]["kl"] = kl_to(reference, model, tok, played, args, run)
     torch.set_rng_state(rng)
@@ -514,14 +547,20 @@ def print_table(rows, args, verify):
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
           f"({env.rule_names[other]})\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
           f"{args.temperature:g}, within {verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
-    print(f"{'':22}|{'seen':^14}|{'ID *':^14}|{'OOD':^14}|{'ID first':^14}|{'OOD first':^14}|"
-          f"{'OOD by trained rule':^21}|{'KL to init':^11}")
-    for row in rows:
-        kl = row["id"]["kl"]
-        print(f"{row['name']:22}| {pm(row['seen'])} | {pm(row['id'])} | {pm(row['ood'])} | {pm(row['id']['first'])} | "
-              f"{pm(row['ood']['first'])} |{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}")
-    print("* the trained rule. seen = hands trained on; ID, OOD = unseen hands. first: by the first attempt (= --verify 1)."
-          "\n  OOD by trained rule: first answers on the held-out rule that use the trained rule's numbers.", flush=True)
+    some = [0 < row[c]["matters"]["n"] < row[c]["n"] for row in rows for c in ("ood",)]  # not so for GeneralPoints
+    blocks = [("", lambda cell: cell)] + any(some) * [("where the rules differ", lambda cell: cell["matters"]),
+                                                       ("whole episodes", lambda cell: cell["episode"])]
+    for title, pick in blocks:
+        print(f"{title:22.22}|{'seen':^14}|{'ID *':^14}|{'OOD':^14}|" + ("" if "whole" in title else
+              f"{'ID first':^14}|{'OOD first':^14}|") + ("" if title else f"{'OOD by trained rule':^21}|{'KL to init':^11}"))
+        for row in rows:
+            seen, trained, held_out = (pick(row[c]) for c in ("seen", "id", "ood"))
+            kl = row["id"]["kl"]
+            print(f"{row['name']:22}| {pm(seen)} | {pm(trained)} | {pm(held_out)} |" + ("" if "whole" in title else
+                  f" {pm(trained['first'])} | {pm(held_out['first'])} |") + ("" if title else
+                  f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
+    print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt (= --verify 1)."
+          "\n  OOD by trained rule: first answers on the held-out rule that follow the trained one.", flush=True)
 
 
 def table(paths, args, run):
@@ -587,6 +626,7 @@ def plot(files, picture):
                 records = [json.loads(line) for line in f]
             start, points = records[0], [r for r in records if "seen" in r]
             method = "SFT on own answers" if start.get("demos") == "own" else start["method"].upper()
+            env = ENVS[start["env"]]
             curves.setdefault((start["rule"], method), []).append(points)
         except (OSError, ValueError, KeyError, IndexError) as e:
             fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
@@ -604,8 +644,7 @@ def plot(files, picture):
                 line, = ax.plot(x, mean, style, color={"SFT": "C3", "RL": "C0"}.get(method, "C7"),
                                 label=f"{method} {column if column == 'seen' else column.upper()}")
                 ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
-        env = ENVS["gp"]
-        ax.set_title(f"trained on {env.rule_names[rule]}", fontsize=10)
+        ax.set_title(f"{env.title}, trained on {env.rule_names[rule]}", fontsize=10)
         ax.set_xlabel("fine-tuning compute, TFLOP")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("success within the attempts, %")

@@ -58,7 +58,7 @@ import torch
 
 import sft
 from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
-                  longest_answer, non_negative, positive, rollout, same_flags, save, say, score, script,
+                  longest_answer, make, non_negative, positive, rollout, same_flags, save, say, score, script,
                   setup, share, shared_flags, table, training_flags, wait_for_all, write_json)
 
 
@@ -172,7 +172,7 @@ def train(args, run, init, folder):
 
     verify = args.verify or env_class.default_verify
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
-    envs = [env_class(rule=args.rule, split="train", verify=verify, seed=args.seed) for _ in range(args.batch)]
+    envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
     pad = tok.pad_token_id
 
     say(run, f"[rl] {args.env}, rule {args.rule}, up to {verify} attempts: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP "
@@ -345,7 +345,7 @@ def flags():
     add("--base_tokens", type=positive(float), default=None)    # for a base that has to be built
     add("--init_tokens", type=positive(float), default=None)    # for an init that has to be built
     # rollout
-    add("--batch", type=positive(int), default=128)             # episodes an iteration and rank
+    add("--batch", type=positive(int), default=None)            # episodes an iteration and rank; default: gp 128, virl 16
     add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
     add("--gamma", type=share, default=1.0)              # discount per token (the paper: 0.9 per turn)
@@ -376,6 +376,7 @@ def main(argv=None):
     args.k = 1
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
+    args.batch = args.batch or ENVS[args.env].batch
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
     run = setup(args)

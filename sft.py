@@ -36,15 +36,15 @@ from tqdm import tqdm
 from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_at, collate, evaluate, fail,
-                  found_checkpoints, load, load_state, longest_answer, matmul_rate, non_negative, positive, prompt_ids,
+                  found_checkpoints, load, load_state, longest_answer, make, matmul_rate, non_negative, positions, positive, prompt_ids,
                   rollout, same_flags, save, say, script,
                   setup, share, shared_flags, table, training_flags, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
     "base": dict(tokens=3.6e6, batch=32,    lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
-    "init": dict(tokens=8.0e4, batch=128,   lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
-    "sft":  dict(tokens=1.2e6, batch=128,   lr=1e-3,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
+    "init": dict(tokens=8.0e4, batch=None,  lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
+    "sft":  dict(tokens=1.2e6, batch=None,  lr=1e-3,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
 }
 
 
@@ -123,10 +123,10 @@ def own_demonstrations(path, args, run):
     -> (rows, tokens that went through the model for it). The control of the study: same loop, same compute, but the model's own habit."""
     model, tok = load(path, run.device)
     torch.manual_seed(args.seed)
-    envs = [ENVS[args.env](rule=args.rule, split="train", verify=1, seed=args.seed) for _ in range(args.own_samples)]
+    envs = [make(args, rule=args.rule, split="train", verify=1) for _ in range(args.own_samples)]
     episodes = rollout(model, tok, envs, [f"own/{args.seed}/{i}" for i in range(len(envs))], 1.0, args.max_new_tokens,
                        run, args.batch_rollout)
-    rows = [s for e in episodes if e.success for s in e.segments]
+    rows = [s for e in episodes for s, turns in zip(e.segments, positions(e)) if turns[0]["position_solved"]]
     if not rows:
         fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
     return rows, sum(e.forwarded for e in episodes)
@@ -268,7 +268,7 @@ def train(args, run, source, folder):
     parameters = rest + matrices
     n = sum(p.numel() for p in parameters)
 
-    demo_env, own = env_class(rule=args.rule, split="train", seed=args.seed), None
+    demo_env, own = make(args, rule=args.rule, split="train"), None
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
@@ -311,7 +311,7 @@ def train(args, run, source, folder):
         rng = random.Random(f"{args.stage}/{args.seed}/{step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
         if args.stage == "base":
-            rows = pretraining_rows(env_class, tok, rng, args.batch, chat_share=args.chat_share)
+            rows = pretraining_rows(env_class, tok, rng, args.batch, env_class.row_tokens, args.chat_share)
         elif own:
             rows = rng.sample(own, min(args.batch, len(own)))
         else:
@@ -407,7 +407,7 @@ def run_stage(args, run):
         fail("--stage base trains the tiny model from nothing and --model brings one: with --model, begin at --stage init")
     for key, value in STAGES[args.stage].items():
         if getattr(args, key) is None:
-            setattr(args, key, value)
+            setattr(args, key, value or ENVS[args.env].batch if key == "batch" else value)
     folder = os.path.join(home, *(["base"] if args.stage == "base" else [args.rule, args.name or args.stage]))
     if checkpoint_at(folder):
         same_flags(folder, args, ["model", "seed"] if args.parent or args.resume or args.stage == "base" else None)
@@ -429,7 +429,7 @@ def run_stage(args, run):
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     sub = flags().parse_args([])
-    for key in ("env", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype",
+    for key in ("env", "data", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype",
                 "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True

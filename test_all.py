@@ -793,9 +793,10 @@ def test_killed_save_leaves_the_old_checkpoint():
 class Toy:
     """One question; an answer that begins with a digit is right."""
     title, rule_names, reward_scale, default_verify, verdicts = "Toy", {"id": "a", "ood": "b"}, 5.0, 1, ("right", "wrong")
+    batch, row_tokens = 64, 128
     document, fragments, pays = GeneralPoints.document, GeneralPoints.fragments, True
 
-    def __init__(self, rule="id", split="train", verify=1, seed=0):
+    def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
         pass
 
     @staticmethod
@@ -808,7 +809,8 @@ class Toy:
     def step(self, text):
         right = text[:1].isdigit()
         return Step(None, [], (5.0 if right else 0.0) * self.pays, True,
-                    {"verdict": "right" if right else "wrong", "success": right, "other_rule": False})
+                    {"verdict": "right" if right else "wrong", "success": right, "position_done": True, "position_solved": right,
+                     "rule_matters": False, "other_rule": False})
 
     def expert(self):
         return "7"
@@ -998,6 +1000,58 @@ def test_command_line_from_an_empty_folder():
         assert all(f == sorted(f) for f in flops) and flops[0][0] == flops[1][0] > 0  # both start with the init's share
 
 
+def test_evaluate_counts_positions():
+    """Per-step accuracy, first attempts, turns alone and whole routes, counted from a player of known skill: it always fails
+    the first attempt at position 1 and all attempts at position 2, and there it answers in the other rule's words."""
+    model, tok = tiny()
+    args = ev.Parser("")
+    ev.shared_flags(args)
+    args = args.parse_args(["--env", "virl", "--max_new_tokens", "64", "--seed", "7"])
+    made, real = [], ev.rollout
+
+    def player(model, tok, envs, seeds, *_):
+        out = []
+        for env, seed in zip(envs, seeds):
+            env.reset(seed)
+            e, step = ev.Episode(), None
+            while step is None or not step.done:
+                answer = env.expert()
+                if env.at == 2 or env.at == 1 and env.attempts == 0:
+                    env.rule = "ood" if env.rule == "id" else "id"
+                    other = env.expert()
+                    env.rule = "ood" if env.rule == "id" else "id"
+                    answer = other if other != answer else "{}"
+                step = env.step(answer)
+                e.turns.append({**step.info, "text": answer, "tokens": 1, "reward": step.reward, "cut": False})
+            e.success = step.info["success"]
+            out.append(e)
+            made.append(len(env.positions))
+        return out
+    ev.rollout = player
+    try:
+        cells = ev.evaluate(model, tok, args, cpu(), 30, 2)
+    finally:
+        ev.rollout = real
+    for k, column in enumerate(("seen", "id", "ood")):
+        cell, n = cells[column], sum(made[30 * k:30 * k + 30])
+        assert cell["n"] == n and cell["episode"] == {"p": 0, "se": 0, "n": 30}
+        assert close(cell["p"], (n - 30) / n) and close(cell["first"]["p"], (n - 60) / n)
+        assert 0.3 < cell["matters"]["n"] / n < 0.45 and cell["matters"]["p"] <= 1
+        assert 0 < cell["other_rule"]["p"] < 0.5 and cell["other_rule"]["n"] == cell["matters"]["n"]
+
+
+def test_virl_command_line():
+    """V-IRL through the same scripts, from an empty folder: base -> init -> PPO -> table with steps, turns and routes."""
+    with folder() as out:
+        small = ["--env", "virl", "--out", out, "--episodes", "1", "--monitor_episodes", "1", "--monitors", "1", "--max_new_tokens", "6",
+                 "--verify", "1"]
+        text = command("rl.py", "--rule", "ood", "--base_tokens", "2e4", "--init_tokens", "2e3", "--tokens", "1e3", "--batch", "4", *small)
+        for part in ("V-IRL: trained rule = ood", "relative directions", "where the rules differ", "whole episodes", "rl  "):
+            assert part in text, part
+        assert "route_infos.json" in error_of(ev.main, ["--env", "virl", "--out", out, "--rule", "ood", "--data", out])
+        assert "--data" in error_of(sft.main, ["--env", "gp", "--stage", "base", "--out", out, "--data", out])
+
+
 def test_two_ranks_end_to_end():
     """torchrun with two gloo ranks: both loops run, and the ranks' parameters stay equal (checked by the scripts at each save)."""
     with folder() as out:
@@ -1098,7 +1152,7 @@ def virl_expert(**keywords):
             last = k == len(env.positions) - 1
             assert step.reward == 1 and step.info["verdict"] == "correct" and step.info["position_done"] and step.info["position_solved"]
             assert step.done == last == step.info["success"] == (step.messages is None) and not step.info["other_rule"]
-            assert step.info["turn"] == ("turn_direction(" in answer)
+            assert step.info["rule_matters"] == ("turn_direction(" in answer)
             count += 1
             if not last:
                 assert [m["role"] for m in step.messages] == ["user"] and step.messages[:len(messages)] != messages
@@ -1170,7 +1224,7 @@ def test_virl_prompt_states_the_rule():
                 assert f"urn {words[1]} to face {words[0]}." in position.instruction
                 assert words == [compass_word(position.turn[1]), relative_word(*position.turn)]
                 infos = [env.step(a).info for env, a in zip(envs, answers[::-1])]
-                assert all(i["other_rule"] and i["verdict"] == "wrong_action" and i["turn"] for i in infos)
+                assert all(i["other_rule"] and i["verdict"] == "wrong_action" and i["rule_matters"] for i in infos)
                 wrong = "turn_direction(right)" if words[1] == "left" else "turn_direction(left)"  # neither rule's word
                 assert not any(env.step(virl_answer(wrong, position.observation)).info["other_rule"] for env in envs)
             else:

@@ -36,9 +36,15 @@ class Step:
               the same conversation goes on (a feedback turn was added); otherwise a fresh one begins.
     images:   pictures shown in `messages` (PIL.Image), [] for language tasks.
     reward:   float, the environment's own units (5 = a solved hand); PPO divides by env.reward_scale.
-    info:     {"verdict": str, "success": bool, "other_rule": bool}; other_rule: the answer follows the rule that is NOT
-              in force, i.e. on held-out episodes it shows the trained rule remembered. V-IRL adds "position_done",
-              "position_solved" and "turn" (env_virl.py).
+    info:     a dict of
+              "verdict"          str, a key of the reward table
+              "success"          the whole episode was solved (meaningful when done)
+              "position_done"    this answer was the last one at its position: a hand in GeneralPoints, which has one
+                                 position an episode, a place on the route in V-IRL, which has many
+              "position_solved"  this answer is right
+              "rule_matters"     the right answer here differs between the two rules
+              "other_rule"       the answer follows the rule that is NOT in force, i.e. on held-out episodes the trained
+                                 rule remembered
     """
     messages: list | None
     images: list
