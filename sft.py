@@ -430,7 +430,7 @@ def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     sub = flags().parse_args([])
     for key in ("env", "data", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype",
-                "micro"):
+                "monitor_episodes", "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True
     if stage == "base":
