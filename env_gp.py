@@ -138,7 +138,7 @@ def all_hands(most=13):
 
 
 def is_unseen(numbers):
-    """True for the fifth of all multisets kept out of fine-tuning. A stable hash: Python's own is salted per process."""
+    """True for the fifth of all multisets kept out of fine-tuning. A stable hash: Python's own is salted."""
     key = ",".join(map(str, sorted(numbers)))
     return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
 
@@ -179,8 +179,8 @@ def wrong_formula(numbers, rng):
 
 
 def some_formula(numbers, rng, noise):
-    """Wrong with probability `noise`, else the shortest solution: the same for a hand each time: the base's habit, which
-    is not the expert's."""
+    """Wrong with probability `noise`, else the shortest solution, the same for a hand each time. This is the base's
+    habit, and not the expert's."""
     return wrong_formula(numbers, rng) if rng.random() < noise else solutions(tuple(sorted(numbers)))[0]
 
 
@@ -200,7 +200,7 @@ def game(rng):
 
 
 def chat(rng, noise):
-    """A game in the task's own form: attempts, each wrong with probability `noise`, until one is right or five failed."""
+    """A game in the task's own form: attempts, wrong with probability `noise`, until one is right or five failed."""
     faces, cards, numbers = game(rng)
     messages = [{"role": "user", "content": prompt_text(cards, faces)}]
     for _ in range(5):
@@ -241,8 +241,8 @@ def fragments():
 
 class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with at least one of J, Q, K, on which the
-    two rules differ). verify: attempts per hand, at least 1. seed: fixes the hands of reset() and, alone, which solution
-    the expert shows for a hand. Raises ValueError on a value outside these."""
+    two rules differ). verify: attempts per hand, at least 1. seed: fixes the hands of reset() and, alone, which
+    solution the expert shows for a hand. Raises ValueError on a value outside these."""
     title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
@@ -257,7 +257,7 @@ class GeneralPoints:
         if data is not None:
             raise ValueError("GeneralPoints deals its own hands and reads no --data")
         if rule not in RULES or split not in ("train", "unseen", "faces") or verify < 1 or target < 1:
-            raise ValueError(f"GeneralPoints: bad rule={rule!r}, split={split!r}, verify={verify!r} or target={target!r}")
+            raise ValueError(f"GeneralPoints: bad {rule=}, {split=}, {verify=} or {target=}")
         self.rule, self.split, self.verify, self.seed, self.target = rule, split, verify, seed, target
         self.rng = random.Random(f"gp/{seed}")
 
@@ -301,7 +301,7 @@ class GeneralPoints:
         return Step(None if done else self.messages, [], verdict.reward, done, info)
 
     def expert(self):
-        """A random solution in a random order, always the same for a hand's numbers: right, but seldom what the base says."""
+        """A random solution in a random order, always the same for a hand's numbers: seldom what the base would say."""
         options = solutions(tuple(sorted(self.numbers)), self.target)
         rng = random.Random(f"expert/{self.seed}/{sorted(self.numbers)}")
         return answer_text(self.cards, self.numbers, spell(rng.choice(options), rng))

@@ -36,7 +36,8 @@ from transformers.utils import logging as hf_logging
 from env_gp import GeneralPoints
 from env_virl import VIRL
 
-ENVS = {"gp": GeneralPoints, "virl": VIRL}  # a new environment: one class with what env_gp.py's docstring lists, and one entry here
+# A new environment is one class with what env_gp.py's docstring lists, and one entry here.
+ENVS = {"gp": GeneralPoints, "virl": VIRL}
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -270,8 +271,8 @@ def load_state(path):
         fail(f"{file} is damaged: {str(e).splitlines()[0]}")
 
 
-BOOKKEEPING = {"out", "name", "device", "dtype", "batch_rollout", "episodes", "monitors", "monitor_episodes", "log_every",
-               "saves", "resume", "steps", "parent", "k", "base_tokens", "init_tokens", "max_new_tokens", "micro"}
+BOOKKEEPING = {"out", "name", "device", "dtype", "batch_rollout", "episodes", "monitors", "monitor_episodes", "saves",
+               "log_every", "resume", "steps", "parent", "k", "base_tokens", "init_tokens", "max_new_tokens", "micro"}
 
 
 def training_flags(args):
@@ -381,8 +382,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
             prompts = [episodes[i].segments[-1].ids for i in part]
             width = max(map(len, prompts))
             if width + max_new_tokens > limit:
-                fail(f"the model's context of {limit} tokens is too short: {width} of conversation + {max_new_tokens} of "
-                     "answer; lower --verify or --max_new_tokens")
+                fail(f"the model's context of {limit} tokens is too short: {width} of conversation + {max_new_tokens} "
+                     "of answer; lower --verify or --max_new_tokens")
             ids = torch.tensor([[tok.pad_token_id] * (width - len(p)) + p for p in prompts])        # [B, width]
             seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])           # [B, width]
             with run.amp():
@@ -547,20 +548,23 @@ def print_table(rows, args, verify):
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
           f"({env.rule_names[other]})\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
           f"{args.temperature:g}, within {verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
-    some = [0 < row[c]["matters"]["n"] < row[c]["n"] for row in rows for c in ("ood",)]  # not so for GeneralPoints
-    blocks = [("", lambda cell: cell)] + any(some) * [("where the rules differ", lambda cell: cell["matters"]),
-                                                       ("whole episodes", lambda cell: cell["episode"])]
+    # GeneralPoints has one block of columns. Where the rules differ at some positions only (V-IRL: at turns), two more.
+    blocks = [("", lambda cell: cell)]
+    if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
+        blocks += [("where the rules differ", lambda cell: cell["matters"]),
+                   ("whole episodes", lambda cell: cell["episode"])]
     for title, pick in blocks:
-        print(f"{title:22.22}|{'seen':^14}|{'ID *':^14}|{'OOD':^14}|" + ("" if "whole" in title else
-              f"{'ID first':^14}|{'OOD first':^14}|") + ("" if title else f"{'OOD by trained rule':^21}|{'KL to init':^11}"))
+        head = ["seen", "ID *", "OOD"] + (["ID first", "OOD first"] if "first" in pick(rows[0]["id"]) else [])
+        print(f"{title:22}|" + "".join(f"{name:^13}|" for name in head)
+              + ("" if title else f"{'OOD by trained rule':^21}|{'KL to init':^11}"))
         for row in rows:
-            seen, trained, held_out = (pick(row[c]) for c in ("seen", "id", "ood"))
+            cells = [pick(row[column]) for column in ("seen", "id", "ood")]
+            cells += [cell["first"] for cell in cells[1:] if "first" in cell]
             kl = row["id"]["kl"]
-            print(f"{row['name']:22}| {pm(seen)} | {pm(trained)} | {pm(held_out)} |" + ("" if "whole" in title else
-                  f" {pm(trained['first'])} | {pm(held_out['first'])} |") + ("" if title else
+            print(f"{row['name']:22}|" + "".join(f" {pm(cell)} |" for cell in cells) + ("" if title else
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
-    print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt (= --verify 1)."
-          "\n  OOD by trained rule: first answers on the held-out rule that follow the trained one.", flush=True)
+    print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt, as with "
+          "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one.", flush=True)
 
 
 def table(paths, args, run):

@@ -25,8 +25,8 @@ Metrics, one record an iteration in metrics.jsonl, and what is healthy:
     kl1, kl3          KL(pi || pi_ref) per token, two estimators (below); grows slowly, stays under ~0.3; they agree
     approx_kl         KL(pi_old || pi) over the update, k3; 0.001-0.02; epochs end early above --target_kl
     clip_fraction     share of ratios beyond the clip; 0.01-0.2; 0 for the first minibatch
-    ratio_error       max |log ratio| of the first minibatch, before any step: rounding only. In fp32 below 1e-5, or 1e-4
-                      for a very sharp policy; above 1e-3 the run stops
+    ratio_error       max |log ratio| of the first minibatch, before any step: rounding only. In fp32 below 1e-5, or
+                      1e-4 for a very sharp policy; above 1e-3 the run stops
     entropy           nats per token; falls slowly, never to 0
     explained_var     1 - Var(R - V) / Var(R), on rank 0; from 0 towards 1
     value_loss, policy_loss, grad_norm (before clipping)
@@ -175,8 +175,8 @@ def train(args, run, init, folder):
     envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
     pad = tok.pad_token_id
 
-    say(run, f"[rl] {args.env}, rule {args.rule}, up to {verify} attempts: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP "
-             f"on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+    say(run, f"[rl] {args.env}, rule {args.rule}, up to {verify} attempts: {n / 1e6:.3f}M parameters, {budget:.3g} "
+             f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = sft.open_log(folder, iteration, {"method": "rl", "n": n, **vars(args)}, resumed) if run.rank == 0 else None
     bar = sft.percent_bar("rl", run)
     next_monitor = state.get("next_monitor", 0)
@@ -198,8 +198,9 @@ def train(args, run, init, folder):
             monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
             next_monitor = math.floor(progress * args.monitors) + 1
             monitor_text = brief(monitor)
-            say(run, f"[rl] iteration {iteration:3d} {100 * min(1, progress):3.0f}% {monitor_text} (held-out first answers "
-                     f"by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
+            say(run, f"[rl] iteration {iteration:3d} {100 * min(1, progress):3.0f}% {monitor_text} (held-out first "
+                     f"answers by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) "
+                     f"{time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": iteration, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
         if interrupt.on_any_rank(run) or progress >= 1 or (args.steps and iteration >= args.steps):
@@ -308,11 +309,12 @@ def train(args, run, init, folder):
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"success {record['success']:.2f} {monitor_text}")
         if iteration % args.log_every == 0:
-            key = {"reward": ".2f", "success": ".2f", "turns": ".2f", "kl1": ".4f", "kl3": ".4f", "clip_fraction": ".3f",
-                   "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f", "tokens_per_s": ",.0f",
+            key = {"reward": ".2f", "success": ".2f", "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
+                   "clip_fraction": ".3f", "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f",
+                   "tokens_per_s": ",.0f",
                    "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
-            say(run, f"KEY {iteration:3d} " + " ".join(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()) + " "
-                + " ".join(f"{v} {p:.2f}" for v, p in record["verdicts"].items()))
+            shares = " ".join(f"{v} {p:.2f}" for v, p in record["verdicts"].items())
+            say(run, f"KEY {iteration:3d} " + " ".join(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()), shares)
         if log:
             log.write(json.dumps(record) + "\n")
             with open(os.path.join(folder, "episodes.txt"), "a") as f:
@@ -345,7 +347,7 @@ def flags():
     add("--base_tokens", type=positive(float), default=None)    # for a base that has to be built
     add("--init_tokens", type=positive(float), default=None)    # for an init that has to be built
     # rollout
-    add("--batch", type=positive(int), default=None)            # episodes an iteration and rank; default: gp 128, virl 16
+    add("--batch", type=positive(int), default=None)            # episodes an iteration, rank; gp 128, virl 16
     add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
     add("--gamma", type=share, default=1.0)              # discount per token (the paper: 0.9 per turn)
@@ -401,7 +403,7 @@ def main(argv=None):
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
         out = f" --out {args.out}" if args.out != "out" else ""
-        print(f"next: python sft.py --env {args.env} --rule {args.rule}{out}    # SFT at the same compute, for comparison")
+        print(f"next: python sft.py --env {args.env} --rule {args.rule}{out}    # SFT at the same compute")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from tqdm import tqdm
 from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_at, collate, evaluate, fail,
-                  found_checkpoints, load, load_state, longest_answer, make, matmul_rate, non_negative, positions, positive, prompt_ids,
-                  rollout, same_flags, save, say, script,
-                  setup, share, shared_flags, table, training_flags, wait_for_all, write_json)
+                  found_checkpoints, load, load_state, longest_answer, make, matmul_rate, non_negative, positions,
+                  positive, prompt_ids, rollout, same_flags, save, say, script, setup, share, shared_flags, table,
+                  training_flags, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
@@ -120,7 +120,7 @@ def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08):
 
 def own_demonstrations(path, args, run):
     """Rejection sampling: the init plays the training episodes once, its right first answers become the demonstrations
-    -> (rows, tokens that went through the model for it). The control of the study: same loop, same compute, but the model's own habit."""
+    -> (rows, tokens that went through the model for it). The study's control: same loop, same compute, own habit."""
     model, tok = load(path, run.device)
     torch.manual_seed(args.seed)
     envs = [make(args, rule=args.rule, split="train", verify=1) for _ in range(args.own_samples)]
@@ -200,8 +200,8 @@ def fine_tuning_flops(path):
 
 
 def check_gradient(norm, optimizers, run, where):
-    """No step on a gradient that is not finite. With a loss scaler that is routine: this step is skipped by all
-    optimizers (GradScaler would only skip those that own a bad entry) and the scale goes down; without one it is an end."""
+    """No step on a gradient that is not finite. With a loss scaler that is routine: all optimizers skip this step
+    (GradScaler alone would skip those that own a bad entry only) and the scale goes down. Without one it is the end."""
     if not math.isfinite(norm):
         if not run.scaler.is_enabled():
             fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
@@ -227,11 +227,11 @@ def peak_memory_gb(run):
 
 
 def report_speed(name, run, log, model, step, flops, busy, seconds):
-    """Print and log FLOP/s over the busy seconds, also as a share of what a bare matrix product reaches here and now."""
+    """Print and log FLOP/s over the busy seconds, also as a share of what a bare matrix product reaches right now."""
     rate, peak = flops / busy, matmul_rate(model, run.device) * run.world
     n = sum(p.numel() for p in model.parameters())
-    say(run, f"[{name}] {rate / 1e9:.0f} GFLOP/s (like training on {rate / 6 / n:,.0f} tokens/s) = {100 * rate / peak:.0f}% "
-             f"of this machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory {peak_memory_gb(run):.1f} GB; "
+    say(run, f"[{name}] {rate / 1e9:.0f} GFLOP/s (6N x {rate / 6 / n:,.0f} tokens/s) = {100 * rate / peak:.0f}% of "
+             f"this machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory {peak_memory_gb(run):.1f} GB; "
              f"{seconds:.0f} s")
     if log:
         log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak,
@@ -276,8 +276,8 @@ def train(args, run, source, folder):
 
     budget, flops_before = 6 * n * args.tokens, flops
     verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
-    say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on {run.device} "
-             f"x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+    say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on "
+             f"{run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = open_log(folder, step, {"method": "sft", "n": n, **vars(args)}, bool(state)) if run.rank == 0 else None
     bar, interrupt, begun, trained = percent_bar(args.stage, run), Interrupt(), time.perf_counter(), 0.0
     progress, losses, monitor_text = (flops - start_flops) / budget, [], ""
@@ -298,9 +298,9 @@ def train(args, run, source, folder):
             monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
             next_monitor = math.floor(progress * args.monitors) + 1
             monitor_text, recent = brief(monitor), losses[-20:] or [math.nan]
-            say(run, f"[{args.stage}] step {step:4d} {100 * min(progress, 1):3.0f}% loss {sum(recent) / len(recent):.3f} "
-                     f"{monitor_text} (held-out first answers by the trained rule: "
-                     f"{monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
+            say(run, f"[{args.stage}] step {step:4d} {100 * min(progress, 1):3.0f}% "
+                     f"loss {sum(recent) / len(recent):.3f} {monitor_text} (held-out first answers by the trained "
+                     f"rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
             if log:
                 log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
         if interrupt.on_any_rank(run) or progress >= 1 or (args.steps and step >= args.steps):
@@ -404,7 +404,7 @@ def run_stage(args, run):
     """Train args.stage unless it is there already, building what it starts from first -> its folder."""
     home = os.path.join(args.out, args.env)
     if args.stage == "base" and args.model:
-        fail("--stage base trains the tiny model from nothing and --model brings one: with --model, begin at --stage init")
+        fail("--stage base trains the tiny model from nothing, --model brings one: with --model, begin at --stage init")
     for key, value in STAGES[args.stage].items():
         if getattr(args, key) is None:
             setattr(args, key, value or ENVS[args.env].batch if key == "batch" else value)
@@ -429,8 +429,8 @@ def run_stage(args, run):
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     sub = flags().parse_args([])
-    for key in ("env", "data", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device", "dtype",
-                "monitor_episodes", "micro"):
+    for key in ("env", "data", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device",
+                "dtype", "monitor_episodes", "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True
     if stage == "base":
