@@ -564,7 +564,8 @@ def print_table(rows, args, verify):
             print(f"{row['name']:22}|" + "".join(f" {pm(cell)} |" for cell in cells) + ("" if title else
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
     print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt, as with "
-          "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one.", flush=True)
+          "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one.",
+          flush=True)
 
 
 def table(paths, args, run):

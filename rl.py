@@ -311,10 +311,9 @@ def train(args, run, init, folder):
         if iteration % args.log_every == 0:
             key = {"reward": ".2f", "success": ".2f", "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
                    "clip_fraction": ".3f", "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f",
-                   "tokens_per_s": ",.0f",
-                   "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
-            shares = " ".join(f"{v} {p:.2f}" for v, p in record["verdicts"].items())
-            say(run, f"KEY {iteration:3d} " + " ".join(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()), shares)
+                   "tokens_per_s": ",.0f", "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
+            say(run, f"KEY {iteration:3d}", *(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()),
+                *(f"{v} {p:.2f}" for v, p in record["verdicts"].items()))
         if log:
             log.write(json.dumps(record) + "\n")
             with open(os.path.join(folder, "episodes.txt"), "a") as f:
