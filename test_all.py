@@ -530,10 +530,11 @@ def test_expert_rollout_scores_one():
             width = max(map(len, ids))
             return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (width - len(i)) for i in ids])], 1)
         original, type(model).generate = type(model).generate, generate
+        ends, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [tok.eos_token_id]
         try:
             episodes = ev.rollout(model, tok, envs, range(20), 1.0, 64, cpu())
         finally:
-            type(model).generate = original
+            type(model).generate, model.generation_config.eos_token_id = original, ends
         assert all(e.success and len(e.turns) == blunders + 1 for e in episodes)
         assert all(e.turns[-1]["text"] == env.expert() and not e.turns[-1]["cut"] for e, env in zip(episodes, envs))
 
