@@ -653,8 +653,9 @@ def plot(files, picture):
         ax.set_xlabel("fine-tuning compute, TFLOP")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("success within the attempts, %")
-    axes[0][0].legend(fontsize=7, ncol=2, loc="lower left")
-    fig.tight_layout()
+    lines, names = axes[0][0].get_legend_handles_labels()
+    fig.tight_layout(rect=(0, 0.08, 1, 1))
+    fig.legend(lines, names, fontsize=8, ncol=len(names), loc="lower center")
     try:
         fig.savefig(picture, dpi=130)
     except (OSError, ValueError) as e:
