@@ -400,7 +400,6 @@ def test_segments_mask_and_text():
         assert len(e.segments) == 1 and 1 <= len(e.turns) <= 3
         s = e.segments[0]
         assert len(s.ids) == len(s.action) == len(s.reward) and s.action[0] == 0
-        said = "".join(tok.decode([i]) for i, a in zip(s.ids, s.action) if a)
         spoken = [i for i, a in zip(s.ids, s.action) if a]
         assert len(spoken) == sum(t["tokens"] for t in e.turns)  # mask count = sampled count
         at = 0
