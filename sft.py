@@ -181,7 +181,7 @@ def open_log(folder, step, header, resumed):
 def percent_bar(name, run):
     """A progress bar over the compute budget; silent on other ranks and where there is no terminal."""
     return tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}")
+                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
 
 
 def reduce_gradients(parameters, run):
