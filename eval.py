@@ -30,7 +30,9 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer,
+                          GenerationConfig)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS
 from transformers.utils import logging as hf_logging
 
 from env_gp import GeneralPoints
@@ -65,6 +67,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
             self.error(f"unknown flag {unknown[0]}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        if known.visual and not known.vl:
+            self.error("--visual chooses the look of pictures: it needs --vl")
+        if known.vl:
+            known.visual, known.pixels = known.visual or "id", known.pixels or (1200 if known.model else 80)
         return known
 
 
@@ -117,6 +123,9 @@ def shared_flags(parser):
     add("--env", choices=ENVS, default="gp")               # the task: GeneralPoints or V-IRL
     add("--data", metavar="DIR", default=None)             # virl: the released routes in place of the procedural city
     add("--rule", choices=["id", "ood"], default="id")     # the rule trained on; the other one is held out
+    add("--vl", action="store_true")                       # see the cards or streets in a picture, not in words
+    add("--visual", choices=["id", "ood"], default=None)   # with --vl: the look trained on, default id (gp: black suits)
+    add("--pixels", type=positive(int), default=None)      # side of a picture; default: 80, with --model 1200
     add("--model", metavar="PATH", default=None)           # a transformers checkpoint in place of the tiny base
     add("--out", metavar="DIR", default="out")             # everything made here goes below this folder
     add("--seed", type=seed_number, default=0)             # fixes hands, demonstrations, samples and initial weights
@@ -183,10 +192,27 @@ def say(run, *words):
 
 def make(args, **keywords):
     """The environment of --env; what it cannot use (say, damaged --data) ends in one line."""
+    sight = dict(vl=True, visual=args.visual, pixels=args.pixels) if args.vl else {}
     try:
-        return ENVS[args.env](seed=args.seed, data=args.data, **keywords)
+        return ENVS[args.env](seed=args.seed, data=args.data, **{**sight, **keywords})
     except ValueError as e:
         fail(e)
+
+
+def home(args):
+    """Where the task's runs live: out/gp, or out/gp-vl when the cards are seen."""
+    return os.path.join(args.out, args.env + "-vl" * args.vl)
+
+
+def trained_on(args):
+    """Folder of the runs trained on --rule and, with --vl, --visual: out/gp/id, or out/gp-vl/id-ood."""
+    return os.path.join(home(args), args.rule + (f"-{args.visual}" if args.vl else ""))
+
+
+def task_flags(args):
+    """The flags that name the task, for "next: ..." lines."""
+    return (f"--env {args.env} --rule {args.rule}" + (f" --vl --visual {args.visual}" if args.vl else "")
+            + (f" --out {args.out}" if args.out != "out" else ""))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -211,15 +237,19 @@ def checkpoint_at(path):
 def load(path, device="cpu"):
     """-> (model in fp32 and eval mode, tokenizer). path: a folder of ours, or any folder or hub id transformers loads.
 
+    A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its processor, or, where
+    that needs a package that is not here (torchvision for Qwen2.5-VL), the reason as a str: tasks in words still run.
     model.generation_config keeps nothing but the end and padding ids: a released model's top-p or repetition penalty
     would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and (os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
         fail(f"no checkpoint at {path!r}: no config.json there")
     try:
-        tok = AutoTokenizer.from_pretrained(folder or path)
-        model, report = AutoModelForCausalLM.from_pretrained(folder or path, dtype=torch.float32,
-                                                             output_loading_info=True)
+        vision = AutoConfig.from_pretrained(folder or path).model_type in VLMS
+        processor = load_processor(folder or path) if vision else None
+        tok = AutoTokenizer.from_pretrained(folder or path) if isinstance(processor, str | None) else processor.tokenizer
+        kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+        model, report = kind.from_pretrained(folder or path, dtype=torch.float32, output_loading_info=True)
     except Exception as e:  # transformers, safetensors and tokenizers each raise their own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {str(e).strip().splitlines()[0] if str(e).strip() else repr(e)}")
     lost = set(report["missing_keys"]) | {str(m[0]) for m in report.get("mismatched_keys", ())}
@@ -231,11 +261,24 @@ def load(path, device="cpu"):
         fail(f"the tokenizer of {path!r} has no end-of-sequence token")
     if tok.pad_token_id is None:
         tok.pad_token = tok.eos_token
+    tok.processor = processor
+    tok.chat_template = tok.chat_template or getattr(processor, "chat_template", None)
+    if tok.chat_template is None and isinstance(processor, str):
+        fail(f"{path!r}: its processor cannot be loaded, and the chat template is there: {processor}")
     if tok.chat_template is None:
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one", flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id)
     return model.to(device).eval(), tok
+
+
+def load_processor(path):
+    """The processor of a vision-language model, or a str with the reason why there is none here."""
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+        return processor if hasattr(processor, "image_processor") else f"{path} holds no image processor"
+    except (ImportError, OSError, ValueError) as e:
+        return str(e).strip().splitlines()[0]
 
 
 def save(path, model, tok, state):
@@ -248,7 +291,8 @@ def save(path, model, tok, state):
         shutil.rmtree(tmp, ignore_errors=True)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         model.save_pretrained(tmp)
-        tok.save_pretrained(tmp)
+        seeing = getattr(tok, "processor", None)
+        (tok if isinstance(seeing, str | None) else seeing).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
         checkpoint_at(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -295,12 +339,34 @@ def same_flags(folder, args, only=None):
 # very tokens that were sampled.
 
 MARK = "@@ANSWER@@"
+PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # of what processors make: one entry a token
 
 
-def prompt_ids(tok, messages):
-    """Ids of a conversation up to where the assistant begins to speak."""
-    return tok(tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
-               add_special_tokens=False).input_ids
+def chat_text(tok, messages, images=(), **how):
+    """A conversation in the chat template's words. For a vision-language model contents become lists of parts, and the
+    images stand before the first user's text."""
+    if getattr(tok, "processor", None) is not None:
+        first = [m["role"] for m in messages].index("user")
+        messages = [{"role": m["role"], "content": [{"type": "image"}] * (len(images) if i == first else 0)
+                                                   + [{"type": "text", "text": m["content"]}]}
+                    for i, m in enumerate(messages)]
+    return tok.apply_chat_template(messages, tokenize=False, **how)
+
+
+def encode(tok, text, images):
+    """-> Segment of a text whose images stand at the processor's marks; ids hold all the places of each image."""
+    if not images:
+        return Segment(tok(text, add_special_tokens=False).input_ids)
+    if isinstance(getattr(tok, "processor", None), str | None):
+        fail("--vl needs a vision-language model: " + (getattr(tok, "processor", None) or "this one reads text alone"))
+    inputs = dict(tok.processor(text=[text], images=list(images), add_special_tokens=False, return_tensors="pt"))
+    ids, _ = inputs.pop("input_ids")[0].tolist(), inputs.pop("attention_mask")
+    return Segment(ids, pictures=inputs)
+
+
+def prompt(tok, messages, images=()):
+    """-> Segment of a conversation up to where the assistant begins to speak."""
+    return encode(tok, chat_text(tok, messages, images, add_generation_prompt=True), images)
 
 
 def glue_ids(tok, messages, last_id=None):
@@ -313,14 +379,14 @@ def glue_ids(tok, messages, last_id=None):
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>
     """
     probe = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = tok.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
+    text = chat_text(tok, probe, add_generation_prompt=True)
     ids = tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
     return ids[1:] if ids and ids[0] == last_id else ids
 
 
 def answer_ids(tok, model, messages, text):
     """Ids of a demonstration: the answer and the token that ends a turn in this chat template."""
-    closing = tok.apply_chat_template(messages + [{"role": "assistant", "content": MARK}], tokenize=False)
+    closing = chat_text(tok, messages + [{"role": "assistant", "content": MARK}])
     first = tok(closing.rpartition(MARK)[2], add_special_tokens=False).input_ids[:1]
     eos = model.generation_config.eos_token_id
     return tok(text, add_special_tokens=False).input_ids + (first if first and first[0] in eos else eos[:1])
@@ -331,7 +397,8 @@ def answer_ids(tok, model, messages, text):
 
 @dataclass
 class Segment:
-    """One conversation as tokens. All lists have one entry per token.
+    """One conversation as tokens. All lists have one entry per token. pictures: {name: tensor}, what the processor made
+    of the images beside the ids (pixel_values, [images, 3, H, W] for LLaVA; others have more); {} without images.
 
         ids     <user> Make 24 ... <assistant>  {"cards" ... } <end>  <user> Wrong ... <assistant>  {"cards" ... } <end>
         action   0      0  0  0     0            1   1   1  1   1       0     0          0            1   1   1  1   1
@@ -340,7 +407,7 @@ class Segment:
     ids: list
     action: list = field(default_factory=list)
     reward: list = field(default_factory=list)
-    images: list = field(default_factory=list)
+    pictures: dict = field(default_factory=dict)
 
     def add(self, ids, action):
         self.ids = self.ids + ids
@@ -373,7 +440,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
     for env, seed, episode in zip(envs, seeds, episodes):
         messages, images = env.reset(seed)
         chats.append(messages)
-        episode.segments.append(Segment(prompt_ids(tok, messages), images=images))
+        episode.segments.append(prompt(tok, messages, images))
     active = list(range(len(envs)))
     while active:
         still = []
@@ -386,9 +453,10 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                      "of answer; lower --verify or --max_new_tokens")
             ids = torch.tensor([[tok.pad_token_id] * (width - len(p)) + p for p in prompts])        # [B, width]
             seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])           # [B, width]
+            pictures = join_pictures([episodes[i].segments[-1] for i in part], width, run.device, left=True)
             with run.amp():
                 out = model.generate(input_ids=ids.to(run.device), attention_mask=seen.to(run.device),
-                                     generation_config=config)
+                                     generation_config=config, **pictures)
             for i, row in zip(part, out[:, width:].tolist()):
                 stop = next((n + 1 for n, token in enumerate(row) if token in end), len(row))
                 said = row[:stop]                        # the end token, if any, is an action too
@@ -410,7 +478,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                 if step.messages[:len(chats[i])] == chats[i]:   # the conversation goes on
                     segment.add(glue_ids(tok, step.messages, said[-1]), 0)
                 else:                                           # a fresh one begins
-                    episode.segments.append(Segment(prompt_ids(tok, step.messages), images=step.images))
+                    episode.segments.append(prompt(tok, step.messages, step.images))
                 chats[i] = step.messages
         active = still
     return episodes
@@ -428,13 +496,36 @@ def longest_answer(tok, model, args):
     return longest * 5 // 4
 
 
+def join_pictures(segments, width, device, left=False):
+    """The pictures of a batch as keywords for the model: joined along their first dimension (images, or patches), zeros
+    where another one is larger. What has an entry per token (Mllama's cross_attention_mask, Qwen's mm_token_type_ids) is
+    padded to the batch's width as its ids are; what comes after the prompt sees what the prompt's end saw."""
+    joined = {}
+    for name in dict.fromkeys(name for s in segments for name in s.pictures):
+        parts = [(s, s.pictures[name]) for s in segments if name in s.pictures]
+        if name in PER_TOKEN:
+            rows = []
+            for s, x in parts:
+                after = x[:, -1:].expand(-1, max(0, len(s.ids) - x.shape[1]), *x.shape[2:])
+                row = torch.cat([x, after], 1)[:, :len(s.ids)]
+                padding = row.new_zeros(1, width - len(s.ids), *row.shape[2:])
+                rows.append(torch.cat([padding, row] if left else [row, padding], 1))
+        else:
+            most = [max(x.shape[d] for _, x in parts) for d in range(1, parts[0][1].ndim)]
+            rows = [torch.nn.functional.pad(x, [n for d in range(x.ndim - 1, 0, -1) for n in (0, most[d - 1] - x.shape[d])])
+                    for _, x in parts]
+        joined[name] = torch.cat(rows).to(device)
+    return joined
+
+
 def collate(segments, pad_id, device):
-    """Pad segments on the right -> ids [B, T] long, attention [B, T] long, action [B, T] bool."""
+    """Pad segments on the right -> the model's inputs {input_ids [B, T] long, attention_mask [B, T] long, pictures'},
+    action [B, T] bool."""
     width = max(len(s.ids) for s in segments)
     ids = torch.tensor([s.ids + [pad_id] * (width - len(s.ids)) for s in segments], device=device)
     attention = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in segments], device=device)
     action = torch.tensor([s.action + [0] * (width - len(s.ids)) for s in segments], device=device, dtype=torch.bool)
-    return ids, attention, action
+    return {"input_ids": ids, "attention_mask": attention, **join_pictures(segments, width, device)}, action
 
 
 def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
@@ -446,12 +537,13 @@ def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
     1, 2 and 4 are kept and score a2, a3 and a5. Logits are divided by the sampling temperature, so that this is the
     distribution that was sampled from.
     """
-    ids, attention, action = collate(segments, pad_id, run.device)
+    inputs, action = collate(segments, pad_id, run.device)
     with run.amp():
-        out = model(input_ids=ids, attention_mask=attention, output_hidden_states=value_head is not None)
+        out = model(**inputs, output_hidden_states=value_head is not None)
     keep = action[:, 1:]                                                    # [B, T-1]
     logprobs = (out.logits[:, :-1][keep].float() / temperature).log_softmax(-1)   # [N, V]
-    logp = logprobs.gather(-1, ids[:, 1:][keep][:, None])[:, 0]             # [N]
+    said = inputs["input_ids"][:, 1:][keep]                                 # [N]
+    logp = logprobs.gather(-1, said[:, None])[:, 0]                         # [N]
     entropy = -(logprobs.exp() * logprobs).sum(-1)                          # [N]
     value = None if value_head is None else value_head(out.hidden_states[-1][:, :-1][keep].float())[:, 0]  # [N]
     return logp, entropy, value
@@ -474,7 +566,7 @@ def kl_to(reference, model, tok, episodes, args, run):
     for e in episodes:  # the first conversation, cut after its first answer
         s = e.segments[0]
         end = s.action.index(1) + e.turns[0]["tokens"]
-        firsts.append(Segment(s.ids[:end], s.action[:end]))
+        firsts.append(Segment(s.ids[:end], s.action[:end], pictures=s.pictures))
     for i in range(0, len(firsts), 32):
         part = firsts[i:i + 32]
         total += (score(model, part, tok.pad_token_id, run, temperature)[0]
@@ -500,10 +592,12 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
         "matters"        {"p", ..., "first"} of the positions at which the two rules differ alone
         "other_rule"     share of first answers that follow the other rule, among those positions
         "verdicts"       shares among first answers                   "kl"        in column "id", given a reference
+        "recognition"    with pictures: {"p", "se", "n"} over first answers of the share of a picture's parts read
+                         right (cards; landmark, side, intersection), "whole": the same of pictures read right as a whole
     The same episodes for every model and seed: they depend on the episode's number only."""
     was_training, rng = model.training, torch.get_rng_state()
     out = {}
-    for column, keywords in ENVS[args.env].cells(args.rule).items():
+    for column, keywords in columns(args).items():
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
         jobs = [i for i in range(episodes) for _ in range(k)][run.rank::run.world]  # each rank plays its share
         envs = [make(args, verify=verify, **keywords) for _ in jobs]
@@ -523,12 +617,14 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
             return rate(list(hits.values()))
         matters = [r for r in records if r[2]["rule_matters"]]
         verdicts = [r[2]["verdict"] for r in records]
+        read = [r[2]["recognized"] for r in records if r[2].get("recognized") is not None]
         out[column] = {
             **best(lambda r: r[3]), "first": best(lambda r: r[2]["position_solved"]),
             "episode": best(lambda r: r[1], [((i, 0), ok, turn, last) for (i, j), ok, turn, last in records if j == 0]),
             "matters": {**best(lambda r: r[3], matters), "first": best(lambda r: r[2]["position_solved"], matters)},
             "other_rule": rate([int(r[2]["other_rule"]) for r in matters]),
-            "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}, "kl": None}
+            "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}, "kl": None,
+            **({"recognition": {**rate(read), "whole": rate([int(x == 1) for x in read])}} if read else {})}
         if reference is not None and column == "id":
             out[column]["kl"] = kl_to(reference, model, tok, played, args, run)
     torch.set_rng_state(rng)
@@ -536,36 +632,50 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
     return out
 
 
+HEADS = {"seen": "seen", "id": "ID", "ood": "OOD", "visual": "visual OOD"}
+
+
+def columns(args):
+    """{column of the table: the episodes in it, as keywords of the environment}. The last, "visual", with pictures."""
+    return ENVS[args.env].cells(args.rule, *([args.visual] if args.vl else []))
+
+
 def brief(cells):
     """{"seen": ..., "id": ..., "ood": ...} -> "seen .91 ID .40 OOD .12", for progress bars."""
-    return " ".join(f"{c if c == 'seen' else c.upper()} {cells[c]['p']:.2f}" for c in cells)
+    text = " ".join(f"{HEADS[c]} {cells[c]['p']:.2f}" for c in cells)
+    return text + (f", read {cells['id']['recognition']['p']:.2f}" if "recognition" in cells["id"] else "")
 
 
 def print_table(rows, args, verify):
-    env = ENVS[args.env]
+    env, names = ENVS[args.env], [c for c in HEADS if c in rows[0]]
     other = "ood" if args.rule == "id" else "id"
     pm = lambda r: f"{100 * r['p']:5.1f} ± {100 * r['se']:3.1f}"
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
-          f"({env.rule_names[other]})\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
+          f"({env.rule_names[other]})" + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl
+                                          else "") + f"\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
           f"{args.temperature:g}, within {verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
     # GeneralPoints has one block of columns. Where the rules differ at some positions only (V-IRL: at turns), two more.
     blocks = [("", lambda cell: cell)]
     if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
         blocks += [("where the rules differ", lambda cell: cell["matters"]),
                    ("whole episodes", lambda cell: cell["episode"])]
+    if args.vl:
+        blocks += [("parts read right", lambda cell: cell["recognition"]),
+                   ("pictures read right", lambda cell: cell["recognition"]["whole"])]
     for title, pick in blocks:
-        head = ["seen", "ID *", "OOD"] + (["ID first", "OOD first"] if "first" in pick(rows[0]["id"]) else [])
+        head = [HEADS[c] + " *" * (c == "id") for c in names]
+        head += [f"{HEADS[c]} first" for c in names[1:3] if "first" in pick(rows[0]["id"])]
         print(f"{title:22}|" + "".join(f"{name:^13}|" for name in head)
               + ("" if title else f"{'OOD by trained rule':^21}|{'KL to init':^11}"))
         for row in rows:
-            cells = [pick(row[column]) for column in ("seen", "id", "ood")]
-            cells += [cell["first"] for cell in cells[1:] if "first" in cell]
+            cells = [pick(row[column]) for column in names]
+            cells += [cell["first"] for cell in cells[1:3] if "first" in cell]
             kl = row["id"]["kl"]
             print(f"{row['name']:22}|" + "".join(f" {pm(cell)} |" for cell in cells) + ("" if title else
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
     print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt, as with "
-          "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one.",
-          flush=True)
+          "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one."
+          + "\n  visual OOD: unseen episodes, trained rule, the other look. read: by first answers." * args.vl, flush=True)
 
 
 def table(paths, args, run):
@@ -583,7 +693,7 @@ def table(paths, args, run):
         rows.append({"name": name, "path": path, **cells})
     if run.rank == 0:
         print_table(rows, args, verify)
-    return {"env": args.env, "vl": False, "trained_rule": args.rule, "trained_visual": None, "verify": verify,
+    return {"env": args.env, "vl": args.vl, "trained_rule": args.rule, "trained_visual": args.visual, "verify": verify,
             "temperature": args.temperature, "episodes": args.episodes, "k": args.k, "seed": args.seed, "rows": rows}
 
 
@@ -624,32 +734,36 @@ def plot(files, picture):
         fail("--plot needs matplotlib: pip install matplotlib")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    curves = {}  # (rule, method) -> list of runs; a run is a list of monitor records
+    curves = {}  # (task, method) -> list of runs; a run is a list of monitor records
     for file in files:
         try:
             with open(file) as f:
                 records = [json.loads(line) for line in f]
             start, points = records[0], [r for r in records if "seen" in r]
             method = "SFT on own answers" if start.get("demos") == "own" else start["method"].upper()
-            env = ENVS[start["env"]]
-            curves.setdefault((start["rule"], method), []).append(points)
+            env, look = ENVS[start["env"]], start.get("visual")
+            task = (f"{env.title}, trained on {env.rule_names[start['rule']]}"
+                    + (f", {env.visual_names[look]}" if look else ""))
+            curves.setdefault((task, method), []).append(points)
         except (OSError, ValueError, KeyError, IndexError) as e:
             fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
-    rules = sorted({rule for rule, _ in curves})
-    fig, axes = plt.subplots(1, len(rules), figsize=(5.2 * len(rules), 3.9), sharey=True, squeeze=False)
-    for ax, rule in zip(axes[0], rules):
-        for (r, method), runs in sorted(curves.items()):
-            if r != rule:
+    tasks = list(dict.fromkeys(task for task, _ in curves))
+    fig, axes = plt.subplots(1, len(tasks), figsize=(5.2 * len(tasks), 3.9), sharey=True, squeeze=False)
+    for ax, task in zip(axes[0], tasks):
+        for (t, method), runs in sorted(curves.items()):
+            if t != task:
                 continue
             n = min(map(len, runs))
             x = [sum(run[i]["flops"] for run in runs) / len(runs) / 1e12 for i in range(n)]
-            for column, style in (("seen", ":"), ("id", "--"), ("ood", "-")):
+            for column, style in (("seen", ":"), ("id", "--"), ("ood", "-"), ("visual", "-.")):
+                if column not in runs[0][0]:
+                    continue
                 y = torch.tensor([[100 * run[i][column]["p"] for i in range(n)] for run in runs])
                 mean, se = y.mean(0), y.std(0) / len(runs) ** 0.5 if len(runs) > 1 else 0 * y[0]
                 line, = ax.plot(x, mean, style, color={"SFT": "C3", "RL": "C0"}.get(method, "C7"),
-                                label=f"{method} {column if column == 'seen' else column.upper()}")
+                                label=f"{method} {HEADS[column]}")
                 ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
-        ax.set_title(f"{env.title}, trained on {env.rule_names[rule]}", fontsize=10)
+        ax.set_title(task, fontsize=10)
         ax.set_xlabel("fine-tuning compute, TFLOP")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("success within the attempts, %")
@@ -665,9 +779,8 @@ def plot(files, picture):
 
 def found_checkpoints(args):
     """{name: path} of the usual stages below --out that exist, in the order they are trained."""
-    home = os.path.join(args.out, args.env)
-    places = {"base": args.model or os.path.join(home, "base"),
-              **{stage: os.path.join(home, args.rule, stage) for stage in ("init", "sft", "rl")}}
+    places = {"base": args.model or os.path.join(home(args), "base"),
+              **{stage: os.path.join(trained_on(args), stage) for stage in ("init", "sft", "rl")}}
     return {name: path for name, path in places.items() if path == args.model or checkpoint_at(path)}
 
 
@@ -687,17 +800,16 @@ def main(argv=None):
             fail(f"no metrics.jsonl of an sft or rl run below {args.out}")
         return plot(files, args.plot)
     run = setup(args)
-    home = os.path.join(args.out, args.env)
     if args.models:
         names = [os.path.basename(os.path.normpath(p)) for p in args.models]
-        paths = {n if names.count(n) == 1 else os.path.relpath(p, home): p for n, p in zip(names, args.models)}
+        paths = {n if names.count(n) == 1 else os.path.relpath(p, home(args)): p for n, p in zip(names, args.models)}
     else:
         paths = found_checkpoints(args)
     if not paths:
-        fail(f"no checkpoints under {home}; train one: python rl.py --env {args.env} --rule {args.rule}")
+        fail(f"no checkpoints under {home(args)}; train one: python rl.py {task_flags(args)}")
     result = table(paths, args, run)
     if run.rank == 0:
-        file = args.json or os.path.join(args.out, args.env, args.rule, "eval.json")
+        file = args.json or os.path.join(trained_on(args), "eval.json")
         write_json(file, result)
         print("written:", file)
 

@@ -59,7 +59,7 @@ import torch
 import sft
 from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
                   longest_answer, make, non_negative, positive, rollout, same_flags, save, say, score, script,
-                  setup, share, shared_flags, table, training_flags, wait_for_all, write_json)
+                  setup, share, shared_flags, table, task_flags, trained_on, training_flags, wait_for_all, write_json)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -381,10 +381,10 @@ def main(argv=None):
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
     run = setup(args)
-    folder = os.path.join(args.out, args.env, args.rule, args.name)
+    folder = os.path.join(trained_on(args), args.name)
     finished = False
     if checkpoint_at(folder):
-        same_flags(folder, args, ["model", "seed"] if args.resume else None)
+        same_flags(folder, args, ["model", "seed", "pixels"] if args.resume else None)
         finished = load_state(folder).get("done") and not args.resume
         if not finished and not args.resume:
             fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
@@ -401,8 +401,7 @@ def main(argv=None):
     result = table({**keep, args.name: folder}, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        out = f" --out {args.out}" if args.out != "out" else ""
-        print(f"next: python sft.py --env {args.env} --rule {args.rule}{out}    # SFT at the same compute")
+        print(f"next: python sft.py {task_flags(args)}    # SFT at the same compute")
 
 
 if __name__ == "__main__":

@@ -33,12 +33,14 @@ import time
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (CLIPVisionConfig, GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, LlavaConfig,
+                          LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, checkpoint_at, collate, evaluate, fail,
-                  found_checkpoints, load, load_state, longest_answer, make, matmul_rate, non_negative, positions,
-                  positive, prompt_ids, rollout, same_flags, save, say, script, setup, share, shared_flags, table,
-                  training_flags, wait_for_all, write_json)
+from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, chat_text, checkpoint_at, collate, encode, evaluate,
+                  fail, found_checkpoints, home, load, load_state, longest_answer, make, matmul_rate, non_negative,
+                  positions, positive, prompt, rollout, same_flags, save, say, script, setup, share, shared_flags, table,
+                  task_flags, trained_on, training_flags, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
@@ -51,25 +53,41 @@ STAGES = {  # defaults by stage; each is also a flag
 # ----------------------------------------------------------------------------------------------------------------------
 # The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases.
 
-CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+                 "{% for part in m['content'] %}{{ part['text'] or '<image>' }}{% endfor %}{% endif %}<|end|>{% endfor %}"
                  "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-def build_tiny(env, seed):
+def build_tiny(env, seed, vl=False, pixels=80):
     """-> (LlamaForCausalLM with random weights, tokenizer). Any text can be encoded (256 bytes are in the vocabulary);
-    the environment's fixed phrases become a token or two each, because BPE may merge across spaces here."""
+    the environment's fixed phrases become a token or two each, because BPE may merge across spaces here.
+
+    vl: -> LlavaForConditionalGeneration, the same Llama behind a CLIP vision tower with patches of pixels / 4, so that a
+    picture is 16 tokens; tok.processor resizes and normalises pictures with Pillow and NumPy."""
     trainee = GPT2Tokenizer()
     trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
     trained = trainee.train_new_from_iterator(
         [env.fragments()], vocab_size=2000, show_progress=False, min_frequency=1,
-        new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
+        new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"] + ["<image>"] * vl)
     tok = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(
+    text = LlamaConfig(
         vocab_size=len(tok), hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
         max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=tok.pad_token_id,
-        eos_token_id=tok.eos_token_id, bos_token_id=None))
+        eos_token_id=tok.eos_token_id, bos_token_id=None)
+    tok.processor = None
+    if vl:
+        side = {"height": pixels, "width": pixels}
+        tok.processor = LlavaProcessor(
+            CLIPImageProcessorPil(size=side, crop_size=side), tok, patch_size=pixels // 4,
+            vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=tok.chat_template)
+        model = LlavaForConditionalGeneration(LlavaConfig(
+            CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+                             image_size=pixels, patch_size=pixels // 4), text, vision_feature_layer=-1,
+            image_token_id=tok.convert_tokens_to_ids("<image>"), tie_word_embeddings=True))
+    else:
+        model = LlamaForCausalLM(text)
     model.generation_config.eos_token_id = [tok.eos_token_id]
     return model, tok
 
@@ -78,43 +96,47 @@ def build_tiny(env, seed):
 # Batches. A row is a Segment: ids, and action = 1 on the tokens that carry loss.
 
 def demonstrations(env, seed):
-    """The expert plays one episode -> [(messages, answer), ...], one pair a state."""
-    messages, _ = env.reset(seed)
-    pairs = []
+    """The expert plays one episode -> [(messages, images, answer), ...], one a state."""
+    messages, images = env.reset(seed)
+    states = []
     while messages:
-        pairs.append((messages, env.expert()))
-        messages = env.step(pairs[-1][1]).messages
-    return pairs
+        states.append((messages, images, env.expert()))
+        step = env.step(states[-1][-1])
+        messages, images = step.messages, step.images
+    return states
 
 
-def demonstration_row(tok, model, messages, answer):
+def demonstration_row(tok, model, messages, images, answer):
     """Prompt without loss, answer and end-of-turn token with it. The prompt's ids are those a rollout would give.
 
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
         action    0      0  0  0     0            1   1   1  1   1
     """
-    row = Segment(prompt_ids(tok, messages))
+    row = prompt(tok, messages, images)
     row.add([], 0)
     row.add(answer_ids(tok, model, messages, answer), 1)
     return row
 
 
-def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08):
-    """`count` rows of at most `width` tokens, each filled with whole documents; all but a row's first have loss."""
-    rows, spare = [], []
+def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_share=0.0, pixels=80):
+    """`count` rows of at most `width` tokens, each filled with whole documents; all but a row's first and the places of
+    pictures have loss. picture_share: of documents with pictures among all."""
+    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>") if picture_share else None
     while len(rows) < count:
-        row = []
+        ids, pixel_values = [], []
         while True:
             if not spare:
-                docs = [env.document(rng, chat_share) for _ in range(256)]
-                texts = [doc + tok.eos_token if isinstance(doc, str) else tok.apply_chat_template(doc, tokenize=False)
-                         for doc in docs]
-                spare = tok(texts, add_special_tokens=False).input_ids
-            if row and len(row) + len(spare[-1]) > width:
+                docs = [env.picture_document(rng, chat_share, pixels=pixels) if picture_share and rng.random() < picture_share
+                        else (env.document(rng, chat_share), []) for _ in range(256)]
+                spare = [encode(tok, doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images), images)
+                         for doc, images in docs]
+            if ids and len(ids) + len(spare[-1].ids) > width:
                 break
-            row += spare.pop()
-        rows.append(Segment(row[:1], [0], [0.0]))
-        rows[-1].add(row[1:width], 1)
+            ids += spare[-1].ids
+            pixel_values += spare.pop().pictures.values()
+        rows.append(Segment(ids[:width], [int(i > 0 and t != image_id) for i, t in enumerate(ids[:width])]))
+        if pixel_values:
+            rows[-1].pictures = {"pixel_values": torch.cat(pixel_values)}
     return rows
 
 
@@ -134,11 +156,12 @@ def own_demonstrations(path, args, run):
 
 def sft_loss(model, rows, denominator, pad_id, run):
     """Sum of the negative log-likelihoods of the action tokens / denominator -> scalar, fp32."""
-    ids, attention, action = collate(rows, pad_id, run.device)
+    inputs, action = collate(rows, pad_id, run.device)
     with run.amp():
-        logits = model(input_ids=ids, attention_mask=attention).logits           # [B, T, V]
+        logits = model(**inputs).logits                                          # [B, T, V]
     keep = action[:, 1:]                                                         # token t is scored by position t-1
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), ids[:, 1:][keep], reduction="sum")
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), inputs["input_ids"][:, 1:][keep],
+                                               reduction="sum")
     return losses / denominator
 
 
@@ -245,7 +268,7 @@ def train(args, run, source, folder):
         model, tok = load(checkpoint, run.device)
         state = load_state(checkpoint)
     elif source is None:
-        model, tok = build_tiny(env_class, args.seed)
+        model, tok = build_tiny(env_class, args.seed, args.vl, args.pixels)
         model.to(run.device)
     else:
         model, tok = load(source, run.device)
@@ -311,13 +334,14 @@ def train(args, run, source, folder):
         rng = random.Random(f"{args.stage}/{args.seed}/{step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
         if args.stage == "base":
-            rows = pretraining_rows(env_class, tok, rng, args.batch, env_class.row_tokens, args.chat_share)
+            rows = pretraining_rows(env_class, tok, rng, args.batch, env_class.row_tokens, args.chat_share,
+                                    args.picture_share * args.vl, args.pixels)
         elif own:
             rows = rng.sample(own, min(args.batch, len(own)))
         else:
-            pairs = [pair for i in range(args.batch)
-                     for pair in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
-            rows = [demonstration_row(tok, model, *p) for p in pairs]
+            states = [state for i in range(args.batch)
+                      for state in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
+            rows = [demonstration_row(tok, model, *state) for state in states]
         rows.sort(key=lambda row: len(row.ids))  # rows of like length share a micro-batch
 
         # ---- learning rate: linear warm-up, then constant, then linear to zero over the last share of the budget
@@ -384,6 +408,7 @@ def flags():
     add("--demos", choices=["expert", "own"], default="expert")     # own: the init's right answers
     add("--own_samples", type=positive(int), default=4096)          # episodes the init plays for --demos own
     add("--chat_share", type=share, default=0.08)            # base: documents in the task's chat form
+    add("--picture_share", type=share, default=0.5)                 # base with --vl: documents with pictures
     add("--tokens", type=positive(float), default=None)             # compute budget X / 6N, in trained tokens
     add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
     add("--batch", type=positive(int), default=None)                # episodes (base: rows of 128 tokens) a step, rank
@@ -402,15 +427,14 @@ def flags():
 
 def run_stage(args, run):
     """Train args.stage unless it is there already, building what it starts from first -> its folder."""
-    home = os.path.join(args.out, args.env)
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: with --model, begin at --stage init")
     for key, value in STAGES[args.stage].items():
         if getattr(args, key) is None:
             setattr(args, key, value or ENVS[args.env].batch if key == "batch" else value)
-    folder = os.path.join(home, *(["base"] if args.stage == "base" else [args.rule, args.name or args.stage]))
+    folder = os.path.join(*([home(args), "base"] if args.stage == "base" else [trained_on(args), args.name or args.stage]))
     if checkpoint_at(folder):
-        same_flags(folder, args, ["model", "seed"] if args.parent or args.resume or args.stage == "base" else None)
+        same_flags(folder, args, ["model", "seed", "pixels"] if args.parent or args.resume or args.stage == "base" else None)
         if load_state(folder).get("done") and not args.resume:
             say(run, f"[{args.stage}] found, not trained again: {folder}")
             return folder
@@ -429,7 +453,7 @@ def run_stage(args, run):
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     sub = flags().parse_args([])
-    for key in ("env", "data", "rule", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device",
+    for key in ("env", "data", "rule", "vl", "visual", "pixels", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device",
                 "dtype", "monitor_episodes", "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True
@@ -452,8 +476,7 @@ def main(argv=None):
     result = table(paths, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        out = f" --out {args.out}" if args.out != "out" else ""
-        print(f"next: python rl.py --env {args.env} --rule {args.rule}{out}")
+        print(f"next: python rl.py {task_flags(args)}")
 
 
 if __name__ == "__main__":

@@ -389,7 +389,7 @@ def test_tokenizer_round_trip():
         assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
     env = GeneralPoints()
     messages, _ = env.reset(0)
-    assert len(ev.prompt_ids(tok, messages)) < 40  # fixed phrases are a few tokens
+    assert len(ev.prompt(tok, messages).ids) < 40  # fixed phrases are a few tokens
 
 
 def test_segments_mask_and_text():
@@ -440,9 +440,9 @@ def test_glue_equals_the_template():
     messages, _ = env.reset(0)
     said = ev.answer_ids(tok, model, messages, "hello")
     step = env.step("hello")
-    whole = ev.prompt_ids(tok, step.messages)
-    assert ev.prompt_ids(tok, messages) + said + ev.glue_ids(tok, step.messages, said[-1]) == whole
-    assert ev.prompt_ids(tok, messages) + said[:-1] + ev.glue_ids(tok, step.messages, said[-2]) == whole
+    whole = ev.prompt(tok, step.messages).ids
+    assert ev.prompt(tok, messages).ids + said + ev.glue_ids(tok, step.messages, said[-1]) == whole
+    assert ev.prompt(tok, messages).ids + said[:-1] + ev.glue_ids(tok, step.messages, said[-2]) == whole
 
 
 def test_sampled_is_scored():
@@ -664,8 +664,8 @@ def test_sft_loss_by_hand():
     model, tok = tiny()
     env = GeneralPoints()
     messages, _ = env.reset(0)
-    row = sft.demonstration_row(tok, model, messages, env.expert())
-    prompt = ev.prompt_ids(tok, messages)
+    row = sft.demonstration_row(tok, model, messages, [], env.expert())
+    prompt = ev.prompt(tok, messages).ids
     answer = tok(env.expert(), add_special_tokens=False).input_ids + [tok.eos_token_id]
     assert row.ids == prompt + answer and row.action == [0] * len(prompt) + [1] * len(answer)
     logp = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
@@ -1330,8 +1330,8 @@ def test_virl_prompts_are_short():
         for i in range(40):
             messages, _ = env.reset(i)
             while messages:
-                lengths.append(len(ev.prompt_ids(tok, messages)))
-                words = [tok.decode([t]) for t in ev.prompt_ids(tok, messages)]
+                lengths.append(len(ev.prompt(tok, messages).ids))
+                words = [tok.decode([t]) for t in ev.prompt(tok, messages).ids]
                 assert not env.position.turn or {relative_word(*env.position.turn), compass_word(env.position.turn[1])} <= set(words)
                 messages = env.step(env.expert()).messages
     print(f"    prompts: {sum(lengths) / len(lengths):.0f} tokens, {min(lengths)} to {max(lengths)}; vocabulary {len(tok)}")
