@@ -1,33 +1,44 @@
-"""env_gp.py: GeneralPoints. Make 24 from four cards (paper, section 4.1).
+"""env_gp.py: GeneralPoints. Make 24 from four cards, given in words or in a picture (paper, section 4.1).
 
-    python env_gp.py            # shows a hand, the prompt, the expert's answer and a failed attempt
+    python env_gp.py                   # shows a hand, the prompt, the expert's answer and a failed attempt
+    python env_gp.py --picture FILE    # draws sample pictures: black and red, 80 pixels (enlarged) and 400
 
 An environment is one class, and sft.py, rl.py and eval.py use nothing of it but:
     reset(seed) -> (messages, images)    deal an episode; the same seed deals the same hand
     step(text)  -> Step                  judge an answer (see verifier.Step)
     expert()    -> str                   a right answer to the current state, for demonstrations
-    cells(rule) -> {column: keywords}    which episodes the table's columns seen / id / ood are made of
+    cells(rule, visual)                  {column: keywords}: which episodes the table's columns are made of
     document(rng, chat_share)            pretraining text for the tiny model
+    picture_document(rng, chat_share)    the same with pictures: (text or chat, images)
     fragments() -> [str]                 its fixed phrases, for the tokenizer
-    title, rule_names, reward_scale, default_verify, batch, row_tokens, verdicts      constants, commented below
+    title, rule_names, visual_names, reward_scale, default_verify, batch, row_tokens, verdicts     constants, see below
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
 unseen. The split is over fine-tuning only: the base, like a web-scale model, has met arithmetic of all kinds.
+
+With vl=True the cards are in a picture and no longer in the prompt; all else is the same, hand by hand. Looks (the
+paper's Visual Variation): "id" shows black suits, "ood" red ones.
 """
 import hashlib
 import json
+import math
 import random
 import re
+import sys
+from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from string import Template
 
-from verifier import GP_FEEDBACK, GP_REWARD, Step, judge_gp
+from PIL import Image, ImageDraw, ImageFont
+
+from verifier import GP_FEEDBACK, GP_REWARD, Step, judge_gp, last_json_object
 
 RANKS = ["A", "2", "3", "4", "5", "6", "7", "8", "9", "10", "J", "Q", "K"]
 RULES = {"id": (10, 10, 10), "ood": (11, 12, 13)}  # what J, Q, K count as
+SUITS = {"id": "SC", "ood": "HD"}                  # the looks: spades and clubs, or hearts and diamonds
 
 
 def card_number(rank, faces):
@@ -144,6 +155,59 @@ def is_unseen(numbers):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# The picture: four cards on a green table, two by two in reading order.
+
+TABLE, PAPER, EDGE = (25, 110, 65), (245, 245, 245), (70, 70, 70)
+INK = {"S": (25, 25, 25), "C": (25, 25, 25), "H": (205, 25, 25), "D": (205, 25, 25)}  # same green and blue
+CIRCLE = [(t, math.sin(t), math.cos(t)) for t in (2 * math.pi * i / 60 for i in range(60))]  # (angle, sine, cosine)
+
+
+def disc(x, y, r):
+    return [(x + r * cos, y + r * sin) for _, sin, cos in CIRCLE]
+
+
+HEART = [(0.5 + 0.5 * sin ** 3, 0.42 - (13 * cos - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 29.5)
+         for t, sin, cos in CIRCLE]
+STEM = [(0.44, 0.4), (0.56, 0.4), (0.72, 1.0), (0.28, 1.0)]
+SHAPES = {"H": [HEART], "D": [[(0.5, 0.0), (0.9, 0.5), (0.5, 1.0), (0.1, 0.5)]],  # polygons in a unit square, y down
+          "S": [[(x, 0.85 * (1 - y)) for x, y in HEART], STEM],
+          "C": [disc(0.5, 0.25, 0.25), disc(0.24, 0.6, 0.24), disc(0.76, 0.6, 0.24), STEM]}
+
+
+@lru_cache(maxsize=64)  # all 52 cards of one size: 0.2 MB at 80 pixels a picture, 40 MB at 1200
+def draw_card(rank, suit, pixels):
+    """One card for a picture of `pixels` -> PIL image, RGB, 28 x 36 at 80 pixels. Drawn four times as large first."""
+    size = (round(0.35 * pixels), round(0.45 * pixels))
+    unit = 4 * pixels / 80  # a pixel of the small picture
+    card = Image.new("RGB", (4 * size[0], 4 * size[1]), EDGE)
+    draw = ImageDraw.Draw(card)
+    draw.rectangle((unit, unit, card.width - 1 - unit, card.height - 1 - unit), fill=PAPER)
+    font = ImageFont.load_default((19 if rank == "10" else 22) * unit)  # "10" in the same width
+    draw.text((card.width / 2, 18.25 * unit), rank, INK[suit], font, anchor="ms", stroke_width=round(unit / 2))
+    for shape in SHAPES[suit]:
+        draw.polygon([(card.width / 2 + (x - 0.5) * 13 * unit, (20.5 + 13 * y) * unit) for x, y in shape], INK[suit])
+    return card.resize(size, Image.Resampling.HAMMING)  # sharp, without fringes
+
+
+def picture(cards, visual, pixels, seed):
+    """Four ranks -> PIL image, RGB, pixels x pixels; a function of its arguments alone.
+
+    The seed draws which of the look's two suits a card has, shifts each card by up to 1/40 of the side (it stays in
+    its quarter), and draws the brightness and a grain of 80 x 80, all in the same way for both looks and every size.
+    So black and red pictures of one seed differ in the ink's colour and the suits' shapes only: the ranks, drawn above
+    the suits, cover the same pixels."""
+    rng = random.Random(f"picture/{seed}")
+    table = Image.new("RGB", (pixels, pixels), TABLE)
+    for i, rank in enumerate(cards):
+        card = draw_card(rank, rng.choice(SUITS[visual]), pixels)
+        x, y = ((pixels / 2 - side) / 2 + pixels / 40 * rng.uniform(-1, 1) for side in card.size)
+        table.paste(card, (round(pixels / 2 * (i % 2) + x), round(pixels / 2 * (i // 2) + y)))
+    light = rng.uniform(0.85, 1.05)
+    grain = Image.frombytes("RGB", (80, 80), rng.randbytes(80 * 80 * 3)).resize((pixels, pixels))
+    return Image.blend(table.point(lambda value: light * value), grain, 0.06)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # The words. Fixed wording between $slots becomes a few tokens of the tiny model's tokenizer.
 
 RULE = Template("A is 1; J is $j; Q is $q; K is $k")
@@ -152,6 +216,8 @@ PROMPT = Template("Make $target from the four cards below, using the number of e
                   'Answer in JSON only: {"cards": [ranks], "number": [numbers], "formula": "..."}')
 GAME = Template("A game of cards. Rule: $rule.\nCards: $cards.\nNumbers: [$number], formula: $formula")
 FACT = Template("Numbers: [$number], formula: $formula")
+CAPTION = Template("A picture of cards.\nCards: $cards")  # the list begins as in GAME, so that reading carries over
+IN_PICTURE = "in the picture"                             # in place of the prompt's list of cards
 
 
 def rule_text(faces):
@@ -199,17 +265,33 @@ def game(rng):
             return faces, cards, numbers
 
 
-def chat(rng, noise):
-    """A game in the task's own form: attempts, wrong with probability `noise`, until one is right or five failed."""
-    faces, cards, numbers = game(rng)
-    messages = [{"role": "user", "content": prompt_text(cards, faces)}]
+def chat(faces, cards, numbers, rng, noise, misread=None):
+    """A game in the task's own form: attempts, wrong with probability `noise`, until one is right or five failed.
+    misread: None for the task in words; else the cards are in a picture, and this is the share of misread attempts."""
+    shown = cards if misread is None else [IN_PICTURE]
+    messages = [{"role": "user", "content": prompt_text(shown, faces)}]
     for _ in range(5):
-        text = answer_text(cards, numbers, some_formula(numbers, rng, noise))
-        verdict = judge_gp(text, numbers)
+        said, said_numbers = (cards, numbers) if misread is None else read(faces, cards, numbers, rng, misread)
+        text = answer_text(said, said_numbers, some_formula(said_numbers, rng, noise))
+        verdict = judge_gp(text, numbers, cards=None if misread is None else cards)
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": verdict.feedback}]
         if verdict.kind == "correct":
             break
     return messages[:-1]
+
+
+def read(faces, cards, numbers, rng, misread):
+    """What somebody reads in a picture -> (cards, numbers): with probability `misread` one or two ranks are wrong, and
+    the numbers are those of the wrong ranks, so that all that follows fits what was said. Solvable in any case."""
+    if rng.random() >= misread:
+        return cards, numbers
+    while True:
+        said = list(cards)
+        for i in rng.sample(range(4), rng.randint(1, 2)):
+            said[i] = rng.choice([rank for rank in RANKS if rank != cards[i]])
+        said_numbers = [card_number(rank, faces) for rank in said]
+        if solutions(tuple(sorted(said_numbers))):
+            return said, said_numbers
 
 
 def document(rng, chat_share=0.08, noise=0.1):
@@ -218,7 +300,7 @@ def document(rng, chat_share=0.08, noise=0.1):
     noise: the share of wrong formulas (three times that in chats, so that there is feedback to learn from)."""
     kind = rng.random()
     if kind < chat_share:
-        return chat(rng, 3 * noise)
+        return chat(*game(rng), rng, 3 * noise)
     if kind < (1 + chat_share) / 2:  # a bare fact about four numbers
         numbers = list(rng.choice(solvable_hands()))
         rng.shuffle(numbers)
@@ -228,10 +310,35 @@ def document(rng, chat_share=0.08, noise=0.1):
                            formula=some_formula(numbers, rng, noise))
 
 
+def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood", rare_share=0.1, rare_misread=0.5):
+    """One pretraining document with a picture -> (document, [picture]): a caption or a whole game (half and half), a
+    str in which "<image>" marks the picture; with probability chat_share a chat, the picture in its first message.
+
+    noise:        the share of wrong formulas (three times that in chats), and in chats of misread attempts.
+    rare:         the look that the base shall know poorly, as real models know the unusual poorly: the one the study
+                  holds out. A base that reads both looks well leaves nothing to generalise to.
+    rare_share:   the share of pictures in that look.
+    rare_misread: the share of them in which one or two ranks, drawn at random, are said wrong. In chats it is the share
+                  of attempts instead of `noise`, and feedback follows: what the verifier says is always true."""
+    looks = sorted(SUITS, key=lambda look: look == rare)  # the rare one last
+    look = looks[rng.random() < rare_share]
+    faces, cards, numbers = game(rng)
+    images = [picture(cards, look, pixels, rng.getrandbits(64))]
+    kind = rng.random()
+    if kind < chat_share:
+        return chat(faces, cards, numbers, rng, 3 * noise, rare_misread if look == rare else noise), images
+    said, numbers = read(faces, cards, numbers, rng, rare_misread if look == rare else 0)
+    if kind < (1 + chat_share) / 2:
+        return "<image>" + CAPTION.substitute(cards=", ".join(said)), images
+    return "<image>" + GAME.substitute(rule=rule_text(faces), cards=", ".join(said), number=str(numbers)[1:-1],
+                                       formula=some_formula(numbers, rng, noise)), images
+
+
 def fragments():
     """The fixed phrases of all texts above, for training a tokenizer in which each is a few tokens."""
     texts = [t.template for t in (RULE, PROMPT, GAME, FACT)] + list(GP_FEEDBACK.values())
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
+    out += [CAPTION.template.split(".")[0], IN_PICTURE]
     out += ['{"cards": ["', '", "', '"], "number": [', ", ", '], "formula": "', '"}']
     return out + [str(n) for n in range(10, 14)] + ["24"]
 
@@ -239,34 +346,57 @@ def fragments():
 # ----------------------------------------------------------------------------------------------------------------------
 # The environment.
 
+def recognized(answer, cards):
+    """The share of the cards that an answer names, in any order, float in [0, 1]; 1.0 = all right, and not a card more.
+    A list longer than four is divided by its own length: naming everything gains nothing. Never raises.
+
+        recognized('{"cards": ["J", "J", 3, "K"]}', ["3", "J", "10", "K"])  ->  0.75
+    """
+    said = (last_json_object(answer) or {}).get("cards")
+    said = list(map(str, said)) if isinstance(said, list) else []  # 3 counts as "3", as it does for judge_gp
+    return (Counter(said) & Counter(cards)).total() / max(len(said), len(cards))
+
+
 class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with at least one of J, Q, K, on which the
     two rules differ). verify: attempts per hand, at least 1. seed: fixes the hands of reset() and, alone, which
-    solution the expert shows for a hand. Raises ValueError on a value outside these."""
+    solution the expert shows for a hand. vl: show the cards in a picture. visual: its look, "id" | "ood"; pixels: its
+    side, at least 40. Neither they nor vl change which hands are dealt. Raises ValueError on a value outside these."""
     title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
+    visual_names = {"id": "black suits", "ood": "red suits"}
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
     default_verify = 5   # attempts per hand, as in the paper
     batch = 128          # episodes a step of SFT and PPO, by default
     row_tokens = 128     # width of a pretraining row
     verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
+    picture_document = staticmethod(picture_document)
     fragments = staticmethod(fragments)
 
-    def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, target=24):
+    def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, target=24, vl=False, visual="id",
+                 pixels=80):
         if data is not None:
             raise ValueError("GeneralPoints deals its own hands and reads no --data")
         if rule not in RULES or split not in ("train", "unseen", "faces") or verify < 1 or target < 1:
             raise ValueError(f"GeneralPoints: bad {rule=}, {split=}, {verify=} or {target=}")
+        if visual not in SUITS or pixels < 40:
+            raise ValueError(f"GeneralPoints: bad {visual=} or {pixels=}")
         self.rule, self.split, self.verify, self.seed, self.target = rule, split, verify, seed, target
-        self.rng = random.Random(f"gp/{seed}")
+        self.vl, self.visual, self.pixels = vl, visual, pixels
+        self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
-    def cells(rule):
-        """The table's columns for a model trained under `rule`: keywords of __init__."""
+    def cells(rule, visual=None):
+        """The table's columns for a model trained under `rule`: keywords of __init__. visual: the look trained on, for
+        models that see; then the column "visual" has the trained rule in the other look."""
         other = "ood" if rule == "id" else "id"
-        return {"seen": dict(rule=rule, split="train"), "id": dict(rule=rule, split="unseen"),
-                "ood": dict(rule=other, split="faces")}
+        columns = {"seen": dict(rule=rule, split="train"), "id": dict(rule=rule, split="unseen"),
+                   "ood": dict(rule=other, split="faces")}
+        if visual is not None:
+            columns = {column: dict(keywords, vl=True, visual=visual) for column, keywords in columns.items()}
+            columns["visual"] = dict(columns["id"], visual="ood" if visual == "id" else "id")
+        return columns
 
     def numbers_under(self, rule):
         return [card_number(rank, RULES[rule]) for rank in self.cards]
@@ -274,7 +404,8 @@ class GeneralPoints:
     def reset(self, seed=None):
         """Deal a hand: four ranks uniform over 13, again until it belongs to the split and can make the target."""
         if seed is not None:
-            self.rng = random.Random(f"gp/{seed}")
+            self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
+        self.dealt += 1
         while True:
             self.cards = self.rng.choices(RANKS, k=4)
             self.numbers = self.numbers_under(self.rule)
@@ -283,22 +414,27 @@ class GeneralPoints:
                     self.split != "faces" or set(self.cards) & set("JQK")):
                 break
         self.attempts = 0
-        self.messages = [{"role": "user", "content": prompt_text(self.cards, RULES[self.rule], self.target)}]
-        return self.messages, []
+        self.images, shown = [], self.cards
+        if self.vl:  # drawn from a generator of its own: the dealing one goes on as it does without pictures
+            self.images = [picture(self.cards, self.visual, self.pixels, f"{self.stream}/{self.dealt}")]
+            shown = [IN_PICTURE]
+        self.messages = [{"role": "user", "content": prompt_text(shown, RULES[self.rule], self.target)}]
+        return self.messages, self.images
 
     def step(self, text):
         """Judge an attempt. A failed one is answered with feedback until `verify` attempts are used up."""
-        verdict = judge_gp(text, self.numbers, self.target)
+        verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
         self.attempts += 1
         success = verdict.kind == "correct"
         done = success or self.attempts == self.verify
         other = self.numbers_under("ood" if self.rule == "id" else "id")
         differs = sorted(other) != sorted(self.numbers)
         info = {"verdict": verdict.kind, "success": success, "position_done": done, "position_solved": success,
-                "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == sorted(other)}
+                "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == sorted(other),
+                "recognized": recognized(text, self.cards) if self.vl else None}
         self.messages = self.messages + [{"role": "assistant", "content": text},
                                          {"role": "user", "content": verdict.feedback}]
-        return Step(None if done else self.messages, [], verdict.reward, done, info)
+        return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
 
     def expert(self):
         """A random solution in a random order, always the same for a hand's numbers: seldom what the base would say."""
@@ -307,7 +443,20 @@ class GeneralPoints:
         return answer_text(self.cards, self.numbers, spell(rng.choice(options), rng))
 
 
+def samples():
+    """A sheet of sample pictures: for each look four hands at 80 pixels, three times enlarged, and one at 400."""
+    sheet = Image.new("RGB", (2 * 240 + 400 + 40, 2 * 490 + 10), "white")
+    for row, look in enumerate(SUITS):
+        for i in range(4):
+            small = picture([RANKS[(4 * i + j) % 13] for j in range(4)], look, 80, i).resize((240, 240), 0)  # nearest
+            sheet.paste(small, (10 + 245 * (i % 2), 10 + 490 * row + 245 * (i // 2)))
+        sheet.paste(picture(RANKS[8:12], look, 400, 2), (510, 50 + 490 * row))
+    return sheet.quantize(64, Image.Quantize.MAXCOVERAGE, 3, dither=Image.Dither.NONE)  # 64 colours: a small file
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--picture"]:
+        sys.exit(samples().save(sys.argv[2]))
     env = GeneralPoints(rule="ood")
     messages, _ = env.reset(seed=0)
     print(messages[0]["content"], "\n\nexpert:", env.expert())

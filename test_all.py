@@ -25,6 +25,7 @@ import traceback
 from fractions import Fraction
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 import env_gp
@@ -378,6 +379,247 @@ def test_pretraining_documents():
             assert used is None or sorted(used) == sorted(numbers)
             wrong += value != 24
     assert 0.05 < chats / 2000 < 0.11 and 0.07 < wrong / 2000 < 0.13
+
+
+# GeneralPoints from a picture.
+
+def gp_vl_answer(env, formula=None, **fields):
+    said = {"cards": env.cards, "number": env.numbers, "formula": formula or json.loads(env.expert())["formula"]}
+    return json.dumps({**said, **fields})
+
+
+def test_gp_vl_same_seed_same_pictures_in_another_process():
+    code = ("import hashlib, random; from env_gp import GeneralPoints, picture_document; r = random.Random(1)\n"
+            "print([hashlib.sha256(GeneralPoints(vl=True, visual=v, pixels=n, seed=5).reset(s)[1][0].tobytes()).hexdigest()\n"
+            "       for v in ('id', 'ood') for n in (80, 300) for s in (None, 0, 'eval/3')])\n"
+            "print([(d, i[0].tobytes()[:3000]) for d, i in (picture_document(r) for _ in range(30))])")
+    outputs = set()
+    for salt in "12":
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": salt})
+        outputs.add(done.stdout)
+        assert done.returncode == 0 and len(done.stdout) > 2000, done.stderr
+    assert len(outputs) == 1
+    env = GeneralPoints(vl=True, seed=5)
+    pictures = [env.reset()[1][0] for _ in range(3)]
+    assert len({p.crop((0, 0, 4, 80)).tobytes() for p in pictures}) == 3  # hand after hand another grain (no card lies there)
+    pictures, again = [p.tobytes() for p in pictures], GeneralPoints(vl=True, seed=1)
+    assert pictures == [again.reset(5 if i == 0 else None)[1][0].tobytes() for i in range(3)]
+    assert env_gp.picture(["A"] * 4, "id", 80, 0).tobytes() != env_gp.picture(["A"] * 4, "id", 80, 1).tobytes()  # not one of 13^4
+
+
+def test_gp_vl_deals_the_hands_of_the_text_task():
+    """Pictures draw from a generator of their own; prompt, expert and all but "recognized" are those of the task in words."""
+    for rule in RULES:
+        text, *seeing = GeneralPoints(rule=rule, seed=3), *(GeneralPoints(rule=rule, seed=3, vl=True, visual=v) for v in RULES)
+        for i in range(60):
+            seed = i if i > 20 else None
+            messages, images = text.reset(seed)
+            assert images == []
+            for env in seeing:
+                seen, pictures = env.reset(seed)
+                assert env.cards == text.cards and env.expert() == text.expert() and json.loads(env.expert())["cards"] == env.cards
+                assert seen[0]["content"] == messages[0]["content"].replace(", ".join(env.cards), "in the picture")
+                assert "Cards: in the picture.\n" in seen[0]["content"] and [p.size for p in pictures] == [(80, 80)]
+            answers = "{}", text.expert()
+            for a in answers:
+                steps = [env.step(a) for env in (text, *seeing)]
+                recognized = [s.info.pop("recognized") for s in steps]
+                assert recognized == [None] + [float(a != "{}")] * 2 and (a == "{}" or steps[0].info == steps[1].info == steps[2].info)
+
+
+def test_gp_vl_red_and_black_differ_in_colour_only():
+    """All inks have the same green and blue, so in these the pictures of a seed are equal wherever no suit is drawn: byte for
+    byte in the upper 20 of a card's 36 rows, which hold the whole rank."""
+    for rank in env_gp.RANKS:
+        cards = [np.asarray(env_gp.draw_card(rank, suit, 80)) for suit in "SCHD"]
+        assert all((card[:20, :, 1:] == cards[0][:20, :, 1:]).all() for card in cards)
+    for pixels in (80, 300):
+        for seed in range(6):
+            cards = random.Random(seed).choices(env_gp.RANKS, k=4)
+            black, red = (np.asarray(env_gp.picture(cards, look, pixels, seed)).astype(int) for look in ("id", "ood"))
+            differs = (black != red).any(2)
+            for top in (0, pixels // 2):
+                rank = np.s_[top:top + pixels // 4]  # where a card that lies as high as it can has its rank
+                assert (black[rank][..., 1:] == red[rank][..., 1:]).all() and (black[rank][..., 0] <= red[rank][..., 0]).all()
+                assert differs[rank].any()
+            assert 0.02 < differs.mean() < 0.25
+    for look, suits in env_gp.SUITS.items():  # the suit is drawn, and from a seed of its own
+        shapes = {env_gp.draw_card("7", suit, 80).tobytes() for suit in suits}
+        assert len(shapes) == 2 and len({env_gp.picture(["7"] * 4, look, 80, seed).tobytes() for seed in range(20)}) == 20
+
+
+def test_gp_vl_pictures_show_the_cards_in_reading_order():
+    """A template matcher reads every rank in both looks at 80 pixels; the template of one look reads the other as well."""
+    def templates(suit):
+        return {rank: np.asarray(env_gp.draw_card(rank, suit, 80))[:21, :, 1].astype(float) for rank in env_gp.RANKS}
+
+    def likeness(a, b):
+        return np.corrcoef(a.ravel(), b.ravel())[0, 1]
+    inks = templates("S"), templates("D")
+    for seed in range(13):
+        cards = [env_gp.RANKS[(seed + 3 * i) % 13] for i in range(4)]
+        for look in env_gp.SUITS:
+            green = np.asarray(env_gp.picture(cards, look, 80, seed))[..., 1].astype(float)
+            for i, rank in enumerate(cards):
+                quarter = green[40 * (i // 2):][:40, 40 * (i % 2):][:, :40]
+                for ink in inks:
+                    best = {r: max(likeness(quarter[y:y + 21, x:x + 28], t) for y in range(5) for x in range(4, 9)) for r, t in ink.items()}
+                    assert max(best, key=best.get) == rank and best[rank] > 0.9, (look, rank)
+
+
+def test_gp_vl_sizes_and_speed():
+    for pixels in (40, 80, 81, 336, 1200):
+        image = env_gp.picture(["10", "J", "Q", "K"], "ood", pixels, 0)
+        assert image.size == (pixels, pixels) and image.mode == "RGB"
+    large, small, other = (env_gp.picture(["10", "J", "Q", "K"], "ood", *how) for how in ((1200, 0), (80, 0), (80, 1)))
+    large, small, other = (np.asarray(image.resize((80, 80))).astype(int) for image in (large, small, other))
+    assert np.abs(large - small).mean() < 15 < 25 < np.abs(other - small).mean()  # one seed shows the same scene in every size
+    env = GeneralPoints(vl=True)
+    env.reset(0)
+    start = time.perf_counter()
+    for i in range(200):
+        env_gp.picture(env.cards, ("id", "ood")[i % 2], 80, i)
+    rate = 200 / (time.perf_counter() - start)
+    print(f"    {rate:,.0f} pictures of 80 pixels a second")
+    assert rate > 100  # a quiet machine draws thousands
+    assert env_gp.draw_card.cache_info().maxsize < 100
+    for bad in (dict(visual="x"), dict(pixels=0), dict(pixels=39)):
+        try:
+            GeneralPoints(vl=True, **bad)
+        except ValueError as e:
+            assert str(list(bad.values())[0]) in str(e)
+        else:
+            raise AssertionError(bad)
+
+
+def test_gp_vl_misread_comes_first():
+    env = GeneralPoints(rule="ood", vl=True, verify=20)
+    for seed in range(20):
+        env.reset(seed)
+        wrong = env.cards[:3] + [next(r for r in env_gp.RANKS if r != env.cards[3])]
+        for answer, kind, share in (
+                ("nonsense", "illegal", 0), ('{"formula": "4*6"', "illegal", 0), ("{}", "misread", 0),
+                (gp_vl_answer(env, cards=wrong), "misread", 0.75), (gp_vl_answer(env, formula="1/0", cards=wrong), "misread", 0.75),
+                (gp_vl_answer(env, cards=env.cards + ["A"]), "misread", 0.8), (gp_vl_answer(env, cards=None), "misread", 0),
+                (gp_vl_answer(env, formula="1/0"), "illegal", 1), (gp_vl_answer(env, formula="4*6+99"), "wrong_numbers", 1),
+                (gp_vl_answer(env, formula="+".join(map(str, env.numbers)) + "=23"), "wrong_value", 1),
+                (gp_vl_answer(env, cards=env.cards[::-1]), "correct", 1)):
+            step = env.step(answer)
+            assert (step.info["verdict"], step.reward, step.info["recognized"]) == (kind, GP_REWARD[kind], share), answer
+
+
+def test_gp_vl_recognized():
+    def share(said, cards=("3", "J", "10", "K")):
+        return env_gp.recognized(said if isinstance(said, str) else json.dumps({"cards": said}), list(cards))
+    assert share(["3", "J", "10", "K"]) == share(["K", "10", "J", "3"]) == share([10, 3, "K", "J"]) == 1
+    assert share(["3", "J", "10", "Q"]) == 0.75 and share(["3", "3", "3", "3"]) == 0.25 and share(["J", "3"]) == 0.5
+    assert share(["3"] * 4, ["3", "3", "A", "A"]) == 0.5 and share([]) == 0 and share(["3", "J", "10", "K", "K"]) == 0.8
+    assert share(env_gp.RANKS) == 4 / 13 and share(env_gp.RANKS * 4) == 4 / 52
+    for nasty in ("", "null", "[]", "{", "nonsense", '{"cards": null}', '{"cards": 3}', '{"cards": "3, J, 10, K"}', '{"cards": {"3": "J"}}',
+                  '{"cards": [[[[]]], null, {}, true, NaN, 1e999]}', '{"cards": [' + "[" * 900 + "]" * 900 + "]}", '{"cards": [["3", "J", "10", "K"]]}',
+                  '{"cards": [' + "9" * 4000 + "]}", '{"cards": ["\\ud800"]}', '{"cards": [' + "[" * 2030 + "]" * 2030 + "]}"):
+        assert share(nasty) == 0, nasty[:40]
+    assert share('{"cards": [' + "3, " * 1300 + "3]}") == 1 / 1301
+    assert share('{"cards": ["A"]} and then {"cards": ["3", "J", "10", "K"]}') == 1
+    rng, good = random.Random(0), '{"cards": ["3", "J", "10", "K"], "number": [3, 11, 10, 13], "formula": "1"}'
+    for _ in range(2000):
+        chars = list(good)
+        for _ in range(rng.randrange(1, 5)):
+            chars[rng.randrange(len(chars))] = rng.choice('0123456789[]{}",: JQKA\\\x00\ud800')
+        text = "".join(chars)
+        seen = last_json_object(text) is not None and judge_gp(text, [3], cards=["3", "J", "10", "K"]).kind != "misread"
+        assert 0 <= share(text) <= 1 and (share(text) == 1) == seen
+
+
+def test_gp_vl_cells():
+    for rule, other in (("id", "ood"), ("ood", "id")):
+        assert list(GeneralPoints.cells(rule)) == ["seen", "id", "ood"] and not any("vl" in k for k in GeneralPoints.cells(rule).values())
+        for visual in RULES:
+            cells = {column: GeneralPoints(**keywords) for column, keywords in GeneralPoints.cells(rule, visual).items()}
+            assert list(cells) == ["seen", "id", "ood", "visual"] and all(e.vl for e in cells.values())
+            assert [(e.rule, e.split) for e in cells.values()] == [(rule, "train"), (rule, "unseen"), (other, "faces"), (rule, "unseen")]
+            assert [e.visual == visual for e in cells.values()] == [True, True, True, False]
+    assert GeneralPoints.visual_names.keys() == GeneralPoints.rule_names.keys()
+
+
+def test_gp_vl_episode_keeps_its_picture():
+    env = GeneralPoints(vl=True, verify=3, pixels=400)
+    messages, images = env.reset(0)
+    first = images[0].tobytes()
+    for attempt, answer in enumerate((gp_vl_answer(env, cards=["A"] * 4), "nonsense", env.expert())):
+        step = env.step(answer)
+        if attempt < 2:
+            assert step.images is images and step.messages[:len(messages)] == messages and not step.done
+            assert all(isinstance(m["content"], str) and "<image>" not in m["content"] for m in step.messages)
+            assert step.messages[-1]["content"] == verifier.GP_FEEDBACK[("misread", "illegal")[attempt]]
+            messages = step.messages
+    assert step.done and step.images == [] and step.messages is None and step.info["success"]
+    assert len(images) == 1 and images[0].size == (400, 400) and images[0].tobytes() == first
+    assert env.reset(1)[1] is not images and len(images) == 1  # a fresh conversation has a fresh list
+
+
+def test_gp_vl_documents():
+    """Pieces fit together; the rare look is rare and its text noisy; black captions are right, as a second drawing shows."""
+    drawn, real, n = [], env_gp.picture, 3000
+
+    def spy(cards, visual, pixels, seed):
+        drawn.append((list(cards), visual, pixels, seed))
+        return "picture"
+    env_gp.picture = spy
+    try:
+        rng = random.Random(0)
+        documents = [GeneralPoints.picture_document(rng, noise=0.1) for _ in range(n)]
+        mirror = [GeneralPoints.picture_document(rng, rare="id", pixels=60) and drawn[-1][1:3] for _ in range(500)]
+    finally:
+        env_gp.picture = real
+    count = dict.fromkeys(("chat", "caption", "game", "red", "red misread", "black misread", "chat misread", "wrong formula"), 0)
+    for (document, images), (cards, look, *_) in zip(documents, drawn):
+        assert images == ["picture"]
+        count["red"] += look == "ood"
+        if isinstance(document, list):
+            count["chat"] += 1
+            assert [m["role"] for m in document] == ["user", "assistant"] * (len(document) // 2) and len(document) <= 10
+            assert "Cards: in the picture.\n" in document[0]["content"] and not any("<image>" in m["content"] for m in document)
+            faces = dict(re.findall("([AJQK]) is ([0-9]+)", document[0]["content"]))
+            for said, feedback in zip(document[1::2], document[2::2] + [None]):
+                fields = json.loads(said["content"])
+                assert fields["number"] == [int(faces.get(c, c)) for c in fields["cards"]]
+                misread = sorted(fields["cards"]) != sorted(cards)
+                count["chat misread"] += misread
+                assert feedback is None or misread == (feedback["content"] == verifier.GP_FEEDBACK["misread"])
+            continue
+        assert document.count("<image>") == 1 and document.startswith("<image>A ")
+        said = re.search("\nCards: ([^.\n]+)", document)[1].split(", ")
+        assert len(said) == 4 and set(said) <= set(env_gp.RANKS)
+        count[("black", "red")[look == "ood"] + " misread"] += said != cards
+        if document.startswith("<image>A picture of cards."):
+            count["caption"] += 1
+        else:
+            count["game"] += 1
+            faces, numbers = dict(re.findall("([AJQK]) is ([0-9]+)", document)), json.loads(re.search(r"Numbers: (\[.*?\])", document)[1])
+            assert numbers == [int(faces.get(c, c)) for c in said]  # consistent, right or wrong
+            count["wrong formula"] += judge_gp(json.dumps({"formula": document.split("formula: ")[1]}), numbers).kind != "correct"
+    assert len({seed for *_, seed in drawn}) == len(drawn)
+    assert count["black misread"] == 0 and 0.08 < count["red"] / n < 0.12 and 0.4 < count["red misread"] / count["red"] < 0.55, count
+    assert 0.06 < count["chat"] / n < 0.10 and 0.42 < count["caption"] / n < 0.50 and 0.42 < count["game"] / n < 0.50
+    assert 0.07 < count["wrong formula"] / count["game"] < 0.13 and count["chat misread"] > 20
+    assert 0.8 < sum(look == "ood" for look, _ in mirror) / 500 < 0.97 and {size for _, size in mirror} == {60}
+    rng = random.Random(1)
+    assert all(isinstance(env_gp.picture_document(rng, chat_share=1.0)[0], list) for _ in range(20))
+    document, images = env_gp.picture_document(rng, chat_share=0.0, pixels=96)
+    assert document.count("<image>") == len(images) == 1 and images[0].size == (96, 96)
+    a, b = ([env_gp.picture_document(r, pixels=n)[0] for _ in range(20)] for r, n in ((random.Random(2), 40), (random.Random(2), 80)))
+    assert a == b  # the text does not depend on the size
+
+
+def test_gp_vl_phrases_are_few_tokens():
+    tok = tiny()[1]
+    env = GeneralPoints(vl=True)
+    assert len(ev.prompt_ids(tok, env.reset(0)[0])) < 40
+    caption, game = (tok.tokenize(t.substitute(rule=env_gp.rule_text((1, 2, 3)), cards="A, 2, 3, 4", number="1, 2, 3, 4", formula="2*3*4"))
+                     for t in (env_gp.CAPTION, env_gp.GAME))
+    start = next(t for t in caption if "Cards" in t)  # the list of cards begins with one and the same token
+    assert len(caption) < 12 and start in game and len(tok.tokenize(env_gp.IN_PICTURE)) == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
