@@ -2,6 +2,7 @@
 
     python env_virl.py            # shows a route, a prompt, the expert's answer and a failed attempt
     python env_virl.py FOLDER     # the same on the released data set in FOLDER (route_infos.json)
+    python env_virl.py FILE.png   # a sheet of sample street views
 
 The interface is env_gp.py's: reset, step, expert, cells, document, fragments. An episode is a route, a route is a row
 of positions, and each position is a conversation of its own:
@@ -21,12 +22,18 @@ Routes come from one of two sources.
                         other streets and other landmarks (the base has met the landmarks' names, but neither city).
     data=FOLDER         the authors' released routes (load_routes), a fifth of them unseen by a stable hash.
 
+Pictures (vl=True): the current observation is no longer told but shown, as a square of four street views. visual="id"
+is one place with one look, visual="ood" another with another look: other cities (with or without pictures), or the
+sub-folder "ood" of data=FOLDER, in the same format.
+
 Departures from the authors' release
   - Headings wrap around (verifier.relative_word), seeds count, and turning on the spot is seen: behind a turn the
     observation is only "at an intersection", no longer the landmark.
   - Prompts in the city show the last HISTORY observations and actions, not all: 81 tokens of the tiny tokenizer on
     average in place of 94, and the last turn is always among them. With data=FOLDER all are shown.
   - Steps are longer in the city: at most one between two intersections, so that turns are 37% of all positions.
+  - Views lie as the prompt says: front, right / back, left of the heading. The release's are 45 degrees off.
+  - City pictures are drawn, and landmarks are known by two signs, not by writing that a real model would have to read.
 """
 import hashlib
 import json
@@ -41,12 +48,16 @@ from functools import lru_cache
 from string import Template
 from typing import NamedTuple
 
-from verifier import (COMPASS, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, Step, compass_word, judge_virl, relative_word,
-                      says_intersection)
+import numpy as np
+from PIL import Image, ImageDraw
+
+from verifier import (COMPASS, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, Step, compass_word, judge_virl, last_json_object,
+                      relative_word, says_intersection)
 
 RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
 HISTORY = 3                               # observations and actions shown in the city
 CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore"), "base": ("Eastwick", "Fenton", "Garrow")}
+ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
 
@@ -80,7 +91,8 @@ class Position(NamedTuple):  # one decision
 def city(name):
     """A 5 x 5 grid, rotated and jittered, with a third of the diagonals -> (points: [(x, y)], streets: [set of
     neighbours], landmarks: [(name, (x, y))]), one entry an intersection. Landmarks of training and unseen cities are
-    disjoint halves of LANDMARKS; the base's cities draw from all."""
+    disjoint halves of LANDMARKS; the base's cities draw from all. Abroad they are the same halves, so that unseen
+    routes have landmarks new to fine-tuning whichever look it trained on."""
     rng, cells = random.Random(f"city/{name}"), [(i, j) for i in range(5) for j in range(5)]
     tilt = rng.uniform(0, 2 * math.pi)
     jittered = [(i + rng.uniform(-0.3, 0.3), j + rng.uniform(-0.3, 0.3)) for i, j in cells]
@@ -93,7 +105,8 @@ def city(name):
             if a in cells and b in cells:
                 streets[cells.index(a)].add(cells.index(b))
                 streets[cells.index(b)].add(cells.index(a))
-    names = LANDMARKS[0::2] if name in CITIES["train"] else LANDMARKS[1::2] if name in CITIES["unseen"] else LANDMARKS
+    names = (LANDMARKS[0::2] if name in CITIES["train"] + ABROAD["train"] else
+             LANDMARKS[1::2] if name in CITIES["unseen"] + ABROAD["unseen"] else LANDMARKS)
     landmarks = []
     for (x, y), landmark in zip(points, rng.sample(names, len(points))):
         angle = rng.uniform(0, 2 * math.pi)
@@ -295,6 +308,8 @@ PROMPT = Template(
     'Answer in JSON only: {"current observation": "...", "current instruction": "...", "action": "..."}')
 WALK = Template("A walk. " + ACTIONS + "Steps: $history")
 GLIMPSE = Template("On a walk. " + ACTIONS + "Last steps: $history\nNow: $observation\n$answer")
+SEEN = "see the picture: front, right / back, left."  # stands in place of the observation where there is a picture
+CAPTION = "\nNow: $observation"  # of a picture, in pretraining
 ANSWER = '{"current observation": "$observation", "current instruction": "$instruction", "action": "$action"}'
 
 SPACES = {**RULES, "letters": ("N", "NE", "E", "SE", "S", "SW", "W", "NW"),  # these two: in pretraining only
@@ -341,11 +356,13 @@ def history_text(positions, actions):
     return "; ".join(f"{p.observation}: {a}" for p, a in zip(positions, actions)) or "none"
 
 
-def fill(template, instructions, positions, at, space, most=HISTORY, **more):
-    """A template at position number `at`, with at most `most` steps before it, always the right ones."""
+def fill(template, instructions, positions, at, space, most=HISTORY, seen=None, **more):
+    """A template at position number `at`, with at most `most` steps before it, always the right ones. seen: what to
+    write for the current observation, if not the observation itself."""
     past = positions[max(0, at - most):at]
     return template.substitute(
-        words=", ".join(SPACES[space]), instructions="\n".join(instructions), observation=positions[at].observation,
+        words=", ".join(SPACES[space]), instructions="\n".join(instructions),
+        observation=seen or positions[at].observation,
         history=history_text(past, [action_text(p, space) for p in past]), **more)
 
 
@@ -400,10 +417,306 @@ def fragments():
     texts = [t.template for t in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)] + [MOVE_ON, ANSWER]
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
     out += list(VIRL_FEEDBACK.values())
+    out += [SEEN]
     often = [NOTHING, CROSSING, "forward()", "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none",
              "Last steps: ", "Steps: ", "\nNow: "]
     words = [*COMPASS, *RELATIVE, *LANDMARKS, *SPACES["letters"], *SPACES["clock"]]
     return out + 20 * often + 50 * words  # what is frequent is merged first, so it stays one token wherever it stands
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Street views, drawn: what a position looks like. A picture is a square of four views of 90 degrees each,
+#
+#     front | right        A street runs ahead and back. At an intersection another one crosses: it opens to both sides
+#     ------+------        and all views have a zebra crossing in front. A landmark is the house on its side with two
+#     back  | left         signs: one for the first word of its name, one for the second. All other houses are plain.
+#
+# A landmark's front faces those who arrive: behind a turn it is not seen, as the observation there says.
+
+VIEWS = ("front", "right", "back", "left")  # at +0, +90, +180, +270 degrees from the heading; in reading order
+LOOKS = {  # RGB; pane: windows in a row of one house, then a window's width and height as shares of its cell
+    "id": dict(sky=(172, 206, 238), walls=((206, 146, 112), (226, 200, 156), (190, 122, 104)), glass=(96, 110, 132),
+               pane=(3, 0.4, 0.55), ground=(126, 126, 130), zebra=(248, 248, 248), house=(150, 90, 70),
+               paper=(252, 250, 240), ink=(26, 24, 40)),
+    "ood": dict(sky=(44, 32, 86), walls=((62, 98, 112), (44, 66, 98), (84, 84, 128)), glass=(246, 196, 110),
+                pane=(1, 0.8, 0.3), ground=(136, 84, 60), zebra=(250, 206, 40), house=(24, 128, 112),
+                paper=(22, 26, 58), ink=(255, 206, 120))}
+SIGNS = {  # drawn in this order on a square of 100 x 100, x to the right, y down; ~ cuts out
+    # the kind
+    "Bank": [("polygon", (0, 30, 50, 0, 100, 30)), ("rectangle", (8, 38, 26, 82)), ("rectangle", (41, 38, 59, 82)),
+             ("rectangle", (74, 38, 92, 82)), ("rectangle", (0, 86, 100, 100))],
+    "Cafe": [("ellipse", (54, 34, 100, 76)), ("~ellipse", (68, 46, 88, 64)), ("rectangle", (0, 89, 82, 100)),
+             ("polygon", (2, 28, 78, 28, 66, 84, 14, 84)), ("rectangle", (20, 0, 29, 20)),
+             ("rectangle", (48, 0, 57, 20))],
+    "Hotel": [("rectangle", (0, 12, 12, 100)), ("rectangle", (0, 62, 100, 82)), ("rectangle", (88, 62, 100, 100)),
+              ("ellipse", (16, 32, 44, 58)), ("polygon", (48, 42, 86, 42, 100, 58, 48, 58))],
+    "Park": [("polygon", (50, 0, 84, 42, 16, 42)), ("polygon", (50, 22, 98, 78, 2, 78)),
+             ("rectangle", (40, 78, 60, 100))],
+    "Shop": [("ellipse", (24, 0, 76, 60)), ("~ellipse", (36, 12, 64, 48)),
+             ("polygon", (10, 32, 90, 32, 100, 100, 0, 100))],
+    "Inn": [("ellipse", (36, 0, 64, 24)), ("~ellipse", (44, 7, 56, 17)), ("polygon", (42, 18, 58, 18, 86, 40, 14, 40)),
+            ("rectangle", (22, 40, 78, 88)), ("~rectangle", (34, 48, 66, 88)), ("ellipse", (42, 52, 58, 84)),
+            ("rectangle", (12, 88, 88, 100))],
+    # the first word
+    "Oak": [("rectangle", (44, 0, 56, 20)), ("ellipse", (6, 10, 94, 76)), ("~rectangle", (0, 44, 100, 100)),
+            ("polygon", (16, 51, 84, 51, 78, 78, 50, 100, 22, 78))],
+    "Star": [("polygon", (50, 0, 62, 36, 100, 36, 69, 58, 81, 95, 50, 72, 19, 95, 31, 58, 0, 36, 38, 36))],
+    "Moon": [("ellipse", (2, 4, 94, 96)), ("~ellipse", (34, 0, 100, 74))],
+    "Iron": [("polygon", (0, 16, 100, 16, 100, 36, 68, 48, 62, 68, 86, 84, 86, 98, 14, 98, 14, 84, 38, 68, 34, 48,
+                          8, 40))],
+    "Gold": [("polygon", (36, 10, 64, 10, 75, 47, 25, 47)), ("polygon", (10, 55, 38, 55, 48, 92, 0, 92)),
+             ("polygon", (62, 55, 90, 55, 100, 92, 52, 92))],
+    "Rose": [("ellipse", (22, 0, 78, 54)), ("~ellipse", (34, 12, 66, 42)), ("ellipse", (43, 20, 57, 34)),
+             ("rectangle", (45, 54, 55, 100)), ("polygon", (45, 94, 4, 74, 10, 56, 45, 78)),
+             ("polygon", (55, 94, 96, 74, 90, 56, 55, 78))],
+    "Lake": [("polygon", (0, y + 14, 25, y, 50, y + 14, 75, y, 100, y + 14, 100, y + 29, 75, y + 15, 50, y + 29,
+                          25, y + 15, 0, y + 29)) for y in (4, 36, 68)],
+    "Bell": [("ellipse", (42, 0, 58, 16)), ("ellipse", (22, 8, 78, 64)),
+             ("polygon", (22, 36, 78, 36, 82, 64, 98, 80, 2, 80, 18, 64)), ("ellipse", (38, 82, 62, 100)),
+             ("~ellipse", (37, 24, 63, 56)), ("~polygon", (37, 42, 63, 42, 66, 66, 34, 66))],
+    "Sun": [("ellipse", (27, 27, 73, 73)), ("rectangle", (44, 0, 56, 20)), ("rectangle", (44, 80, 56, 100)),
+            ("rectangle", (0, 44, 20, 56)), ("rectangle", (80, 44, 100, 56)),
+            ("polygon", (10, 18, 18, 10, 32, 24, 24, 32)), ("polygon", (90, 18, 82, 10, 68, 24, 76, 32)),
+            ("polygon", (10, 82, 18, 90, 32, 76, 24, 68)),
+            ("polygon", (90, 82, 82, 90, 68, 76, 76, 68))],
+    "Fox": [("polygon", (2, 0, 34, 26, 66, 26, 98, 0, 98, 54, 50, 100, 2, 54)), ("~ellipse", (22, 42, 40, 58)),
+            ("~ellipse", (60, 42, 78, 58))]}
+
+
+def draw_view(paint, style, rng, street, landmark, crossing):
+    """One view of 1 x 1. paint(kind, coordinates, colour) draws a shape. street: one runs away from the walker, else
+    houses stand across. landmark: "Oak Cafe" or "", the house straight ahead. crossing: a zebra crossing in front."""
+    def wall(x0, top0, bottom0, x1, top1, bottom1):  # a house's front with windows, perhaps seen at an angle
+        paint("polygon", (x0, top0, x1, top1, x1, bottom1, x0, bottom0), rng.choice(style["walls"]))
+        (columns, width, height), rows = style["pane"], rng.randint(3, 5)
+        for column in range(columns):
+            for row in range(rows):
+                corners = []
+                for u, v in ((-width, -height), (width, -height), (width, height), (-width, height)):
+                    u, v = (column + (1 + u) / 2) / columns, (row + (1 + v) / 2) / rows
+                    top, bottom = top0 + u * (top1 - top0), bottom0 + u * (bottom1 - bottom0)
+                    corners += [x0 + u * (x1 - x0), top + v * (bottom - top)]
+                paint("polygon", corners, style["glass"])
+
+    paint("rectangle", (0, 0, 1, 1), style["sky"])
+    paint("rectangle", (0, 0.55, 1, 1), style["ground"])
+    if landmark:
+        first, top = rng.uniform(0.03, 0.1), rng.uniform(0.1, 0.22)
+        paint("rectangle", (0.02, top - 0.08, 0.98, 0.78), style["house"])
+        for left, word in zip((first, first + 0.44), landmark.split()):
+            paint("rectangle", (left, top, left + 0.43, top + 0.43), style["paper"])
+            for kind, coordinates in SIGNS[word]:  # 16 pixels in a view of 40
+                placed = [0.015 + 0.004 * c + (left, top)[i % 2] for i, c in enumerate(coordinates)]
+                paint(kind.strip("~"), placed, style["paper" if kind[0] == "~" else "ink"])
+        paint("rectangle", (0.42, top + 0.46, 0.58, 0.78), style["glass"])  # the door
+    elif street:
+        for side in (0, 1):
+            for near, far in ((0, 0.24), (0.25, 0.38)):  # two houses on each side, smaller towards the vanishing point
+                height = rng.uniform(0.8, 1.1)
+                wall(abs(side - near), 0.55 - height * (0.5 - near), 0.55 + 0.5 * (0.5 - near),
+                     abs(side - far), 0.55 - height * (0.5 - far), 0.55 + 0.5 * (0.5 - far))
+    else:
+        middle = rng.uniform(0.35, 0.65)
+        for left, right in ((0, middle - 0.01), (middle + 0.01, 1)):
+            top = rng.uniform(0.05, 0.25)
+            wall(left, top, 0.78, right, top, 0.78)
+    if crossing:
+        for i in range(5):
+            x, near = 0.2 * i + 0.1, 0.216 * i + 0.068  # middle of the stripe above and below
+            paint("polygon", (x - 0.05, 0.83, x + 0.05, 0.83, near + 0.06, 0.98, near - 0.06, 0.98), style["zebra"])
+
+
+def draw_picture(look, observation, seed, pixels=80):
+    """The picture of an observation in the city (PIL, RGB, pixels x pixels). Houses' heights, windows and colours, the
+    signs' places and some noise are drawn from `seed`; what a view holds does not depend on it."""
+    name, side, crossing = observation_parts(observation)
+    scale = 4 if pixels <= 200 else 2  # drawn larger and reduced, so that edges are smooth
+    half, image = pixels * scale / 2, Image.new("RGB", (pixels * scale, pixels * scale))
+    draw = ImageDraw.Draw(image)
+    for i, view in enumerate(VIEWS):
+        def paint(kind, coordinates, colour, origin=(i % 2, i // 2)):
+            getattr(draw, kind)([half * (origin[k % 2] + c) for k, c in enumerate(coordinates)], fill=colour)
+        draw_view(paint, LOOKS[look], random.Random(f"view/{seed}/{view}"), crossing or view in ("front", "back"),
+                  name if side == f"on your {view}" else "", crossing)
+    for line in ((half, 0, half, 2 * half), (0, half, 2 * half, half)):
+        draw.line(line, fill=(0, 0, 0), width=round(half / 40))  # between the views
+    noise = np.frombuffer(random.Random(f"noise/{seed}").randbytes(pixels * pixels), np.uint8) >> 4  # 0 to 15
+    noisy = np.asarray(image.reduce(scale), np.int16) + noise.reshape(pixels, pixels, 1) - 8  # [pixels, pixels, 3]
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def observation_parts(text):
+    """Landmark, its side, and whether at an intersection; "" for what is not there.
+
+        "Oak Inn is on your left, at an intersection"  ->  ("Oak Inn", "on your left", True)
+    """
+    place = text.removesuffix(CROSSING).rstrip(", ")
+    name, _, side = place.rpartition(" is ") if " is " in place else (place, "", "")
+    return ("" if name == NOTHING else name), side, says_intersection(text)
+
+
+def recognized(answer, observation):
+    """The share of an observation's parts that an answer (str, anything) names: landmark, side, intersection or not; if
+    there is no landmark, that there is none, and intersection or not. 0 without an observation. Upper and lower case
+    and spaces do not count. Never raises.
+
+        recognized('{"current observation": "oak inn is on your right"}', "Oak Inn is on your left")  ->  2/3
+    """
+    said = (last_json_object(answer) or {}).get("current observation")
+    if not isinstance(said, str) or not said.strip():
+        return 0.0
+    said, true = (observation_parts(" ".join(text.casefold().split())) for text in (said, observation))
+    right = [a == b for a, b in zip(said, true)]
+    return sum(right) / 3 if true[0] else (right[0] + right[2]) / 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Street views of the released data set: cut from panoramas that show all directions (equirectangular pictures).
+
+def perspective(panorama, heading, rotation, side):
+    """The view with a field of 90 degrees towards a compass heading -> uint8 [side, side, 3].
+
+    panorama: uint8 [H, W, 3]. Compass heading h is at column ((h + rotation) mod 360) / 360 * W, straight up at row 0,
+    straight down at row H; the centre of pixel k is at k + 0.5. Bilinear; the last column's neighbour is the first."""
+    height, width = panorama.shape[:2]
+    x = ((np.arange(side) + 0.5) / side * 2 - 1)[None]  # on a plane at distance 1, -1 to 1: 45 degrees to each side
+    turn, rise = np.arctan(x), np.arctan2(-x.T, np.hypot(1, x))  # radians to the right [1, side], up [side, side]
+    column = (heading + rotation + np.degrees(turn)) % 360 / 360 * width - 0.5
+    row = (0.5 - rise / np.pi) * height - 0.5
+    c, r = np.floor(column).astype(int), np.floor(row).astype(int)
+    s, t = (column - c)[..., None], (row - r)[..., None]  # how far towards the next pixel, 0 to 1
+    above, below = r.clip(0, height - 1), (r + 1).clip(0, height - 1)
+    mixed = [(1 - s) * panorama[k, c % width] + s * panorama[k, (c + 1) % width] for k in (above, below)]
+    return ((1 - t) * mixed[0] + t * mixed[1] + 0.5).astype(np.uint8)
+
+
+def street_view_files(folder, point):
+    """The panorama at a point -> (jpg file, metadata file). Raises ValueError("file: what is wrong")."""
+    file = os.path.join(folder, "gps_pano_mapping.pkl")
+    mapping, ordered = panorama_table(file)
+    panorama = panorama_at(point, mapping, ordered)
+    if panorama is None or panorama != os.path.basename(panorama):
+        raise ValueError(f"{file}: geocode {point}: " + ("no panorama within 20 m" if panorama is None else
+                                                         f"{panorama!r:.80} is no panorama id"))
+    return tuple(os.path.join(folder, "street_views", panorama + end) for end in (".jpg", ".metadata.json"))
+
+
+@lru_cache(maxsize=4)
+def panorama_table(file):
+    mapping = load_panoramas(file)
+    return mapping, list(mapping)
+
+
+@lru_cache(maxsize=1024)
+def rotation_of(file):
+    """The "rotation" of a metadata file in degrees. Raises ValueError("file: rotation: what is wrong")."""
+    try:
+        with open(file, encoding="utf-8") as f:
+            rotation = json.load(f)["rotation"]
+    except Exception as e:
+        raise ValueError(f"{file}: rotation: cannot be read: {e!r:.200}") from None
+    if not is_number(rotation, 360):
+        raise ValueError(f"{file}: rotation: {rotation!r:.80} is not an angle in degrees")
+    return rotation
+
+
+@lru_cache(maxsize=4)
+def load_panorama(file, side):
+    """A panorama file -> uint8 [H, W, 3], reduced to what views of side x side can show: at most 8 * side columns."""
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (8 * side, 4 * side))  # JPEG: decode no larger than needed
+            size = min(image.width, 8 * side), min(image.height, 4 * side)
+            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
+    except Exception as e:  # a damaged picture raises about anything
+        raise ValueError(f"{file}: cannot be read: {e!r:.200}") from None
+
+
+def panorama_picture(folder, name, position, pixels=80):
+    """The picture at a position of the route `name` (PIL, RGB, pixels x pixels). Raises ValueError, naming both."""
+    side, picture = (pixels + 1) // 2, Image.new("RGB", (pixels, pixels))
+    try:
+        file, metadata = street_view_files(folder, position.point)
+        for i in range(len(VIEWS)):
+            view = perspective(load_panorama(file, side), position.heading + 90 * i, rotation_of(metadata), side)
+            picture.paste(Image.fromarray(view), (i % 2 * (pixels - side), i // 2 * (pixels - side)))
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from None
+    return picture
+
+
+@lru_cache(maxsize=8)
+def check_street_views(folder, routes):
+    """Raises ValueError, naming route, file and key, if a point of the routes, or one that walk() may put between them,
+    lacks its panorama or metadata. Of the pictures only the headers are read here."""
+    for route in routes:
+        legs = list(zip(route.places, route.places[1:], route.strides))
+        points = [tuple(a + k / (most + 1) * (b - a) for a, b in zip(here.point, there.point))
+                  for here, there, (most, _) in legs for k in range(most + 1)] + [route.places[-1].point]
+        try:
+            for point in points:
+                file, metadata = street_view_files(folder, point)
+                rotation_of(metadata)
+                try:
+                    Image.open(file).close()
+                except Exception as e:
+                    raise ValueError(f"{file}: cannot be read: {e!r:.200}") from None
+        except ValueError as e:
+            raise ValueError(f"{route.name}: geocode {point}: {e}") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pretraining with pictures.
+
+UNUSUAL = 0.1  # share of pictures in the look that the base knows less; half of them are described wrongly
+
+
+def some_observation(rng, crossing):
+    """Any landmark on any side, or, one time in five, none."""
+    if rng.random() < 0.2:
+        return CROSSING if crossing else NOTHING
+    landmark = LANDMARK.substitute(name=rng.choice(LANDMARKS), side=rng.choice(("left", "right")))
+    return landmark + f", {CROSSING}" * crossing
+
+
+def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80):
+    """One pretraining document with a picture -> (document, [picture]). document: a str with "<image>" where the
+    picture goes (four in five: a caption; one in five: a single position), or with probability chat_share a list of
+    chat messages in the task's form, whose first has the picture. Positions and chats are those of document(), with
+    the observation in the picture only.
+
+    The look is that of visual="id", with probability UNUSUAL the other one, and in half of these what is said of
+    landmark and side is made up. So the base can read both, but one of them poorly. noise: as in document()."""
+    kind, unusual, seed = rng.random(), rng.random() < UNUSUAL, rng.getrandbits(64)
+    if kind >= chat_share + 0.2 * (1 - chat_share):
+        doc, observation = CAPTION, some_observation(rng, rng.random() < 0.5)
+    else:
+        doc = "A walk."
+        while doc[:7] == "A walk.":  # whole walks show no single place
+            doc = document(rng, float(kind < chat_share), noise)
+        observation = re.search("\nNow: (.*)\n", doc if isinstance(doc, str) else doc[0]["content"])[1]
+    said = some_observation(rng, says_intersection(observation)) if unusual and rng.random() < 0.5 else observation
+
+    def shown(text):
+        text = text.replace("$observation", said).replace(f"\nNow: {observation}\n", f"\nNow: {SEEN}\n")
+        return text.replace(f'"current observation": "{observation}"', f'"current observation": "{said}"')
+    picture = draw_picture("ood" if unusual else "id", observation, seed, pixels)
+    if isinstance(doc, list):
+        return [{**message, "content": shown(message["content"])} for message in doc], [picture]
+    return "<image>" + shown(doc), [picture]
+
+
+def sample_sheet():
+    """Pictures of both looks: as the tiny model gets them, three times enlarged, and one of 400 pixels."""
+    sheet = Image.new("RGB", (1372, 484), "white")
+    seen = [f"{name} is on your {side}" + f", {CROSSING}" * (i < 2) for i, (name, side) in enumerate(
+        (("Oak Cafe", "left"), ("Fox Hotel", "right"), ("Moon Inn", "left")))] + [NOTHING]
+    for row, look in enumerate(LOOKS):
+        for column, observation in enumerate(seen):
+            picture = draw_picture(look, observation, column).resize((240, 240), Image.Resampling.NEAREST)
+            sheet.paste(picture, (244 * column, 244 * row))
+    sheet.paste(draw_picture("id", seen[0], 0, 400), (972, 42))
+    return sheet.quantize(128)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -412,48 +725,73 @@ def fragments():
 class VIRL:
     """rule: "id" | "ood". split: "train" | "unseen". verify: attempts per position, at least 1. seed: fixes the routes
     of reset(). data: folder of the released data set, None for the procedural city. move_on: go on after a position
-    whose attempts are used up. Raises ValueError on a value outside these and on damaged data."""
+    whose attempts are used up. vl: show the observation as a picture of pixels x pixels. visual: "id" | "ood", where to
+    walk, and its look; with data, "ood" is the folder's sub-folder of that name. Raises ValueError on a value outside
+    these and on damaged data."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
+    visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
     batch = 16           # routes a step of SFT and PPO, by default: some 150 positions
     row_tokens = 256     # width of a pretraining row
     verdicts = tuple(VIRL_REWARD)
     document = staticmethod(document)
+    picture_document = staticmethod(picture_document)
     fragments = staticmethod(fragments)
 
-    def __init__(self, rule="id", split="train", verify=2, seed=0, data=None, move_on=False):
+    def __init__(self, rule="id", split="train", verify=2, seed=0, data=None, move_on=False, vl=False, visual="id",
+                 pixels=80):
         if rule not in RULES or split not in ("train", "unseen") or verify < 1:
             raise ValueError(f"V-IRL: bad rule={rule!r}, split={split!r} or verify={verify!r}")
+        if visual not in LOOKS or pixels < 16:
+            raise ValueError(f"V-IRL: bad visual={visual!r} or pixels={pixels!r}")
         self.rule, self.split, self.verify, self.seed, self.move_on = rule, split, verify, seed, move_on
-        self.routes = load_routes(data)[split] if data is not None else None
+        self.vl, self.visual, self.pixels = vl, visual, pixels
+        self.data = os.path.join(data, "ood") if data is not None and visual == "ood" else data
+        if self.data != data and not os.path.isdir(self.data):
+            raise ValueError(f"{self.data}: not there; visual='ood' takes another city's data from this sub-folder")
+        self.routes = load_routes(self.data)[split] if data is not None else None
         if self.routes == []:
-            raise ValueError(f"{os.path.join(data, 'route_infos.json')}: too few routes, none is in the {split} split")
-        self.rng = random.Random(f"virl/{seed}")
+            file = os.path.join(self.data, "route_infos.json")
+            raise ValueError(f"{file}: too few routes, none is in the {split} split")
+        if self.routes and vl:
+            check_street_views(self.data, tuple(self.routes))
+        self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
-    def cells(rule):
-        """The table's columns for a model trained under `rule`: keywords of __init__."""
-        other = "ood" if rule == "id" else "id"
-        return {column: dict(rule=r, split=split, move_on=True) for column, r, split in (
-            ("seen", rule, "train"), ("id", rule, "unseen"), ("ood", other, "unseen"))}
+    def cells(rule, visual=None):
+        """The table's columns for a model trained under `rule`, with pictures of the look `visual`: keywords of
+        __init__. With pictures there is a fourth column: the trained rule, unseen routes, the other look."""
+        other = {"id": "ood", "ood": "id"}
+        columns = {column: dict(rule=r, split=split, move_on=True) for column, r, split in (
+            ("seen", rule, "train"), ("id", rule, "unseen"), ("ood", other[rule], "unseen"))}
+        if visual is not None:
+            columns = {column: dict(keywords, vl=True, visual=visual) for column, keywords in columns.items()}
+            columns["visual"] = dict(columns["id"], visual=other[visual])
+        return columns
 
     def reset(self, seed=None):
         """Begin a route."""
         if seed is not None:
-            self.rng = random.Random(f"virl/{seed}")
+            self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
+        self.count += 1  # stream and count name the episode; a picture's random details hang on that and the position
         self.route = (self.rng.choice(self.routes) if self.routes else
-                      city_route(self.rng.choice(CITIES[self.split]), self.rng))
+                      city_route(self.rng.choice((CITIES if self.visual == "id" else ABROAD)[self.split]), self.rng))
         self.instructions, self.positions = walk(self.route, self.rng)
         self.failed = 0
-        return self.arrive(0), []
+        return self.arrive(0), self.images
 
     def arrive(self, at):
         """Stand at position number `at` -> the messages of its fresh conversation."""
         self.at, self.attempts, self.position = at, 0, self.positions[at]
         self.messages = [{"role": "user", "content": fill(PROMPT, self.instructions, self.positions, at, self.rule,
-                                                          most=len(self.positions) if self.routes else HISTORY)}]
+                                                          most=len(self.positions) if self.routes else HISTORY,
+                                                          seen=SEEN if self.vl else None)}]
+        if self.vl:
+            self.images = [panorama_picture(self.data, self.route.name, self.position, self.pixels) if self.routes else
+                           draw_picture(self.visual, self.position.observation, f"{self.stream}/{self.count}/{at}",
+                                        self.pixels)]
         return self.messages
 
     def step(self, text):
@@ -468,13 +806,14 @@ class VIRL:
         done = left and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
                 "position_solved": solved, "rule_matters": here.turn is not None,
-                "other_rule": verdict.action == action_text(here, other) != right}
+                "other_rule": verdict.action == action_text(here, other) != right,
+                "recognized": recognized(text, here.observation) if self.vl else None}
         if left and not done:
             self.arrive(self.at + 1)
         elif not left:
             self.messages = self.messages + [{"role": "assistant", "content": text},
                                              {"role": "user", "content": verdict.feedback}]
-        return Step(None if done else self.messages, [], verdict.reward, done, info)
+        return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
 
     def expert(self):
         """The right answer here. There is only one."""
@@ -482,6 +821,9 @@ class VIRL:
 
 
 if __name__ == "__main__":
+    if sys.argv[-1].endswith(".png"):
+        sample_sheet().save(sys.argv[-1], optimize=True)
+        sys.exit()
     env = VIRL(rule="ood", data=sys.argv[1] if len(sys.argv) > 1 else None)
     messages, _ = env.reset(seed=0)
     while messages and not env.at == 4:

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from PIL import Image
 
 import env_gp
 import env_virl
@@ -1779,6 +1780,312 @@ def test_virl_panoramas():
         assert isinstance(load(bad), str), bad
     near = {(0.0, 0.0): "a", (0.0001, 0.0): "b"}
     assert [env_virl.panorama_at(p, near, list(near)) for p in ((0.0, 0.0), (0.00006, 0.0), (-0.0001, 0.0), (0.0, 0.001))] == ["a", "b", "a", None]
+
+
+# Pictures.
+
+def views_of(picture):
+    """A picture -> its four views as int arrays, {"front": [side, side, 3], ...}."""
+    pixels, side = np.asarray(picture, int), picture.width // 2
+    return {view: pixels[i // 2 * side:][:side, i % 2 * side:][:, :side] for i, view in enumerate(("front", "right", "back", "left"))}
+
+
+def test_virl_pictures_same_seed_same_bytes_in_another_process():
+    code = ("import hashlib, random; from env_virl import VIRL, picture_document; h = hashlib.sha256()\n"
+            "for visual in ('id', 'ood'):\n"
+            "    e = VIRL(seed=5, vl=True, visual=visual)\n"
+            "    for seed in (None, None, 'a', 7):\n"
+            "        images = e.reset(seed)[1]\n"
+            "        while images:\n"
+            "            h.update(images[0].tobytes()); images = e.step(e.expert()).images\n"
+            "r = random.Random(1)\n"
+            "for _ in range(40):\n"
+            "    doc, images = picture_document(r); h.update(str(doc).encode()); h.update(images[0].tobytes())\n"
+            "print(h.hexdigest())")
+    outputs = {subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True,
+                              env={**os.environ, "PYTHONHASHSEED": salt}).stdout for salt in "12"}
+    assert len(outputs) == 1 and len(outputs.pop()) == 65
+    a, b = VIRL(seed=3, vl=True), VIRL(seed=4, vl=True)
+    first = [a.reset("x")[1][0].tobytes() for _ in range(2)]
+    assert first[0] == first[1] == b.reset("x")[1][0].tobytes() != b.reset("y")[1][0].tobytes()  # only the episode's seed counts
+    assert a.reset()[1][0].tobytes() != first[0] and VIRL(seed="x", vl=True).reset()[1][0].tobytes() == first[0]
+
+
+def test_virl_pictures_through_a_route():
+    """The same routes as in words, the observation out of the prompt; a conversation keeps its picture, a new one has another."""
+    for visual, rule, move_on in itertools.product(("id", "ood"), RULES, (False, True)):
+        keywords = dict(rule=rule, visual=visual, move_on=move_on)
+        text, vl = VIRL(**keywords), VIRL(**keywords, vl=True, pixels=32)
+        for i in range(8):
+            (words, none), (messages, images) = text.reset(i), vl.reset(i)
+            assert none == [] and text.route == vl.route and text.positions == vl.positions
+            pictures = []
+            while messages:
+                seen = vl.position.observation
+                assert f"Now: {env_virl.SEEN}\n" in messages[0]["content"] and "picture" not in words[0]["content"]
+                assert messages[0]["content"].replace(env_virl.SEEN, seen) == words[0]["content"]
+                assert len(images) == 1 and images[0].mode == "RGB" and images[0].size == (32, 32)
+                pictures.append(images[0].tobytes())
+                wrong = vl.step(virl_answer("stop()" if vl.position.action != "stop()" else "forward()", "a tower"))
+                assert wrong.images is images and wrong.messages[0] == messages[0] and images[0].tobytes() == pictures[-1]
+                assert wrong.info["recognized"] < 1
+                step, told = vl.step(vl.expert()), text.step(text.expert())
+                assert step.info["recognized"] == 1 and told.info["recognized"] is None and told.images == []
+                assert {**step.info, "recognized": None} == told.info and step.reward == told.reward and step.images is not images
+                (messages, images), words = (step.messages, step.images), told.messages
+            assert images == [] and step.done and len(set(pictures)) == len(pictures)
+    names = {split: {n for city in env_virl.ABROAD[split] for n, _ in env_virl.city(city)[2]} for split in ("train", "unseen")}
+    assert not names["train"] & names["unseen"] and len({city for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for city in row}) == 11
+    for bad in (dict(visual="x"), dict(pixels=0)):
+        try:
+            VIRL(vl=True, **bad)
+        except ValueError as e:
+            assert str(list(bad.values())[0]) in str(e)
+        else:
+            raise AssertionError(bad)
+
+
+def test_virl_views_show_the_observation():
+    """The landmark is in the view of its side alone, the zebra crossing in all four, and nothing else changes; each look has its colours."""
+    for look, pixels in itertools.product(env_virl.LOOKS, (80, 81, 300)):
+        def views(observation):
+            picture = env_virl.draw_picture(look, observation, "s", pixels)
+            assert picture.size == (pixels, pixels)
+            return views_of(picture)
+
+        def changed(a, b):
+            a, b = views(a), views(b)
+            return [view for view in a if np.abs(a[view] - b[view])[1:-1, 1:-1].max() > 40]
+        for crossing in ("", ", at an intersection"):
+            plain = f"nothing nearby{crossing}"
+            assert changed(plain, f"Oak Inn is on your left{crossing}") == ["left"] and changed(plain, f"Oak Inn is on your right{crossing}") == ["right"]
+            assert changed(f"Oak Inn is on your left{crossing}", f"Oak Cafe is on your left{crossing}") == ["left"]
+        assert changed("at an intersection", "nothing nearby, at an intersection") == []
+        assert changed("at an intersection", "nothing nearby") == ["front", "right", "back", "left"]
+        for name in ("", "Sun Bank is on your right, "):
+            for view in views(f"{name}at an intersection").values():  # white or yellow at the bottom
+                bottom = view[int(0.85 * len(view)):int(0.95 * len(view))]
+                assert 0.3 < (np.abs(bottom - env_virl.LOOKS[look]["zebra"]).max(-1) < 40).mean() < 0.7
+        sky = [view[len(view) // 8, len(view) // 2] for view in views("at an intersection").values()]
+        assert all(np.abs(colour - env_virl.LOOKS[look]["sky"]).max() < 12 for colour in sky)
+    drawn = {env_virl.draw_picture("id", "at an intersection", seed).tobytes() for seed in range(50)}
+    assert len(drawn) == 50
+
+
+def test_virl_landmarks_can_be_told_apart():
+    """At 80 pixels: drawn at the same place, any two of the 60 differ clearly; and each is known again, drawn with other random details,
+    by the closest of the 60 among all shifts by up to four pixels."""
+    names = env_virl.LANDMARKS
+    for look in env_virl.LOOKS:
+        a, b = (np.stack([views_of(env_virl.draw_picture(look, f"{name} is on your right", f"{seed}{name if seed else ''}"))["right"].mean(-1)
+                          for name in names]) for seed in (0, 1))  # [60, 40, 40]
+        apart = np.array([[(np.abs(x - y) > 60).sum() for y in a] for x in a]) + 10 ** 6 * np.eye(60)
+        assert apart.min() > 60, (look, apart.min())  # of 1600 pixels
+        best = np.full((60, 60), np.inf)
+        for down, right in itertools.product(range(-5, 6), range(-4, 5)):
+            moved = np.roll(a, (down, right), (1, 2))[:, 8:24, 4:36].reshape(60, -1)
+            best = np.minimum(best, np.abs(b[:, None, 8:24, 4:36].reshape(60, 1, -1) - moved[None]).mean(-1))
+        assert (best.argmin(1) == np.arange(60)).mean() > 0.95, look
+
+
+def test_virl_recognized():
+    corner, house, none = "Oak Inn is on your left, at an intersection", "Oak Inn is on your left", "nothing nearby"
+    for said, truth, share in (
+            (corner, corner, 1), (house, house, 1), (none, none, 1), ("at an intersection", "at an intersection", 1),
+            ("  OAK inn\nis on  your left, AT an Intersection ", corner, 1), ("Nothing  Nearby", none, 1),
+            (house, corner, 2 / 3), (corner, house, 2 / 3), ("Oak Inn is on your right, at an intersection", corner, 2 / 3),
+            ("Oak Cafe is on your left, at an intersection", corner, 2 / 3), ("Oak Inn, at an intersection", corner, 2 / 3),
+            ("Sun Cafe is on your right", corner, 0), ("Sun Cafe is on your left", corner, 1 / 3), (none, corner, 0), ("at an intersection", corner, 1 / 3),
+            (none, house, 1 / 3), ("at an intersection", none, 1 / 2), (none, "at an intersection", 1 / 2), (house, none, 1 / 2), (corner, none, 0),
+            (house, "at an intersection", 0), (corner, "at an intersection", 1 / 2), ("", none, 0), (" ", none, 0), ("Oak Inn", house, 2 / 3),
+            (f"{none}, at an intersection", "at an intersection", 1), ("東京 is on your right", "東京 is on your right", 1),
+            ("The \"A is B\" Inn is on your left", "The \"A is B\" Inn is on your left", 1), ("\ud800", house, 1 / 3), ("x" * 5000, house, 0)):
+        assert abs(env_virl.recognized(virl_answer("forward()", said), truth) - share) < 1e-9, (said, truth)
+    for text in ("", "forward()", "null", "[1]", "{" * 10_000, '{"a":' * 10_000, '{"action": "forward()"}', '{"current observation": "nothing nearby"', "\ud800", "\x00",
+                 '{"current observation": ' + "9" * 10_000 + "}", *(virl_answer("forward()", x) for x in (None, 7, True, [], ["nothing nearby"], {}, {"a": none}, 1e999))):
+        assert env_virl.recognized(text, none) == env_virl.recognized(text, corner) == 0.0, text
+    rng = random.Random(0)
+    for _ in range(3000):
+        chars = list(virl_answer("forward()", corner))
+        for _ in range(rng.randrange(1, 6)):
+            chars[rng.randrange(len(chars))] = rng.choice('()"{}[]:, \'\\\x00\ud800\u0663is')
+        assert 0 <= env_virl.recognized("".join(chars), rng.choice((corner, house, none))) <= 1
+
+
+def test_virl_cells_with_pictures():
+    assert VIRL.cells("id") == VIRL.cells("id", None) and set(VIRL.visual_names) == set(env_virl.LOOKS)
+    for rule, visual in itertools.product(RULES, env_virl.LOOKS):
+        cells, (other, unusual) = VIRL.cells(rule, visual), ({"id": "ood", "ood": "id"}[x] for x in (rule, visual))
+        assert list(cells) == ["seen", "id", "ood", "visual"] and all(k["vl"] and k["move_on"] for k in cells.values())
+        assert [(k["rule"], k["split"], k["visual"]) for k in cells.values()] == [
+            (rule, "train", visual), (rule, "unseen", visual), (other, "unseen", visual), (rule, "unseen", unusual)]
+        routes = {c: {(e.reset(i), e.route.name.split()[0])[1] for i in range(20)} for c, k in cells.items() for e in [VIRL(**k)]}
+        assert routes["id"] == routes["ood"] and not routes["seen"] & routes["id"] and not routes["visual"] & (routes["seen"] | routes["id"])
+
+
+def test_virl_picture_documents():
+    """Valid pieces; what is said of the usual look is true, and of the unusual one (a tenth) half is wrong in landmark and side."""
+    looks, n, real = [], 1500, env_virl.draw_picture
+    chats = captions = feedback = said_wrong = unusual = 0
+    names, rng = set(), random.Random(0)
+    try:
+        env_virl.draw_picture = lambda look, observation, *more: looks.append((look, observation)) or real(look, observation, *more)
+        for _ in range(n):
+            doc, images = env_virl.picture_document(rng, pixels=16)
+            (look, truth), text = looks[-1], doc[0]["content"] if isinstance(doc, list) else doc
+            assert len(images) == 1 and images[0].size == (16, 16) and images[0].mode == "RGB"
+            assert text.count("<image>") == (0 if isinstance(doc, list) else len(images))
+            if text.startswith("<image>\nNow: "):
+                captions, said = captions + 1, {text.removeprefix("<image>\nNow: ")}
+                names.add(env_virl.observation_parts(truth)[0])
+            else:
+                assert text.count(f"Now: {env_virl.SEEN}") == text.count("Now: ") == 1
+                answers = [m["content"] for m in doc[1::2]] if isinstance(doc, list) else [doc.split("\n")[-1]]
+                said = {json.loads(a)["current observation"] for a in answers}
+                assert all(json.loads(a)["current instruction"] in text for a in answers)
+            if isinstance(doc, list):
+                assert [m["role"] for m in doc] == ["user", "assistant"] * (len(doc) // 2) and text.startswith("You walk along a route")
+                chats, feedback = chats + 1, feedback + (len(doc) == 4)
+            assert len(said) == 1 and ("intersection" in (words := said.pop())) == ("intersection" in truth)
+            unusual, said_wrong = unusual + (look == "ood"), said_wrong + (words != truth)
+            assert look == "ood" or words == truth
+        assert 0.06 < chats / n < 0.10 and 0.69 < captions / n < 0.78 and feedback > 5 and 0.08 < unusual / n < 0.12
+        assert 0.35 < said_wrong / unusual < 0.65 and names == {"", *env_virl.LANDMARKS}
+        assert all(isinstance(env_virl.picture_document(rng, 1.0)[0], list) for _ in range(20))
+        assert all(isinstance(env_virl.picture_document(rng, 0.0)[0], str) for _ in range(50))
+        assert env_virl.SEEN in env_virl.fragments()
+    finally:
+        env_virl.draw_picture = real
+
+
+def test_virl_drawing_speed():
+    start = time.perf_counter()
+    for i in range(100):
+        env_virl.draw_picture("id", "Oak Bank is on your left, at an intersection", i)
+    each = (time.perf_counter() - start) / 100
+    print(f"    {1e3 * each:.1f} ms a picture")
+    assert each < 0.02
+
+
+def compass_panorama(width, rotation):
+    """Every column knows its compass heading h (red, green: cosine and sine), every row its height (blue: 0 top, 255 bottom)."""
+    heading = np.radians((np.arange(width) + 0.5) / width * 360 - rotation)[None]
+    row = (np.arange(width // 2) + 0.5)[:, None] / (width // 2)
+    channels = np.broadcast_arrays(127.5 + 127.5 * np.cos(heading), 127.5 + 127.5 * np.sin(heading), 255 * row)
+    return np.stack(channels, -1).round().astype(np.uint8)
+
+
+def test_virl_projection():
+    """Views of a panorama that encodes direction: each pixel shows the heading atan(x) and the height atan(y / hypot(1, x)) off the centre."""
+    for rotation, heading, side in itertools.product((0, 37.5, -90, 200, 360), (0, 1, 45, 90, 179.9, 298, 359.5, 405, -30), (41, 40)):
+        view = env_virl.perspective(compass_panorama(1440, rotation), heading, rotation, side)
+        assert view.shape == (side, side, 3) and view.dtype == np.uint8
+        red, green, blue = (view.astype(float) / 127.5 - 1).transpose(2, 0, 1)
+        x = (np.arange(side) * 2 + 1 - side) / side
+        off = (np.degrees(np.arctan2(green, red)) - heading - np.degrees(np.arctan(x))[None] + 180) % 360 - 180
+        assert np.abs(off).max() < 0.6, (rotation, heading, np.abs(off).max())
+        rise = np.degrees(np.arctan2(-x[:, None], np.hypot(1, x[None])))
+        assert np.abs(-90 * blue - rise).max() < 0.6 and blue[0].max() < 0 < blue[-1].min()  # up is up
+    ramp = np.zeros((8, 16, 3), np.uint8)
+    ramp[:, 0], ramp[:, -1] = 200, 100  # the seam lies between these: half of each
+    assert env_virl.perspective(ramp, 0, 0, 1).tolist() == [[[150] * 3]] and env_virl.perspective(ramp, 350, 10, 1).tolist() == [[[150] * 3]]
+    assert env_virl.perspective(ramp, 11.25, 0, 1).tolist() == [[[200] * 3]] and env_virl.perspective(ramp, -11.25, 0, 1).tolist() == [[[100] * 3]]
+
+
+COLOURS = {0: (220, 30, 30), 90: (30, 200, 30), 180: (30, 30, 220), 270: (230, 230, 230)}  # north, east, south, west
+
+
+def write_street_views(path, routes, rotation=70):
+    """Panoramas with a colour to each side of the world, one for each point that a walk can reach."""
+    walked = [[r["start_place"]["relocated_geocode"]] + r["route_results"]["geocode_list"][1:] for r in routes]
+    points = {tuple(x + k / 6 * (y - x) for x, y in zip(a, b)) for line in walked for a, b in zip(line, line[1:]) for k in range(7)}
+    write_virl(path, routes, {point: f"pano_{i}" for i, point in enumerate(sorted(points))})
+    heading = ((np.arange(720) + 0.5) / 2 - rotation) % 360
+    row = np.array([COLOURS[int((h + 45) % 360 // 90) * 90] for h in heading], np.uint8)
+    os.mkdir(f"{path}/street_views")
+    for i in range(len(points)):
+        Image.fromarray(np.repeat(row[None], 360, 0)).save(f"{path}/street_views/pano_{i}.jpg", quality=95)
+        with open(f"{path}/street_views/pano_{i}.metadata.json", "w") as f:
+            json.dump({"rotation": rotation}, f)
+    return path
+
+
+def test_virl_street_views_of_the_data_set():
+    with folder() as path:
+        os.mkdir(f"{path}/ood")
+        write_street_views(path, [virl_route(k) for k in range(6)])
+        write_street_views(f"{path}/ood", [virl_route(k) for k in range(10, 16)], rotation=-15.5)
+        for visual, pixels in (("id", 80), ("ood", 33)):
+            env, text = (VIRL(data=path, visual=visual, vl=vl, pixels=pixels, move_on=True) for vl in (True, False))
+            for i in range(6):
+                (messages, images), (words, _) = env.reset(i), text.reset(i)
+                while messages:
+                    assert images[0].size == (pixels, pixels) and env.position == text.position
+                    for view, turn in (("front", 0), ("right", 90), ("back", 180), ("left", 270)):  # look at each view's middle
+                        middle = views_of(images[0])[view][pixels // 4, pixels // 4]
+                        heading = (env.position.heading + turn) % 360
+                        if abs((heading + 45) % 90 - 45) < 40:
+                            assert np.abs(middle - COLOURS[round(heading / 90) * 90 % 360]).max() < 40, (view, heading, middle)
+                    step = env.step(env.expert())
+                    assert step.info["recognized"] == 1
+                    messages, images = step.messages, step.images
+                    words = text.step(text.expert()).messages
+        assert env_virl.load_panorama.cache_info().maxsize <= 16
+        shape = env_virl.load_panorama(f"{path}/street_views/pano_0.jpg", 40).shape
+        assert shape == (160, 320, 3)
+
+
+def test_virl_damaged_street_views():
+    """Each kind of damage: one ValueError that names the route and the file, and the key where there is one."""
+    def error(damage, *words, visual="id", play=False):
+        with folder() as path:
+            write_street_views(path, [virl_route(k) for k in (1, 3)], rotation=0)
+            ids = sorted(os.listdir(f"{path}/street_views"))
+            damage(path)
+            split = next(s for s in ("train", "unseen") if env_virl.load_routes(path)[s])
+            VIRL(data=path, split=split)  # without pictures all is well
+            try:
+                env = VIRL(data=path, split=split, vl=True, visual=visual)
+                assert play, f"no error: {words}"
+                for i in range(20):
+                    messages = env.reset(i)[0]
+                    while messages:
+                        messages = env.step(env.expert()).messages
+            except ValueError as e:
+                message = str(e)
+                assert type(e) is ValueError and path in message and "\n" not in message and all(w in message for w in words), (words, message)
+                assert len(message) < 500 and ids
+            else:
+                raise AssertionError(f"no error: {words}")
+
+    def write(ending, content):
+        def damage(path):
+            for name in os.listdir(f"{path}/street_views"):
+                if name.endswith(ending):
+                    os.remove(f"{path}/street_views/{name}")
+                    if content is not None:
+                        with open(f"{path}/street_views/{name}", "wb") as f:
+                            f.write(content)
+        return damage
+
+    def cut(path):  # the header is whole, the picture is not
+        for name in os.listdir(f"{path}/street_views"):
+            if name.endswith(".jpg"):
+                with open(f"{path}/street_views/{name}", "rb+") as f:
+                    f.truncate(1500)
+    for content in (None, b"", b"junk", b"\xff\xd8\xff"):
+        error(write(".jpg", content), "route ", "street_views/pano_", ".jpg: ")
+    error(cut, "route ", "street_views/pano_", ".jpg: cannot be read", play=True)
+    for content in (None, b"", b"{", b"\xff", b"[]", b"null", b"{}", b"[" * 100_000, b'{"rotation": "x"}', b'{"rotation": null}', b'{"rotation": true}',
+                    b'{"rotation": NaN}', b'{"rotation": 1e999}', b'{"rotation": 400}', b'{"rotation": [1]}', b"9" * 5000):
+        error(write(".metadata.json", content), "route ", "street_views/pano_", ".metadata.json: rotation: ")
+    error(lambda path: os.remove(f"{path}/gps_pano_mapping.pkl"), "route ", "gps_pano_mapping.pkl")
+    error(lambda path: None, "ood", "visual", visual="ood")
+    routes = [virl_route(k) for k in (1, 3)]
+    error(lambda path: write_virl(path, routes), "route ", "gps_pano_mapping.pkl: geocode (", "20 m")  # at places only, not between
+    up = {tuple(x + k / 6 * (y - x) for x, y in zip(a, b)): "../x" for r in routes for line in [r["route_results"]["geocode_list"]]
+          for a, b in zip(line, line[1:]) for k in range(7)}
+    error(lambda path: write_virl(path, routes, up), "route ", "'../x' is no panorama id")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
