@@ -10,8 +10,8 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     cells(rule, visual)                  {column: keywords}: which episodes the table's columns are made of
     document(rng, chat_share)            pretraining text for the tiny model
     picture_document(rng, chat_share)    the same with pictures: (text or chat, images)
-    fragments() -> [str]                 its fixed phrases, for the tokenizer
-    title, rule_names, visual_names, reward_scale, default_verify, batch, row_tokens, verdicts     constants, see below
+    fragments(vl) -> [str]               its fixed phrases, for the tokenizer
+    title, rule_names, visual_names, reward_scale, default_verify, batch, base, base_vl, verdicts     constants, see below
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -334,11 +334,12 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood", rar
                                        formula=some_formula(numbers, rng, noise)), images
 
 
-def fragments():
-    """The fixed phrases of all texts above, for training a tokenizer in which each is a few tokens."""
+def fragments(vl=False):
+    """The fixed phrases of all texts above, for training a tokenizer in which each is a few tokens. vl: also of those
+    about pictures."""
     texts = [t.template for t in (RULE, PROMPT, GAME, FACT)] + list(GP_FEEDBACK.values())
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
-    out += [CAPTION.template.split(".")[0], IN_PICTURE]
+    out += [CAPTION.template.split(".")[0], IN_PICTURE] * vl
     out += ['{"cards": ["', '", "', '"], "number": [', ", ", '], "formula": "', '"}']
     return out + [str(n) for n in range(10, 14)] + ["24"]
 
@@ -368,7 +369,8 @@ class GeneralPoints:
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
     default_verify = 5   # attempts per hand, as in the paper
     batch = 128          # episodes a step of SFT and PPO, by default
-    row_tokens = 128     # width of a pretraining row
+    base = dict(tokens=3.6e6, batch=32, row_tokens=128)     # pretraining of the tiny model: compute, rows a step, width
+    base_vl = dict(tokens=5e6, batch=32, row_tokens=128, lr=1e-3, muon_lr=0.005)  # with pictures
     verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

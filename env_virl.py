@@ -306,7 +306,7 @@ ACTIONS = "Actions: forward(), stop() or turn_direction(x), x one of $words.\nRo
 PROMPT = Template(
     "You walk along a route. What do you do?\n" + ACTIONS + "Last steps: $history\nNow: $observation\n"
     'Answer in JSON only: {"current observation": "...", "current instruction": "...", "action": "..."}')
-WALK = Template("A walk. " + ACTIONS + "Steps: $history")
+WALK = Template("A walk. " + ACTIONS + "$steps")
 GLIMPSE = Template("On a walk. " + ACTIONS + "Last steps: $history\nNow: $observation\n$answer")
 SEEN = "see the picture: front, right / back, left."  # stands in place of the observation where there is a picture
 CAPTION = "\nNow: $observation"  # of a picture, in pretraining
@@ -396,8 +396,9 @@ def document(rng, chat_share=0.08, noise=0.1):
     space = rng.choice(words)
     if not chat and kind < (1 + chat_share) / 2:
         said = [said_action(p, space, rng, noise) for p in positions]
+        steps = [f"Now: {p.observation}\n{answer_text(p, action)}" for p, action in zip(positions, said)]
         return WALK.substitute(words=", ".join(SPACES[space]), instructions="\n".join(instructions),
-                               history=history_text(positions, said))
+                               steps="\n".join(steps))
     at = rng.choice([i for i, p in enumerate(positions) if p.turn] if rng.random() < 0.5 else range(len(positions)))
     if not chat:
         return fill(GLIMPSE, instructions, positions, at, space,
@@ -412,15 +413,17 @@ def document(rng, chat_share=0.08, noise=0.1):
     return messages[:-1]
 
 
-def fragments():
-    """The fixed phrases and words of all texts above, for training a tokenizer in which each is a token or a few."""
+def fragments(vl=False):
+    """The fixed phrases and words of all texts above, for training a tokenizer in which each is a token or a few. vl:
+    also of those about pictures."""
     texts = [t.template for t in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)] + [MOVE_ON, ANSWER]
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
     out += list(VIRL_FEEDBACK.values())
-    out += [SEEN]
+    out += [SEEN] * vl
     often = [NOTHING, CROSSING, "forward()", "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none",
-             "Last steps: ", "Steps: ", "\nNow: "]
-    words = [*COMPASS, *RELATIVE, *LANDMARKS, *SPACES["letters"], *SPACES["clock"]]
+             "Last steps: ", "\nNow: "]
+    words = [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
+    words += [LANDMARK.substitute(name=name, side=side) for name in LANDMARKS for side in RELATIVE[:2]]
     return out + 20 * often + 50 * words  # what is frequent is merged first, so it stays one token wherever it stands
 
 
@@ -734,7 +737,8 @@ class VIRL:
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
     batch = 16           # routes a step of SFT and PPO, by default: some 150 positions
-    row_tokens = 256     # width of a pretraining row
+    base = dict(tokens=1.2e6, batch=16, row_tokens=256)     # pretraining of the tiny model: compute, rows a step, width
+    base_vl = dict(tokens=3e6, batch=16, row_tokens=256, lr=1e-3, muon_lr=0.005)  # with pictures
     verdicts = tuple(VIRL_REWARD)
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

@@ -239,7 +239,7 @@ def load(path, device="cpu"):
 
     A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its processor, or, where
     that needs a package that is not here (torchvision for Qwen2.5-VL), the reason as a str: tasks in words still run.
-    model.generation_config keeps nothing but the end and padding ids: a released model's top-p or repetition penalty
+    model.generation_config keeps nothing but the end and padding ids and what must not be said: a released model's top-p or repetition penalty
     would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and (os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
@@ -268,7 +268,10 @@ def load(path, device="cpu"):
     if tok.chat_template is None:
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one", flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
-    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id)
+    # A model may not say the marks at which pictures are put in: they would be read as pictures that are not there.
+    marks = {getattr(model.config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
+                                               suppress_tokens=sorted(marks - {None}) or None)
     return model.to(device).eval(), tok
 
 
@@ -434,7 +437,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
     end = set(model.generation_config.eos_token_id)
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(end), pad_token_id=tok.pad_token_id,
-                              **how)
+                              suppress_tokens=model.generation_config.suppress_tokens, **how)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     episodes, chats = [Episode() for _ in envs], []
     for env, seed, episode in zip(envs, seeds, episodes):
@@ -541,7 +544,9 @@ def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
     with run.amp():
         out = model(**inputs, output_hidden_states=value_head is not None)
     keep = action[:, 1:]                                                    # [B, T-1]
-    logprobs = (out.logits[:, :-1][keep].float() / temperature).log_softmax(-1)   # [N, V]
+    logits = out.logits[:, :-1][keep].float() / temperature                 # [N, V]
+    unsaid = model.generation_config.suppress_tokens or []                  # rollout() does not sample these
+    logprobs = logits.index_fill(1, torch.tensor(unsaid, dtype=torch.long, device=run.device), -1e9).log_softmax(-1)
     said = inputs["input_ids"][:, 1:][keep]                                 # [N]
     logp = logprobs.gather(-1, said[:, None])[:, 0]                         # [N]
     entropy = -(logprobs.exp() * logprobs).sum(-1)                          # [N]

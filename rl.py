@@ -21,7 +21,8 @@ frozen reference pi_ref (the init) and ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t):
 
 Metrics, one record an iteration in metrics.jsonl, and what is healthy:
     reward            verifier's reward per episode, unscaled, in [-15, 5]; rises
-    success           share of episodes solved while sampling; rises
+    success           share of positions (hands; steps of a route) solved while sampling; rises
+    recognized        with pictures: share of their parts read right; rises, or at least does not fall
     kl1, kl3          KL(pi || pi_ref) per token, two estimators (below); grows slowly, stays under ~0.3; they agree
     approx_kl         KL(pi_old || pi) over the update, k3; 0.001-0.02; epochs end early above --target_kl
     clip_fraction     share of ratios beyond the clip; 0.01-0.2; 0 for the first minibatch
@@ -286,7 +287,9 @@ def train(args, run, init, folder):
         returns, values = (torch.cat([getattr(s, name) for s in segments]) for name in ("returns", "value"))
         parts = {"trained": trained_tokens,
                  "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
-                 "episodes": len(episodes), "solved": sum(e.success for e in episodes),
+                 "episodes": len(episodes), "solved": sum(t["position_solved"] for t in turns),
+                 "positions": sum(t["position_done"] for t in turns),
+                 "recognized": sum(t.get("recognized") or 0 for t in turns),
                  "turns": len(turns), "reward": sum(t["reward"] for t in turns), "cut": sum(t["cut"] for t in turns),
                  "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
                  **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
@@ -296,7 +299,8 @@ def train(args, run, init, folder):
         seconds = time.perf_counter() - started
         busy += seconds
         record = {"step": iteration, "flops": flops, "tokens": flops / 6 / n,
-                  "reward": total.reward / total.episodes, "success": total.solved / total.episodes,
+                  "reward": total.reward / total.episodes, "success": total.solved / total.positions,
+                  **({"recognized": total.recognized / total.turns} if args.vl else {}),
                   "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
                   **{name: value / max(1, updates) for name, value in stats.items()},
                   "ratio_error": ratio_error, "updates": updates,
@@ -309,7 +313,7 @@ def train(args, run, init, folder):
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"success {record['success']:.2f} {monitor_text}")
         if iteration % args.log_every == 0:
-            key = {"reward": ".2f", "success": ".2f", "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
+            key = {"reward": ".2f", "success": ".2f", **({"recognized": ".2f"} if args.vl else {}), "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
                    "clip_fraction": ".3f", "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f",
                    "tokens_per_s": ",.0f", "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
             say(run, f"KEY {iteration:3d}", *(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()),

@@ -42,9 +42,9 @@ from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, chat_text, 
                   positions, positive, prompt, rollout, same_flags, save, say, script, setup, share, shared_flags, table,
                   task_flags, trained_on, training_flags, wait_for_all, write_json)
 
-STAGES = {  # defaults by stage; each is also a flag
+STAGES = {  # defaults by stage; each is also a flag. What is None, and more for the base, is the environment's
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
-    "base": dict(tokens=3.6e6, batch=32,    lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
+    "base": dict(tokens=None,  batch=None,  lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
     "init": dict(tokens=8.0e4, batch=None,  lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
     "sft":  dict(tokens=1.2e6, batch=None,  lr=1e-3,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
 }
@@ -67,7 +67,7 @@ def build_tiny(env, seed, vl=False, pixels=80):
     trainee = GPT2Tokenizer()
     trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
     trained = trainee.train_new_from_iterator(
-        [env.fragments()], vocab_size=2000, show_progress=False, min_frequency=1,
+        [env.fragments(vl)], vocab_size=2000, show_progress=False, min_frequency=1,
         new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"] + ["<image>"] * vl)
     tok = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
@@ -82,13 +82,15 @@ def build_tiny(env, seed, vl=False, pixels=80):
         tok.processor = LlavaProcessor(
             CLIPImageProcessorPil(size=side, crop_size=side), tok, patch_size=pixels // 4,
             vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=tok.chat_template)
+        eyes = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+                                image_size=pixels, patch_size=pixels // 4)
         model = LlavaForConditionalGeneration(LlavaConfig(
-            CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-                             image_size=pixels, patch_size=pixels // 4), text, vision_feature_layer=-1,
+            vision_config=eyes, text_config=text, vision_feature_layer=-1, vision_feature_select_strategy="default",
             image_token_id=tok.convert_tokens_to_ids("<image>"), tie_word_embeddings=True))
     else:
         model = LlamaForCausalLM(text)
     model.generation_config.eos_token_id = [tok.eos_token_id]
+    model.generation_config.suppress_tokens = [model.config.image_token_id] if vl else None  # see load()
     return model, tok
 
 
@@ -334,7 +336,7 @@ def train(args, run, source, folder):
         rng = random.Random(f"{args.stage}/{args.seed}/{step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
         if args.stage == "base":
-            rows = pretraining_rows(env_class, tok, rng, args.batch, env_class.row_tokens, args.chat_share,
+            rows = pretraining_rows(env_class, tok, rng, args.batch, args.row_tokens, args.chat_share,
                                     args.picture_share * args.vl, args.pixels)
         elif own:
             rows = rng.sample(own, min(args.batch, len(own)))
@@ -411,7 +413,8 @@ def flags():
     add("--picture_share", type=share, default=0.5)                 # base with --vl: documents with pictures
     add("--tokens", type=positive(float), default=None)             # compute budget X / 6N, in trained tokens
     add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
-    add("--batch", type=positive(int), default=None)                # episodes (base: rows of 128 tokens) a step, rank
+    add("--batch", type=positive(int), default=None)                # episodes (base: rows of documents) a step, rank
+    add("--row_tokens", type=positive(int), default=None)           # base: width of a row
     add("--micro", type=positive(int), default=32)                 # rows per forward pass
     add("--lr", type=positive(float), default=None)                 # AdamW; default by stage, see STAGES
     add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
@@ -429,9 +432,11 @@ def run_stage(args, run):
     """Train args.stage unless it is there already, building what it starts from first -> its folder."""
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: with --model, begin at --stage init")
-    for key, value in STAGES[args.stage].items():
+    env = ENVS[args.env]
+    defaults = {**STAGES[args.stage], **((env.base_vl if args.vl else env.base) if args.stage == "base" else {})}
+    for key, value in defaults.items():
         if getattr(args, key) is None:
-            setattr(args, key, value or ENVS[args.env].batch if key == "batch" else value)
+            setattr(args, key, value or env.batch if key == "batch" else value)
     folder = os.path.join(*([home(args), "base"] if args.stage == "base" else [trained_on(args), args.name or args.stage]))
     if checkpoint_at(folder):
         same_flags(folder, args, ["model", "seed", "pixels"] if args.parent or args.resume or args.stage == "base" else None)

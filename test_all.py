@@ -614,9 +614,9 @@ def test_gp_vl_documents():
 
 
 def test_gp_vl_phrases_are_few_tokens():
-    tok = tiny()[1]
+    tok = sft.build_tiny(GeneralPoints, 0, vl=True)[1]
     env = GeneralPoints(vl=True)
-    assert len(ev.prompt_ids(tok, env.reset(0)[0])) < 40
+    assert len(ev.prompt(tok, env.reset(0)[0]).ids) < 40
     caption, game = (tok.tokenize(t.substitute(rule=env_gp.rule_text((1, 2, 3)), cards="A, 2, 3, 4", number="1, 2, 3, 4", formula="2*3*4"))
                      for t in (env_gp.CAPTION, env_gp.GAME))
     start = next(t for t in caption if "Cards" in t)  # the list of cards begins with one and the same token
@@ -1036,7 +1036,7 @@ def test_killed_save_leaves_the_old_checkpoint():
 class Toy:
     """One question; an answer that begins with a digit is right."""
     title, rule_names, reward_scale, default_verify, verdicts = "Toy", {"id": "a", "ood": "b"}, 5.0, 1, ("right", "wrong")
-    batch, row_tokens = 64, 128
+    batch = 64
     document, fragments, pays = GeneralPoints.document, GeneralPoints.fragments, True
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
@@ -1530,7 +1530,7 @@ def test_virl_documents():
         words = re.search(r"x one of (.*)\.\n", text)[1].split(", ")
         space = next(s for s in env_virl.SPACES if list(env_virl.SPACES[s]) == words)
         spaces[space] += 1
-        instructions = text.split("Route:\n")[1].split("\nLast steps: ")[0].split("\nSteps: ")[0].split("\n")
+        instructions = text.split("Route:\n")[1].split("\nLast steps: ")[0].split("\nNow: ")[0].split("\n")
         right = []  # the word that each turn should have: the one of its two that the space has
         for line in instructions:
             if m := re.fullmatch(r"(?:First, turn|Turn) (.+) to face (.+)\.", line):
@@ -1545,11 +1545,12 @@ def test_virl_documents():
             answers = [m["content"] for m in doc[1::2]]
         elif doc.startswith("A walk."):
             walks += 1
-            said = re.findall(r"turn_direction\(([^()]+)\)", doc.split("Steps: ")[1])
-            assert len(said) == len(right) and set(said) <= set(words) and doc.endswith("stop()")
+            said = re.findall(r"turn_direction\(([^()]+)\)", doc)
+            assert len(said) == len(right) and set(said) <= set(words) and doc.endswith('"stop()"}')
             turns += len(said)
             wrong += sum(a != b for a, b in zip(said, right))
-            continue
+            answers = doc.split("\n")[-1 - 2 * doc.count("\nNow: ") + 2::2]
+            assert len(answers) == doc.count("\nNow: ") >= 2 * len(right)
         else:
             answers = [doc.split("\n")[-1]]
         for answer in answers:
@@ -1953,7 +1954,7 @@ def test_virl_picture_documents():
         assert 0.35 < said_wrong / unusual < 0.65 and names == {"", *env_virl.LANDMARKS}
         assert all(isinstance(env_virl.picture_document(rng, 1.0)[0], list) for _ in range(20))
         assert all(isinstance(env_virl.picture_document(rng, 0.0)[0], str) for _ in range(50))
-        assert env_virl.SEEN in env_virl.fragments()
+        assert env_virl.SEEN in env_virl.fragments(vl=True)
     finally:
         env_virl.draw_picture = real
 
@@ -2086,6 +2087,239 @@ def test_virl_damaged_street_views():
     up = {tuple(x + k / 6 * (y - x) for x, y in zip(a, b)): "../x" for r in routes for line in [r["route_results"]["geocode_list"]]
           for a, b in zip(line, line[1:]) for k in range(7)}
     error(lambda path: write_virl(path, routes, up), "route ", "'../x' is no panorama id")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures through the model. GeneralPoints-VL on tiny random checkpoints of the families that users bring.
+
+class QwenProcessor:
+    """Stands in for Qwen2.5-VL's processor, which needs torchvision: its own Pillow half for pictures, the text by hand."""
+
+    def __init__(self, tok):
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        self.tokenizer, self.image_processor = tok, Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=56 * 56)
+
+    def __call__(self, text, images, **_):
+        out, place = self.image_processor(images, return_tensors="pt"), "<|image_pad|>"
+        parts = text[0].split(place)
+        assert len(parts) == len(images) + 1
+        text = "".join(part + place * n for part, n in zip(parts, [grid.prod().item() // 4 for grid in out["image_grid_thw"]] + [0]))
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        return {**ids, **out, "mm_token_type_ids": (ids["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)).long()}
+
+
+VISION_FAMILIES = ("llava", "mllama", "idefics3", "qwen2_5_vl")
+
+
+@functools.lru_cache(maxsize=None)
+def tiny_vlm(family):
+    """A random tiny vision-language model, saved and loaded again -> (model, tokenizer with .processor)."""
+    from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, MllamaConfig, MllamaForConditionalGeneration,
+                              MllamaProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+    torch.manual_seed(0)
+    model, tok = sft.build_tiny(GeneralPoints, 0, vl=family == "llava")
+    special = {"llava": [], "mllama": ["<|image|>", "<|python_tag|>", "<s>"], "idefics3": ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"],
+               "qwen2_5_vl": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]}[family]
+    tok.add_special_tokens({"additional_special_tokens": special})
+    place = {"mllama": "<|image|>", "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>"}.get(family, "<image>")
+    tok.chat_template = sft.CHAT_TEMPLATE.replace("<image>", place)
+    ids = dict(zip(special, tok.convert_tokens_to_ids(special)))
+    text = dict(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                max_position_embeddings=1024, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id)
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, image_size=40)
+    if family == "mllama":
+        tok.bos_token = "<s>"
+        tok.processor = MllamaProcessor(MllamaImageProcessorPil(size={"height": 40, "width": 40}, max_image_tiles=2), tok, tok.chat_template)
+        model = MllamaForConditionalGeneration(MllamaConfig(
+            image_token_index=ids["<|image|>"], text_config=dict(text, cross_attention_layers=[1], bos_token_id=ids["<s>"],
+                                                                 rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+            vision_config=dict(vision, num_global_layers=1, attention_heads=2, patch_size=20, max_num_tiles=2, vision_output_dim=64,
+                               intermediate_layers_indices=[0], supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])))
+        for name, p in model.named_parameters():  # closed gates, as at initialisation, let no picture through
+            p.data.fill_(0.5) if "gate" in name and "proj" not in name else None
+    elif family == "idefics3":
+        images = Idefics3ImageProcessorPil(size={"longest_edge": 40}, max_image_size={"longest_edge": 40}, do_image_splitting=False)
+        tok.processor = Idefics3Processor(images, tok, image_seq_len=4, chat_template=tok.chat_template)
+        model = Idefics3ForConditionalGeneration(Idefics3Config(
+            image_token_id=ids["<image>"], scale_factor=2, pad_token_id=tok.pad_token_id, text_config=dict(text, model_type="llama"),
+            vision_config=dict(vision, num_attention_heads=2, patch_size=10)))
+    elif family == "qwen2_5_vl":
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
+            text_config=dict(text, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}),
+            vision_config=dict(depth=1, hidden_size=32, out_hidden_size=64, num_heads=2, intermediate_size=64, fullatt_block_indexes=[0]),
+            image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"]))
+    with torch.no_grad():  # samples shall vary, and depend on what stood before
+        for p in model.parameters():
+            p.mul_(1.5 if p.ndim == 2 else 1.0)
+    model.generation_config.eos_token_id = [tok.eos_token_id, *range(300, 330)]
+    with folder() as path:
+        ev.save(f"{path}/m", model, tok, {})
+        loaded, tok = ev.load(f"{path}/m")
+    assert type(loaded) is type(model) and all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    if family == "qwen2_5_vl":  # without torchvision there is a reason in the processor's place, and an error for who wants to show pictures
+        if isinstance(tok.processor, str):
+            try:
+                ev.prompt(tok, *GeneralPoints(vl=True).reset(0))
+                raise AssertionError("no error")
+            except SystemExit as e:
+                assert "vision-language" in e.code, e.code
+        tok.processor = QwenProcessor(tok)
+    return loaded, tok
+
+
+def seen_episodes(family, n=6, temperature=1.0, verify=3, **keywords):
+    """Random multi-turn episodes of GeneralPoints-VL."""
+    model, tok = tiny_vlm(family)
+    torch.manual_seed(1)
+    envs = [GeneralPoints(vl=True, verify=verify, rule="id" if i % 2 else "ood", **keywords) for i in range(n)]
+    return ev.rollout(model, tok, envs, [f"t{i}" for i in range(n)], temperature, 16, cpu())
+
+
+def picture_places(model, segment):
+    ids = model.config.image_token_id if hasattr(model.config, "image_token_id") else model.config.image_token_index
+    return [i for i, t in enumerate(segment.ids) if t == ids]
+
+
+def test_vl_sampled_is_scored():
+    """With a picture, in all families: generate()'s log-probs equal score()'s; several turns; batches of unequal prompts."""
+    for family in VISION_FAMILIES:
+        model, tok = tiny_vlm(family)
+        for temperature in (1.0, 0.7):
+            kept, generate = [], type(model).generate
+
+            def spy(self, **kw):
+                kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
+                out = generate(self, **kw)
+                kept.append((kw["input_ids"].shape[0], out.sequences[:, kw["input_ids"].shape[1]:], torch.stack(out.scores, 1).log_softmax(-1)))
+                return out.sequences
+            type(model).generate = spy
+            try:
+                episodes = seen_episodes(family, 5, temperature)
+            finally:
+                type(model).generate = generate
+            assert len(kept) == 3 and all(len(e.segments) == 1 for e in episodes), "three turns in one conversation each"
+            at, active = [0] * 5, list(range(5))  # episode -> number of action tokens read so far
+            logps = [ev.score(model, [e.segments[0]], tok.pad_token_id, cpu(), temperature)[0].detach() for e in episodes]
+            for turn, (rows, said, scores) in enumerate(kept):
+                active = [i for i in active if len(episodes[i].turns) > turn]
+                assert rows == len(active)
+                for b, i in enumerate(active):
+                    n = episodes[i].turns[turn]["tokens"]
+                    sampled = scores[b, range(n), said[b, :n]]
+                    assert (logps[i][at[i]:at[i] + n] - sampled).abs().max() < 2e-4, (family, turn, (logps[i][at[i]:at[i] + n] - sampled).abs().max())
+                    at[i] += n
+
+
+def test_vl_the_picture_matters_and_padding_does_not():
+    for family in VISION_FAMILIES:
+        model, tok = tiny_vlm(family)
+        segments = [e.segments[0] for e in seen_episodes(family, 4)]
+        head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
+        together = ev.score(model, segments, tok.pad_token_id, cpu(), 1.0, head)
+        alone = [ev.score(model, [s], tok.pad_token_id, cpu(), 1.0, head) for s in segments]
+        for i in range(3):
+            assert close(together[i].detach(), torch.cat([a[i] for a in alone]).detach(), 1e-4), family
+        loss = sft.sft_loss(model, segments, 10, tok.pad_token_id, cpu()).item()
+        assert close(loss, sum(sft.sft_loss(model, [s], 10, tok.pad_token_id, cpu()).item() for s in segments), 1e-4)
+        swapped = [ev.Segment(s.ids, s.action, s.reward, segments[i - 1].pictures) for i, s in enumerate(segments)]
+        other = ev.score(model, swapped, tok.pad_token_id, cpu())[0]
+        assert (other - together[0]).abs().max() > 1e-3, f"{family} does not see its pictures"
+
+
+def test_vl_masks_and_turns():
+    """No image place is an action or has loss; what was said is decoded back; a later turn begins with the earlier ids and keeps the picture."""
+    for family in VISION_FAMILIES:
+        model, tok = tiny_vlm(family)
+        for e in seen_episodes(family, 3):
+            [segment], places = e.segments, picture_places(model, e.segments[0])
+            assert places and not any(segment.action[i] for i in places) and segment.pictures["pixel_values"].shape[0] >= 1
+            said = [t for t, a in zip(segment.ids, segment.action) if a]
+            assert sum(segment.action) == len(said) == sum(t["tokens"] for t in e.turns)
+            env = GeneralPoints(vl=True)
+            messages, images = env.reset(0)
+            row = sft.demonstration_row(tok, model, messages, images, env.expert())
+            places = picture_places(model, row)
+            assert places and not any(row.action[i] for i in places) and row.ids[:len(row.ids) - sum(row.action)] == ev.prompt(tok, messages, images).ids
+            step = env.step("nonsense")
+            later = ev.prompt(tok, step.messages, step.images).ids
+            first = ev.prompt(tok, messages, images).ids
+            nonsense = tok("nonsense", add_special_tokens=False).input_ids
+            assert later == first + nonsense + ev.glue_ids(tok, step.messages), family
+
+
+def test_vl_only_answers_move_the_loss():
+    """Zero gradient at the logits of everything but answers, image places included."""
+    for family in VISION_FAMILIES:
+        model, tok = tiny_vlm(family)
+        [segment], kept = seen_episodes(family, 1)[0].segments, []
+        hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: (logits.retain_grad(), kept.append(logits))[0])
+        try:
+            for loss in (lambda: ev.score(model, [segment], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [segment], 1, 0, cpu())):
+                loss().backward()
+                touched = kept[-1].grad[0].abs().sum(-1) > 0
+                assert touched.tolist() == [bool(a) for a in segment.action[1:]] + [False], family
+        finally:
+            hook.remove()
+            model.zero_grad()
+
+
+def test_vl_models_do_tasks_in_words():
+    """A vision-language model plays the task in words: no picture is passed, prompts have no image place."""
+    for family in VISION_FAMILIES:
+        model, tok = tiny_vlm(family)
+        torch.manual_seed(0)
+        episodes = ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(3)], range(3), 1.0, 8, cpu())
+        segments = [e.segments[0] for e in episodes]
+        assert all(not s.pictures and not picture_places(model, s) for s in segments)
+        assert torch.isfinite(ev.score(model, segments, tok.pad_token_id, cpu())[0]).all()
+
+
+def test_vl_processor_round_trip():
+    """The tiny model's processor from disk: same ids, same pixels, 16 places a picture; pixels follow the picture."""
+    _, tok = tiny_vlm("llava")
+    fresh = sft.build_tiny(GeneralPoints, 0, vl=True)[1]
+    for i in range(3):
+        messages, images = GeneralPoints(vl=True).reset(i)
+        a, b = ev.prompt(tok, messages, images), ev.prompt(fresh, messages, images)
+        assert a.ids == b.ids and torch.equal(a.pictures["pixel_values"], b.pictures["pixel_values"])
+        assert a.pictures["pixel_values"].shape == (1, 3, 80, 80) and a.ids.count(tok.convert_tokens_to_ids("<image>")) == 16
+        plain = torch.tensor(list(images[0].tobytes())).view(80, 80, 3).permute(2, 0, 1) / 255
+        flat = [(a.pictures["pixel_values"][0, c].flatten(), plain[c].flatten()) for c in range(3)]
+        assert all(torch.corrcoef(torch.stack(pair))[0, 1] > 0.999 for pair in flat)  # normalised, nothing else
+
+
+def test_vl_pretraining_rows():
+    """Pictures stand where their rows say, in order; their places have no loss; both kinds of documents occur."""
+    for env in (GeneralPoints, VIRL):
+        model, tok = sft.build_tiny(env, 0, vl=True)
+        image, rng = tok.convert_tokens_to_ids("<image>"), random.Random(0)
+        rows = sft.pretraining_rows(env, tok, rng, 12, 256, picture_share=0.5)
+        counts = [r.ids.count(image) / 16 for r in rows]
+        assert [r.pictures["pixel_values"].shape[0] if r.pictures else 0 for r in rows] == counts and sum(counts) > 6
+        assert all([bool(a) for a in r.action[1:]] == [t != image for t in r.ids[1:]] and len(r.ids) <= 256 for r in rows)
+        assert torch.isfinite(sft.sft_loss(model, rows, 100, tok.pad_token_id, cpu()))
+
+
+def test_vl_command_line():
+    """Both tasks with pictures, from an empty folder: base -> init -> PPO -> the table with the other look and with recognition; then SFT."""
+    for env, words in (("gp", "black suits"), ("virl", "cities by day")):
+        with folder() as out:
+            small = ["--env", env, "--vl", "--visual", "id", "--out", out, "--episodes", "2", "--monitor_episodes", "2", "--monitors", "1",
+                     "--max_new_tokens", "6", "--verify", "1"]
+            text = quiet(rl.main, ["--base_tokens", "2e4", "--init_tokens", "2e3", "--tokens", "1e9", "--steps", "1", "--batch", "4", "--minibatches",
+                                   "1", *small])
+            for part in ("visual OOD", words, "parts read right", "pictures read right", "--vl --visual id", "recognized"):
+                assert part in text, part
+            [first] = [r for r in records(f"{out}/{env}-vl/id-id/rl") if "reward" in r]
+            assert first["ratio_error"] < 1e-5 and first["kl1"] == 0 and 0 <= first["recognized"] <= 1
+            cells = json.load(open(f"{out}/{env}-vl/id-id/rl/eval.json"))
+            assert cells["vl"] and cells["trained_visual"] == "id" and set(cells["rows"][0]["visual"]["recognition"]) == {"p", "se", "n", "whole"}
+            quiet(sft.main, ["--tokens", "1e9", "--steps", "1", "--batch", "2", *small])
+            assert "visual" in error_of(ev.main, ["--env", env, "--out", out, "--visual", "ood"])
+            assert "reads text alone" in error_of(rl.main, [*small, "--init", copy_of_init(out) + "/gp/id/init", "--name", "blind"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
