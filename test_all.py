@@ -1545,7 +1545,7 @@ def test_virl_documents():
             answers = [m["content"] for m in doc[1::2]]
         elif doc.startswith("A walk."):
             walks += 1
-            said = re.findall(r"turn_direction\(([^()]+)\)", doc)
+            said = re.findall(r"turn_direction\(([^()]+)\)", doc.split("Route:")[1])
             assert len(said) == len(right) and set(said) <= set(words) and doc.endswith('"stop()"}')
             turns += len(said)
             wrong += sum(a != b for a, b in zip(said, right))
@@ -1567,7 +1567,8 @@ def test_virl_documents():
 def test_virl_prompts_are_short():
     """In the tiny model's tokenizer every varying word is one token, and a prompt about 80."""
     tok, lengths = sft.build_tiny(VIRL, 0)[1], []
-    for word in (*COMPASS, *RELATIVE, *env_virl.LANDMARKS, *env_virl.SPACES["clock"], *env_virl.SPACES["letters"]):
+    seen = [f"{name} is on your {side}" for name in env_virl.LANDMARKS for side in ("left", "right")]
+    for word in (*COMPASS, *RELATIVE, *seen, *env_virl.SPACES["clock"], *env_virl.SPACES["letters"]):
         assert len(tok(word, add_special_tokens=False).input_ids) == 1, word
     for rule in RULES:
         env = VIRL(rule=rule)
