@@ -56,6 +56,7 @@ from verifier import (COMPASS, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, Step, compa
 
 RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
 HISTORY = 3                               # observations and actions shown in the city
+LEGS = (2, 2, 2, 3, 3, 4, 5)              # of a route in the city, as likely as they stand here
 CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore"), "base": ("Eastwick", "Fenton", "Garrow")}
 ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
@@ -125,7 +126,7 @@ def city_route(name, rng):
     The kind of turn (left, slightly left, ...) is drawn before the street, so that all four are about as frequent."""
     points, streets, landmarks = city(name)
     while True:
-        facing, legs = rng.randrange(360), rng.randint(2, 5)
+        facing, legs = rng.randrange(360), rng.choice(LEGS)
         nodes, heading, headings = [rng.randrange(len(points))], facing, []
         while len(headings) < legs:
             here, kinds = nodes[-1], {}
@@ -383,9 +384,9 @@ def said_action(position, space, rng, noise):
     return right
 
 
-def document(rng, chat_share=0.08, noise=0.1):
-    """One pretraining document: a str (half whole walks, half single positions), or with probability chat_share a list
-    of chat messages about one position under one of the two rules.
+def document(rng, chat_share=0.15, noise=0.1):
+    """One pretraining document: a str (one in five a whole walk, else a single position), or with probability
+    chat_share a list of chat messages about one position under one of the two rules.
 
     noise: the share of wrong words in the turns taken (three times that in chats, so that there is feedback to learn
     from). Instructions and observations are never wrong: a model must be able to trust what it copies."""
@@ -394,7 +395,7 @@ def document(rng, chat_share=0.08, noise=0.1):
     words = [("ood", "id")[i] if chat or rng.random() < 0.7 else ("clock", "letters")[i] for i in (0, 1)]
     instructions, positions = walk(city_route(rng.choice(CITIES["base"]), rng), rng, *words)
     space = rng.choice(words)
-    if not chat and kind < (1 + chat_share) / 2:
+    if not chat and kind < chat_share + 0.2 * (1 - chat_share):
         said = [said_action(p, space, rng, noise) for p in positions]
         steps = [f"Now: {p.observation}\n{answer_text(p, action)}" for p, action in zip(positions, said)]
         return WALK.substitute(words=", ".join(SPACES[space]), instructions="\n".join(instructions),
@@ -682,7 +683,7 @@ def some_observation(rng, crossing):
     return landmark + f", {CROSSING}" * crossing
 
 
-def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80):
+def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80):
     """One pretraining document with a picture -> (document, [picture]). document: a str with "<image>" where the
     picture goes (four in five: a caption; one in five: a single position), or with probability chat_share a list of
     chat messages in the task's form, whose first has the picture. Positions and chats are those of document(), with
@@ -736,9 +737,11 @@ class VIRL:
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
-    batch = 16           # routes a step of SFT and PPO, by default: some 150 positions
-    base = dict(tokens=1.2e6, batch=16, row_tokens=256)     # pretraining of the tiny model: compute, rows a step, width
-    base_vl = dict(tokens=3e6, batch=16, row_tokens=256, lr=1e-3, muon_lr=0.005)  # with pictures
+    batch = {"sft": 16, "rl": 32}   # by default: routes a step (16 have some 110 positions),
+    lr = {"sft": 1e-3, "rl": 3e-4}  # AdamW's rate,
+    tokens = 8e5                    # and compute, X / 6N
+    base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)  # pretraining of the tiny model: compute, rows a
+    base_vl = {**base, "tokens": 3e6}                                     # step and their width, chats; with pictures
     verdicts = tuple(VIRL_REWARD)
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

@@ -345,12 +345,12 @@ def flags():
     add = shared_flags(parser)
     add("--init", metavar="PATH", default=None)                 # policy and reference; default: built if missing
     add("--name", default="rl")                                 # the run's folder: out/ENV/RULE/NAME
-    add("--tokens", type=positive(float), default=1.2e6)        # compute X / 6N, in trained tokens, as in sft.py
+    add("--tokens", type=positive(float), default=None)         # compute X / 6N, as in sft.py; gp 1.2e6, virl 8e5
     add("--steps", type=positive(int), default=None)            # stop after this many iterations at the latest
     add("--base_tokens", type=positive(float), default=None)    # for a base that has to be built
     add("--init_tokens", type=positive(float), default=None)    # for an init that has to be built
     # rollout
-    add("--batch", type=positive(int), default=None)            # episodes an iteration, rank; gp 128, virl 16
+    add("--batch", type=positive(int), default=None)            # episodes an iteration, rank; gp 128, virl 32
     add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
     add("--gamma", type=share, default=1.0)              # discount per token (the paper: 0.9 per turn)
@@ -361,7 +361,7 @@ def flags():
     add("--coef_value", type=non_negative, default=0.1)         # weight of the value loss (the paper: 0.5)
     add("--coef_entropy", type=non_negative, default=0.0)       # weight of the entropy bonus
     # the update
-    add("--lr", type=positive(float), default=1e-4)             # AdamW, policy
+    add("--lr", type=positive(float), default=None)             # AdamW, policy; gp 1e-4, virl 3e-4
     add("--lr_value", type=positive(float), default=1e-3)       # AdamW, value head
     add("--epochs", type=positive(int), default=2)              # passes over each iteration's data (the paper: 4)
     add("--minibatches", type=positive(int), default=4)         # optimizer steps an epoch
@@ -381,7 +381,8 @@ def main(argv=None):
     args.k = 1
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    args.batch = args.batch or ENVS[args.env].batch
+    env = ENVS[args.env]
+    args.batch, args.lr, args.tokens = args.batch or env.batch["rl"], args.lr or env.lr["rl"], args.tokens or env.tokens
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
     run = setup(args)

@@ -46,7 +46,7 @@ STAGES = {  # defaults by stage; each is also a flag. What is None, and more for
     #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
     "base": dict(tokens=None,  batch=None,  lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
     "init": dict(tokens=8.0e4, batch=None,  lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
-    "sft":  dict(tokens=1.2e6, batch=None,  lr=1e-3,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
+    "sft":  dict(tokens=None,  batch=None,  lr=None,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
 }
 
 
@@ -409,7 +409,7 @@ def flags():
     add("--name", default=None)                                     # the run's folder; default: the stage's name
     add("--demos", choices=["expert", "own"], default="expert")     # own: the init's right answers
     add("--own_samples", type=positive(int), default=4096)          # episodes the init plays for --demos own
-    add("--chat_share", type=share, default=0.08)            # base: documents in the task's chat form
+    add("--chat_share", type=share, default=None)                   # base: documents in the task's chat form
     add("--picture_share", type=share, default=0.5)                 # base with --vl: documents with pictures
     add("--tokens", type=positive(float), default=None)             # compute budget X / 6N, in trained tokens
     add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
@@ -436,7 +436,8 @@ def run_stage(args, run):
     defaults = {**STAGES[args.stage], **((env.base_vl if args.vl else env.base) if args.stage == "base" else {})}
     for key, value in defaults.items():
         if getattr(args, key) is None:
-            setattr(args, key, value or env.batch if key == "batch" else value)
+            here = {"batch": env.batch["sft"], "tokens": env.tokens, "lr": env.lr["sft"]} if value is None else {}
+            setattr(args, key, here.get(key, value))
     folder = os.path.join(*([home(args), "base"] if args.stage == "base" else [trained_on(args), args.name or args.stage]))
     if checkpoint_at(folder):
         same_flags(folder, args, ["model", "seed", "pixels"] if args.parent or args.resume or args.stage == "base" else None)

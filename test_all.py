@@ -1036,7 +1036,7 @@ def test_killed_save_leaves_the_old_checkpoint():
 class Toy:
     """One question; an answer that begins with a digit is right."""
     title, rule_names, reward_scale, default_verify, verdicts = "Toy", {"id": "a", "ood": "b"}, 5.0, 1, ("right", "wrong")
-    batch = 64
+    batch, lr, tokens = {"sft": 64, "rl": 64}, {"sft": 1e-3, "rl": 1e-4}, 1e5
     document, fragments, pays = GeneralPoints.document, GeneralPoints.fragments, True
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
@@ -1558,7 +1558,7 @@ def test_virl_documents():
             assert fields["current instruction"] in instructions and f"Now: {fields['current observation']}\n" in text
             assert (m := re.fullmatch(r"forward\(\)|stop\(\)|turn_direction\((.+)\)", fields["action"])) and (not m[1] or m[1] in words)
             assert bool(m[1]) == ("urn " in fields["current instruction"])
-    assert 0.06 < chats / n < 0.10 and 0.42 < walks / n < 0.50 and 0.08 < wrong / turns < 0.12 and feedback > 20
+    assert 0.12 < chats / n < 0.18 and 0.14 < walks / n < 0.20 and 0.08 < wrong / turns < 0.12 and feedback > 40
     assert all(c / n > 0.1 for c in spaces.values()) and spaces["id"] / n > 0.25 and spaces["ood"] / n > 0.25
     assert all(isinstance(env_virl.document(rng, chat_share=1.0), list) for _ in range(20))
     assert all(isinstance(env_virl.document(rng, chat_share=0.0), str) for _ in range(50))
@@ -1951,7 +1951,7 @@ def test_virl_picture_documents():
             assert len(said) == 1 and ("intersection" in (words := said.pop())) == ("intersection" in truth)
             unusual, said_wrong = unusual + (look == "ood"), said_wrong + (words != truth)
             assert look == "ood" or words == truth
-        assert 0.06 < chats / n < 0.10 and 0.69 < captions / n < 0.78 and feedback > 5 and 0.08 < unusual / n < 0.12
+        assert 0.12 < chats / n < 0.18 and 0.64 < captions / n < 0.72 and feedback > 5 and 0.08 < unusual / n < 0.12
         assert 0.35 < said_wrong / unusual < 0.65 and names == {"", *env_virl.LANDMARKS}
         assert all(isinstance(env_virl.picture_document(rng, 1.0)[0], list) for _ in range(20))
         assert all(isinstance(env_virl.picture_document(rng, 0.0)[0], str) for _ in range(50))
