@@ -11,7 +11,7 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     document(rng, chat_share)            pretraining text for the tiny model
     picture_document(rng, chat_share)    the same with pictures: (text or chat, images)
     fragments(vl) -> [str]               its fixed phrases, for the tokenizer
-    title, rule_names, visual_names, reward_scale, default_verify, batch, tokens, lr, base, base_vl, verdicts     constants, below
+    constants: title, rule_names, visual_names, reward_scale, default_verify, sft, ppo, base, base_vl, verdicts
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -368,11 +368,11 @@ class GeneralPoints:
     visual_names = {"id": "black suits", "ood": "red suits"}
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
     default_verify = 5   # attempts per hand, as in the paper
-    batch = {"sft": 128, "rl": 128}  # by default: episodes a step,
-    lr = {"sft": 1e-3, "rl": 1e-4}   # AdamW's rate,
-    tokens = 1.2e6                   # and compute, X / 6N
-    base = dict(tokens=3.6e6, batch=32, row_tokens=128, chat_share=0.08)  # pretraining of the tiny model: compute, rows a
-    base_vl = {**base, "tokens": 5e6}                                     # step and their width, chats; with pictures
+    sft = dict(tokens=1.2e6, batch=128, lr=1e-3)  # defaults of sft.py and rl.py: compute X / 6N, episodes a step, ...
+    ppo = dict(tokens=1.2e6, batch=128, lr=1e-4, lr_value=1e-3, gamma=1.0, clip_value=0.5)
+    # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
+    base = dict(tokens=3.6e6, batch=32, row_tokens=128, chat_share=0.08)
+    base_vl = {**base, "tokens": 5e6, "vision_rate": 0.3}
     verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

@@ -737,11 +737,12 @@ class VIRL:
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
-    batch = {"sft": 16, "rl": 32}   # by default: routes a step (16 have some 110 positions),
-    lr = {"sft": 1e-3, "rl": 3e-4}  # AdamW's rate,
-    tokens = 8e5                    # and compute, X / 6N
-    base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)  # pretraining of the tiny model: compute, rows a
-    base_vl = {**base, "tokens": 3e6}                                     # step and their width, chats; with pictures
+    sft = dict(tokens=8e5, batch=16, lr=1e-3)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
+    # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
+    ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0)
+    # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
+    base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)
+    base_vl = {**base, "tokens": 3e6, "vision_rate": 0.3}
     verdicts = tuple(VIRL_REWARD)
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

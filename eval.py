@@ -4,10 +4,12 @@
     python eval.py --env gp --rule ood --models out/gp/ood/init out/gp/ood/rl --episodes 1000
     python eval.py --env gp --verify 1 --temperature 0.2       # one attempt per hand, the paper's sampling temperature
     python eval.py --env gp --k 4                              # pass@4: solved in any of four independent episodes
+    python eval.py --env gp --vl --visual id                   # cards in pictures: one more column, and recognition
     python eval.py --env gp --plot assets/curves.png           # success against compute from the metrics.jsonl files
 
 Columns (paper, section 5.1): seen = training episodes, ID = unseen episodes under the trained rule, OOD = unseen
-episodes under the held-out rule. Success = solved within `--verify` attempts; "first" = by the first attempt, which is
+episodes under the held-out rule; with --vl also visual OOD = unseen episodes under the trained rule in the other look.
+Success = solved within `--verify` attempts; "first" = by the first attempt, which is
 what --verify 1 would give, since later attempts cannot change an earlier one. Errors are one standard error,
 sqrt(p (1 - p) / n), the paper's error bars. KL is KL(model || init) in nats per first answer, on ID prompts,
 estimated from the model's own samples.
@@ -124,7 +126,7 @@ def shared_flags(parser):
     add("--data", metavar="DIR", default=None)             # virl: the released routes in place of the procedural city
     add("--rule", choices=["id", "ood"], default="id")     # the rule trained on; the other one is held out
     add("--vl", action="store_true")                       # see the cards or streets in a picture, not in words
-    add("--visual", choices=["id", "ood"], default=None)   # with --vl: the look trained on, default id (gp: black suits)
+    add("--visual", choices=["id", "ood"], default=None)   # with --vl: the look trained on, default id (black suits)
     add("--pixels", type=positive(int), default=None)      # side of a picture; default: 80, with --model 1200
     add("--model", metavar="PATH", default=None)           # a transformers checkpoint in place of the tiny base
     add("--out", metavar="DIR", default="out")             # everything made here goes below this folder
@@ -237,17 +239,18 @@ def checkpoint_at(path):
 def load(path, device="cpu"):
     """-> (model in fp32 and eval mode, tokenizer). path: a folder of ours, or any folder or hub id transformers loads.
 
-    A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its processor, or, where
+    A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its processor, or, if
     that needs a package that is not here (torchvision for Qwen2.5-VL), the reason as a str: tasks in words still run.
-    model.generation_config keeps nothing but the end and padding ids and what must not be said: a released model's top-p or repetition penalty
-    would make what is sampled differ from what PPO scores."""
+    model.generation_config keeps nothing but the end and padding ids and what must not be said: a released model's
+    top-p or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and (os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
         fail(f"no checkpoint at {path!r}: no config.json there")
     try:
         vision = AutoConfig.from_pretrained(folder or path).model_type in VLMS
         processor = load_processor(folder or path) if vision else None
-        tok = AutoTokenizer.from_pretrained(folder or path) if isinstance(processor, str | None) else processor.tokenizer
+        blind = processor is None or isinstance(processor, str)
+        tok = AutoTokenizer.from_pretrained(folder or path) if blind else processor.tokenizer
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         model, report = kind.from_pretrained(folder or path, dtype=torch.float32, output_loading_info=True)
     except Exception as e:  # transformers, safetensors and tokenizers each raise their own kinds for a damaged file
@@ -263,8 +266,8 @@ def load(path, device="cpu"):
         tok.pad_token = tok.eos_token
     tok.processor = processor
     tok.chat_template = tok.chat_template or getattr(processor, "chat_template", None)
-    if tok.chat_template is None and isinstance(processor, str):
-        fail(f"{path!r}: its processor cannot be loaded, and the chat template is there: {processor}")
+    if tok.chat_template is None and vision:
+        fail(f"{path!r}: no chat template in its processor" + (f", or it is out of reach: {processor}" if blind else ""))
     if tok.chat_template is None:
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one", flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
@@ -342,7 +345,7 @@ def same_flags(folder, args, only=None):
 # very tokens that were sampled.
 
 MARK = "@@ANSWER@@"
-PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # of what processors make: one entry a token
+PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # of a processor's outputs
 
 
 def chat_text(tok, messages, images=(), **how):
@@ -500,24 +503,20 @@ def longest_answer(tok, model, args):
 
 
 def join_pictures(segments, width, device, left=False):
-    """The pictures of a batch as keywords for the model: joined along their first dimension (images, or patches), zeros
-    where another one is larger. What has an entry per token (Mllama's cross_attention_mask, Qwen's mm_token_type_ids) is
-    padded to the batch's width as its ids are; what comes after the prompt sees what the prompt's end saw."""
+    """The pictures of a batch as keywords for the model: joined along their first dimension (images, or patches), since
+    all pictures of a task have one size. What has an entry per token (Mllama's cross_attention_mask, Qwen's
+    mm_token_type_ids) is padded as the ids are; what comes after the prompt sees what the prompt's end saw."""
     joined = {}
     for name in dict.fromkeys(name for s in segments for name in s.pictures):
-        parts = [(s, s.pictures[name]) for s in segments if name in s.pictures]
-        if name in PER_TOKEN:
-            rows = []
-            for s, x in parts:
+        parts = []
+        for s in (s for s in segments if name in s.pictures):
+            x = s.pictures[name]
+            if name in PER_TOKEN:
                 after = x[:, -1:].expand(-1, max(0, len(s.ids) - x.shape[1]), *x.shape[2:])
-                row = torch.cat([x, after], 1)[:, :len(s.ids)]
-                padding = row.new_zeros(1, width - len(s.ids), *row.shape[2:])
-                rows.append(torch.cat([padding, row] if left else [row, padding], 1))
-        else:
-            most = [max(x.shape[d] for _, x in parts) for d in range(1, parts[0][1].ndim)]
-            rows = [torch.nn.functional.pad(x, [n for d in range(x.ndim - 1, 0, -1) for n in (0, most[d - 1] - x.shape[d])])
-                    for _, x in parts]
-        joined[name] = torch.cat(rows).to(device)
+                padding = x.new_zeros(1, width - len(s.ids), *x.shape[2:])
+                x = torch.cat([padding, x, after] if left else [x, after, padding], 1)
+            parts.append(x)
+        joined[name] = torch.cat(parts).to(device)
     return joined
 
 
@@ -597,8 +596,8 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
         "matters"        {"p", ..., "first"} of the positions at which the two rules differ alone
         "other_rule"     share of first answers that follow the other rule, among those positions
         "verdicts"       shares among first answers                   "kl"        in column "id", given a reference
-        "recognition"    with pictures: {"p", "se", "n"} over first answers of the share of a picture's parts read
-                         right (cards; landmark, side, intersection), "whole": the same of pictures read right as a whole
+        "recognition"    with pictures, by first answers: the share of a picture's parts read right (cards; landmark,
+                         side, intersection), and "whole": of pictures read right as a whole
     The same episodes for every model and seed: they depend on the episode's number only."""
     was_training, rng = model.training, torch.get_rng_state()
     out = {}
@@ -656,9 +655,10 @@ def print_table(rows, args, verify):
     other = "ood" if args.rule == "id" else "id"
     pm = lambda r: f"{100 * r['p']:5.1f} ± {100 * r['se']:3.1f}"
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
-          f"({env.rule_names[other]})" + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl
-                                          else "") + f"\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
-          f"{args.temperature:g}, within {verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
+          f"({env.rule_names[other]})"
+          + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl else "")
+          + f"\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = {args.temperature:g}, within "
+          + f"{verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
     # GeneralPoints has one block of columns. Where the rules differ at some positions only (V-IRL: at turns), two more.
     blocks = [("", lambda cell: cell)]
     if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
@@ -680,7 +680,7 @@ def print_table(rows, args, verify):
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
     print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt, as with "
           "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one."
-          + "\n  visual OOD: unseen episodes, trained rule, the other look. read: by first answers." * args.vl, flush=True)
+          + "\n  visual OOD: unseen episodes, trained rule, other look. Read: by first answers." * args.vl, flush=True)
 
 
 def table(paths, args, run):
@@ -731,8 +731,10 @@ def matmul_rate(model, device):
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def plot(files, picture):
-    """Success against training compute, from metrics.jsonl files: one panel a rule, mean over seeds, band of one SE."""
+def plot(files, picture, against="compute"):
+    """Success against training compute, from metrics.jsonl files: one panel a task, mean over seeds, band of one SE. Where
+    the rules differ at some positions only (V-IRL), at these. against="recognition": pictures' parts read right instead
+    of compute (paper, figure 8)."""
     try:
         import matplotlib
     except ImportError:
@@ -750,6 +752,8 @@ def plot(files, picture):
             task = (f"{env.title}, trained on {env.rule_names[start['rule']]}"
                     + (f", {env.visual_names[look]}" if look else ""))
             curves.setdefault((task, method), []).append(points)
+            if against == "recognition" and not all("recognition" in r["id"] for r in points):
+                fail(f"{file} is of a run without pictures: it has no recognition")
         except (OSError, ValueError, KeyError, IndexError) as e:
             fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
     tasks = list(dict.fromkeys(task for task, _ in curves))
@@ -758,18 +762,23 @@ def plot(files, picture):
         for (t, method), runs in sorted(curves.items()):
             if t != task:
                 continue
-            n = min(map(len, runs))
+            n, probe = min(map(len, runs)), runs[0][0]["ood"]
+            turns = 0 < probe.get("matters", probe)["n"] < probe["n"]
             x = [sum(run[i]["flops"] for run in runs) / len(runs) / 1e12 for i in range(n)]
             for column, style in (("seen", ":"), ("id", "--"), ("ood", "-"), ("visual", "-.")):
                 if column not in runs[0][0]:
                     continue
-                y = torch.tensor([[100 * run[i][column]["p"] for i in range(n)] for run in runs])
+                cells = [[run[i][column] for i in range(n)] for run in runs]
+                y = torch.tensor([[100 * (cell["matters"] if turns else cell)["p"] for cell in row] for row in cells])
                 mean, se = y.mean(0), y.std(0) / len(runs) ** 0.5 if len(runs) > 1 else 0 * y[0]
+                if against == "recognition":
+                    x = torch.tensor([[100 * cell["recognition"]["p"] for cell in row] for row in cells]).mean(0)
+                    style = {":": "v:", "--": "s--", "-": "o-", "-.": "^-."}[style]
                 line, = ax.plot(x, mean, style, color={"SFT": "C3", "RL": "C0"}.get(method, "C7"),
                                 label=f"{method} {HEADS[column]}")
                 ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
-        ax.set_title(task, fontsize=10)
-        ax.set_xlabel("fine-tuning compute, TFLOP")
+        ax.set_title(task + ", turns" * turns, fontsize=10)
+        ax.set_xlabel("fine-tuning compute, TFLOP" if against == "compute" else "parts of pictures read right, %")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("success within the attempts, %")
     lines, names = axes[0][0].get_legend_handles_labels()
@@ -796,6 +805,7 @@ def main(argv=None):
     add("--k", type=positive(int), default=1)                 # episodes per hand; solved if any is (pass@k)
     add("--json", metavar="FILE", default=None)               # where the table goes; default: out/ENV/RULE/eval.json
     add("--plot", metavar="PNG", default=None)                # draw success against compute instead
+    add("--against", choices=["compute", "recognition"], default="compute")  # the horizontal axis of --plot
     add("--metrics", nargs="+", metavar="FILE", default=None)  # metrics.jsonl files to draw; default: all under --out
     args = parser.parse_args(argv)
     if args.plot:
@@ -803,7 +813,7 @@ def main(argv=None):
                                  if "metrics.jsonl" in names and os.path.basename(folder) in ("sft", "rl")]
         if not files:
             fail(f"no metrics.jsonl of an sft or rl run below {args.out}")
-        return plot(files, args.plot)
+        return plot(files, args.plot, args.against)
     run = setup(args)
     if args.models:
         names = [os.path.basename(os.path.normpath(p)) for p in args.models]

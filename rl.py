@@ -1,6 +1,7 @@
 """rl.py: reinforcement learning against the verifier. PPO, token by token, over multi-turn episodes, in one loop.
 
     python rl.py --env gp --rule ood                # from an empty folder: base -> short SFT -> PPO -> the ID/OOD table
+    python rl.py --env virl --rule id               # the second task; with --vl --visual id either one from pictures
     python rl.py --env gp --rule id --name v1 --verify 1            # single attempts instead of five
     python rl.py --env gp --rule id --name nokl --beta 0            # no KL penalty
     python rl.py --env gp --rule id --name raw --init out/gp/base   # RL without SFT
@@ -42,8 +43,8 @@ epoch, D_buffer every token that went through a model without a gradient: prompt
 turn reads its whole conversation again), and the scoring passes of policy and reference.
 
 Departures from the authors' release: a KL penalty; a ratio per token, not per turn; GAE that stops at the episode's end
-(running out of attempts is an end, not a truncation: the count of attempts stands in the conversation); gamma = 1,
-because the paper's 0.9 per turn would be 0.9 per token here; batches; seeds; checkpoints. Left out: vLLM-style
+(running out of attempts is an end, not a truncation: the count of attempts stands in the conversation); gamma
+near 1, because the paper's 0.9 per turn would be 0.9 per token here; batches; seeds; checkpoints. Left out: vLLM-style
 sampling, FSDP (each rank holds policy, reference and optimizer), a value network of its own, dropout during updates.
 """
 import json
@@ -313,7 +314,8 @@ def train(args, run, init, folder):
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"success {record['success']:.2f} {monitor_text}")
         if iteration % args.log_every == 0:
-            key = {"reward": ".2f", "success": ".2f", **({"recognized": ".2f"} if args.vl else {}), "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
+            key = {"reward": ".2f", "success": ".2f", **({"recognized": ".2f"} if args.vl else {}),
+                   "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
                    "clip_fraction": ".3f", "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f",
                    "tokens_per_s": ",.0f", "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
             say(run, f"KEY {iteration:3d}", *(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()),
@@ -353,16 +355,16 @@ def flags():
     add("--batch", type=positive(int), default=None)            # episodes an iteration, rank; gp 128, virl 32
     add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
-    add("--gamma", type=share, default=1.0)              # discount per token (the paper: 0.9 per turn)
+    add("--gamma", type=share, default=None)             # discount per token (the paper: 0.9 per turn); gp 1, virl 0.95
     add("--lam", type=share, default=0.95)               # GAE lambda, per token (the paper: 0.95)
     add("--beta", type=non_negative, default=0.02)              # KL penalty per token (the release: none)
     add("--clip", type=positive(float), default=0.2)            # epsilon (the paper: 0.1)
-    add("--clip_value", type=positive(float), default=0.5)      # how far a value may move per iteration
+    add("--clip_value", type=positive(float), default=None)     # how far a value may move per iteration; gp 0.5, virl 5
     add("--coef_value", type=non_negative, default=0.1)         # weight of the value loss (the paper: 0.5)
     add("--coef_entropy", type=non_negative, default=0.0)       # weight of the entropy bonus
     # the update
-    add("--lr", type=positive(float), default=None)             # AdamW, policy; gp 1e-4, virl 3e-4
-    add("--lr_value", type=positive(float), default=1e-3)       # AdamW, value head
+    add("--lr", type=positive(float), default=None)             # AdamW, policy; both 1e-4
+    add("--lr_value", type=positive(float), default=None)       # AdamW, value head; gp 1e-3, virl 1e-2
     add("--epochs", type=positive(int), default=2)              # passes over each iteration's data (the paper: 4)
     add("--minibatches", type=positive(int), default=4)         # optimizer steps an epoch
     add("--target_kl", type=positive(float), default=0.05)      # end the epochs when approx_kl exceeds this
@@ -381,8 +383,9 @@ def main(argv=None):
     args.k = 1
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    env = ENVS[args.env]
-    args.batch, args.lr, args.tokens = args.batch or env.batch["rl"], args.lr or env.lr["rl"], args.tokens or env.tokens
+    for key, value in ENVS[args.env].ppo.items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
     run = setup(args)

@@ -4,6 +4,7 @@
     python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                 -> out/gp/id/init
     python sft.py --env gp --rule id               # SFT continued from init at RL's compute           -> out/gp/id/sft
     python sft.py --env gp --rule id --name own --demos own   # control: the init's own right answers as demonstrations
+    python sft.py --env virl --vl --visual id --rule id  # from pictures, with a tiny LLaVA      -> out/virl-vl/id-id/sft
     python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --rule id --lr 1e-6 --micro 4     # a real model, on a GPU
     torchrun --nproc_per_node=2 sft.py --rule id   # several devices
 A stage whose input is missing builds it first. A finished run is not trained again (give a new --name for other flags);
@@ -37,32 +38,32 @@ from transformers import (CLIPVisionConfig, GPT2Tokenizer, LlamaConfig, LlamaFor
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, chat_text, checkpoint_at, collate, encode, evaluate,
-                  fail, found_checkpoints, home, load, load_state, longest_answer, make, matmul_rate, non_negative,
-                  positions, positive, prompt, rollout, same_flags, save, say, script, setup, share, shared_flags, table,
-                  task_flags, trained_on, training_flags, wait_for_all, write_json)
+from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, chat_text, checkpoint_at, collate, encode,
+                  evaluate, fail, found_checkpoints, home, load, load_state, longest_answer, make, matmul_rate,
+                  non_negative, positions, positive, prompt, rollout, same_flags, save, say, script, setup, share,
+                  shared_flags, table, task_flags, trained_on, training_flags, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag. What is None, and more for the base, is the environment's
-    #             compute       rows a step  AdamW         Muon: 2-D      steps      last share     monitor
-    "base": dict(tokens=None,  batch=None,  lr=3e-3,      muon_lr=0.02,  warmup=50, decay=0.4,     monitors=3),
-    "init": dict(tokens=8.0e4, batch=None,  lr=1e-4,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=1),
-    "sft":  dict(tokens=None,  batch=None,  lr=None,      muon_lr=0.0,   warmup=5,  decay=0.0,     monitors=6),
+    #             compute       rows a step  AdamW    Muon: 2-D      steps      last share  monitor     of the eyes
+    "base": dict(tokens=None,  batch=None,  lr=3e-3, muon_lr=0.02,  warmup=50, decay=0.4,  monitors=3, vision_rate=1),
+    "init": dict(tokens=8.0e4, batch=None,  lr=1e-4, muon_lr=0.0,   warmup=5,  decay=0.0,  monitors=1, vision_rate=1),
+    "sft":  dict(tokens=None,  batch=None,  lr=None, muon_lr=0.0,   warmup=5,  decay=0.0,  monitors=6, vision_rate=1),
 }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases.
 
-CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-                 "{% for part in m['content'] %}{{ part['text'] or '<image>' }}{% endfor %}{% endif %}<|end|>{% endfor %}"
-                 "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}"
+                 "{% else %}{% for part in m['content'] %}{{ part['text'] or '<image>' }}{% endfor %}{% endif %}"
+                 "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
 def build_tiny(env, seed, vl=False, pixels=80):
     """-> (LlamaForCausalLM with random weights, tokenizer). Any text can be encoded (256 bytes are in the vocabulary);
     the environment's fixed phrases become a token or two each, because BPE may merge across spaces here.
 
-    vl: -> LlavaForConditionalGeneration, the same Llama behind a CLIP vision tower with patches of pixels / 4, so that a
+    vl: -> LlavaForConditionalGeneration, the same Llama behind a CLIP vision tower with patches of pixels / 4, so a
     picture is 16 tokens; tok.processor resizes and normalises pictures with Pillow and NumPy."""
     trainee = GPT2Tokenizer()
     trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
@@ -128,10 +129,13 @@ def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_s
         ids, pixel_values = [], []
         while True:
             if not spare:
-                docs = [env.picture_document(rng, chat_share, pixels=pixels) if picture_share and rng.random() < picture_share
-                        else (env.document(rng, chat_share), []) for _ in range(256)]
-                spare = [encode(tok, doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images), images)
-                         for doc, images in docs]
+                for _ in range(256):
+                    if picture_share and rng.random() < picture_share:
+                        doc, images = env.picture_document(rng, chat_share, pixels=pixels)
+                    else:
+                        doc, images = env.document(rng, chat_share), []
+                    text = doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images)
+                    spare.append(encode(tok, text, images))
             if ids and len(ids) + len(spare[-1].ids) > width:
                 break
             ids += spare[-1].ids
@@ -278,19 +282,25 @@ def train(args, run, source, folder):
     flops = state.get("flops", start_flops)
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
 
-    # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest
-    matrices = [p for name, p in model.named_parameters()
-                if args.muon_lr and p.ndim == 2 and "embed" not in name and "lm_head" not in name]
-    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    optimizers = [torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=0.0))
-    base_lrs = [o.param_groups[0]["lr"] for o in optimizers]
+    # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest; what sees
+    # (vision tower, projector) may learn at other rates than what speaks
+    def groups(lr, choose):
+        named = [(name, p) for name, p in model.named_parameters() if choose(name, p)]
+        eyes = [p for name, p in named if "vision" in name or "projector" in name]
+        return [{"params": [p for _, p in named if not any(p is e for e in eyes)], "lr": lr},
+                *([{"params": eyes, "lr": lr * args.vision_rate}] if eyes else [])]
+
+    def is_matrix(name, p):
+        return bool(args.muon_lr) and p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    optimizers = [torch.optim.AdamW(groups(args.lr, lambda *p: not is_matrix(*p)), betas=(0.9, 0.98), weight_decay=0.0)]
+    if args.muon_lr:
+        optimizers.append(torch.optim.Muon(groups(args.muon_lr, is_matrix), momentum=0.95, weight_decay=0.0))
+    base_lrs = [[group["lr"] for group in o.param_groups] for o in optimizers]
     for o, saved in zip(optimizers, state.get("optimizers", [])):
         o.load_state_dict(saved)
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
-    parameters = rest + matrices
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     n = sum(p.numel() for p in parameters)
 
     demo_env, own = make(args, rule=args.rule, split="train"), None
@@ -348,8 +358,9 @@ def train(args, run, source, folder):
 
         # ---- learning rate: linear warm-up, then constant, then linear to zero over the last share of the budget
         factor = min(1, (step + 1) / args.warmup) * min(1, (1 - progress) / args.decay if args.decay else 1)
-        for o, lr in zip(optimizers, base_lrs):
-            o.param_groups[0]["lr"] = lr * factor
+        for o, lrs in zip(optimizers, base_lrs):
+            for group, lr in zip(o.param_groups, lrs):
+                group["lr"] = lr * factor
             o.zero_grad(set_to_none=True)
 
         # ---- loss and gradient, one denominator for the whole batch over all micro-batches and ranks
@@ -418,6 +429,7 @@ def flags():
     add("--micro", type=positive(int), default=32)                 # rows per forward pass
     add("--lr", type=positive(float), default=None)                 # AdamW; default by stage, see STAGES
     add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
+    add("--vision_rate", type=positive(float), default=None)        # vision tower's and projector's rates, times this
     add("--warmup", type=positive(int), default=None)               # steps of linear warm-up
     add("--decay", type=share, default=None)                 # last share of the budget with lr going to 0
     add("--clip_grad", type=positive(float), default=1.0)           # gradient norm is clipped to this
@@ -436,11 +448,12 @@ def run_stage(args, run):
     defaults = {**STAGES[args.stage], **((env.base_vl if args.vl else env.base) if args.stage == "base" else {})}
     for key, value in defaults.items():
         if getattr(args, key) is None:
-            here = {"batch": env.batch["sft"], "tokens": env.tokens, "lr": env.lr["sft"]} if value is None else {}
-            setattr(args, key, here.get(key, value))
-    folder = os.path.join(*([home(args), "base"] if args.stage == "base" else [trained_on(args), args.name or args.stage]))
+            setattr(args, key, env.sft[key] if value is None else value)
+    folder = (os.path.join(home(args), "base") if args.stage == "base" else
+              os.path.join(trained_on(args), args.name or args.stage))
     if checkpoint_at(folder):
-        same_flags(folder, args, ["model", "seed", "pixels"] if args.parent or args.resume or args.stage == "base" else None)
+        few = args.parent or args.resume or args.stage == "base"
+        same_flags(folder, args, ["model", "seed", "pixels"] if few else None)
         if load_state(folder).get("done") and not args.resume:
             say(run, f"[{args.stage}] found, not trained again: {folder}")
             return folder
@@ -459,8 +472,8 @@ def run_stage(args, run):
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     sub = flags().parse_args([])
-    for key in ("env", "data", "rule", "vl", "visual", "pixels", "model", "out", "seed", "verify", "max_new_tokens", "batch_rollout", "device",
-                "dtype", "monitor_episodes", "micro"):
+    for key in ("env", "data", "rule", "vl", "visual", "pixels", "model", "out", "seed", "verify", "max_new_tokens",
+                "batch_rollout", "device", "dtype", "monitor_episodes", "micro"):
         setattr(sub, key, getattr(args, key))
     sub.stage, sub.parent = stage, True
     if stage == "base":
