@@ -9,7 +9,7 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     expert()    -> str                   a right answer to the current state, for demonstrations
     cells(rule, visual)                  {column: keywords}: which episodes the table's columns are made of
     document(rng, chat_share)            pretraining text for the tiny model
-    picture_document(rng, chat_share)    the same with pictures: (text or chat, images)
+    picture_document(rng, chat_share, ..., pixels, rare)    the same with pictures: (text or chat, images)
     fragments(vl) -> [str]               its fixed phrases, for the tokenizer
     constants: title, rule_names, visual_names, reward_scale, default_verify, sft, ppo, base, base_vl, verdicts
 

@@ -4,8 +4,8 @@
     python env_virl.py FOLDER     # the same on the released data set in FOLDER (route_infos.json)
     python env_virl.py FILE.png   # a sheet of sample street views
 
-The interface is env_gp.py's: reset, step, expert, cells, document, fragments. An episode is a route, a route is a row
-of positions, and each position is a conversation of its own:
+The interface is env_gp.py's: reset, step, expert, cells, document, picture_document, fragments. An episode is a route,
+a route is a row of positions, and each position is a conversation of its own:
     a wrong answer           is followed by feedback in the same conversation, `verify` attempts at most
     the right one            leads to the next position, a fresh conversation (only the right action moves)
     attempts used up         end the episode in training; with move_on=True, which the table's columns set, the position
@@ -683,13 +683,13 @@ def some_observation(rng, crossing):
     return landmark + f", {CROSSING}" * crossing
 
 
-def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80):
+def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     """One pretraining document with a picture -> (document, [picture]). document: a str with "<image>" where the
     picture goes (four in five: a caption; one in five: a single position), or with probability chat_share a list of
     chat messages in the task's form, whose first has the picture. Positions and chats are those of document(), with
     the observation in the picture only.
 
-    The look is that of visual="id", with probability UNUSUAL the other one, and in half of these what is said of
+    The look is `rare` with probability UNUSUAL, else the other one, and in half of the rare ones what is said of
     landmark and side is made up. So the base can read both, but one of them poorly. noise: as in document()."""
     kind, unusual, seed = rng.random(), rng.random() < UNUSUAL, rng.getrandbits(64)
     if kind >= chat_share + 0.2 * (1 - chat_share):
@@ -704,7 +704,8 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80):
     def shown(text):
         text = text.replace("$observation", said).replace(f"\nNow: {observation}\n", f"\nNow: {SEEN}\n")
         return text.replace(f'"current observation": "{observation}"', f'"current observation": "{said}"')
-    picture = draw_picture("ood" if unusual else "id", observation, seed, pixels)
+    common = "id" if rare == "ood" else "ood"
+    picture = draw_picture(rare if unusual else common, observation, seed, pixels)
     if isinstance(doc, list):
         return [{**message, "content": shown(message["content"])} for message in doc], [picture]
     return "<image>" + shown(doc), [picture]

@@ -71,6 +71,8 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown flag {unknown[0]}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
         if known.visual and not known.vl:
             self.error("--visual chooses the look of pictures: it needs --vl")
+        if known.pixels and not known.vl:
+            self.error("--pixels is the size of pictures: it needs --vl")
         if known.vl:
             known.visual, known.pixels = known.visual or "id", known.pixels or (1200 if known.model else 80)
         return known
@@ -211,10 +213,16 @@ def trained_on(args):
     return os.path.join(home(args), args.rule + (f"-{args.visual}" if args.vl else ""))
 
 
+def base_of(args):
+    """Folder of the tiny base. With pictures each look has its own, which knows the other look poorly."""
+    return os.path.join(home(args), "base-ood" if args.visual == "ood" else "base")
+
+
 def task_flags(args):
-    """The flags that name the task, for "next: ..." lines."""
-    return (f"--env {args.env} --rule {args.rule}" + (f" --vl --visual {args.visual}" if args.vl else "")
-            + (f" --out {args.out}" if args.out != "out" else ""))
+    """The flags that name the task and the model, for "next: ..." lines."""
+    return (f"--env {args.env} --rule {args.rule}" + (f" --vl --visual {args.visual} --pixels {args.pixels}" * args.vl)
+            + "".join(f" --{key} {getattr(args, key)}" for key, default in (
+                ("out", "out"), ("seed", 0), ("data", None), ("model", None)) if getattr(args, key) != default))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -251,6 +259,7 @@ def load(path, device="cpu"):
         processor = load_processor(folder or path) if vision else None
         blind = processor is None or isinstance(processor, str)
         tok = AutoTokenizer.from_pretrained(folder or path) if blind else processor.tokenizer
+        tok.chat_template = getattr(processor, "chat_template", None) or tok.chat_template  # the one with pictures
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         model, report = kind.from_pretrained(folder or path, dtype=torch.float32, output_loading_info=True)
     except Exception as e:  # transformers, safetensors and tokenizers each raise their own kinds for a damaged file
@@ -265,16 +274,16 @@ def load(path, device="cpu"):
     if tok.pad_token_id is None:
         tok.pad_token = tok.eos_token
     tok.processor = processor
-    tok.chat_template = tok.chat_template or getattr(processor, "chat_template", None)
     if tok.chat_template is None and vision:
-        fail(f"{path!r}: no chat template in its processor" + (f", or it is out of reach: {processor}" if blind else ""))
+        fail(f"{path!r}: no chat template in its processor" + (f", or out of reach: {processor}" if blind else ""))
     if tok.chat_template is None:
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one", flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
     # A model may not say the marks at which pictures are put in: they would be read as pictures that are not there.
     marks = {getattr(model.config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
+    most = model.get_output_embeddings().out_features  # Mllama's mark is beyond its vocabulary, so it cannot be said
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
-                                               suppress_tokens=sorted(marks - {None}) or None)
+                                               suppress_tokens=sorted(m for m in marks - {None} if m < most) or None)
     return model.to(device).eval(), tok
 
 
@@ -283,8 +292,14 @@ def load_processor(path):
     try:
         processor = AutoProcessor.from_pretrained(path)
         return processor if hasattr(processor, "image_processor") else f"{path} holds no image processor"
-    except (ImportError, OSError, ValueError) as e:
-        return str(e).strip().splitlines()[0]
+    except Exception as e:  # a package that is missing, a damaged file: each family raises its own kinds
+        return (str(e).strip() or repr(e)).splitlines()[0]
+
+
+def eyes(tok):
+    """The processor of a vision-language model's tokenizer, None if there is none or it could not be loaded."""
+    processor = getattr(tok, "processor", None)
+    return None if isinstance(processor, str) else processor
 
 
 def save(path, model, tok, state):
@@ -297,8 +312,7 @@ def save(path, model, tok, state):
         shutil.rmtree(tmp, ignore_errors=True)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         model.save_pretrained(tmp)
-        seeing = getattr(tok, "processor", None)
-        (tok if isinstance(seeing, str | None) else seeing).save_pretrained(tmp)
+        (eyes(tok) or tok).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
         checkpoint_at(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -327,7 +341,8 @@ BOOKKEEPING = {"out", "name", "device", "dtype", "batch_rollout", "episodes", "m
 
 def training_flags(args):
     """The flags that decide what a run learns, as a plain dict for trainer.pt."""
-    return {key: value for key, value in vars(args).items() if key not in BOOKKEEPING}
+    base = {"chat_share", "row_tokens", "picture_share"} if getattr(args, "stage", None) != "base" else set()
+    return {key: value for key, value in vars(args).items() if key not in BOOKKEEPING | base}
 
 
 def same_flags(folder, args, only=None):
@@ -363,9 +378,11 @@ def encode(tok, text, images):
     """-> Segment of a text whose images stand at the processor's marks; ids hold all the places of each image."""
     if not images:
         return Segment(tok(text, add_special_tokens=False).input_ids)
-    if isinstance(getattr(tok, "processor", None), str | None):
-        fail("--vl needs a vision-language model: " + (getattr(tok, "processor", None) or "this one reads text alone"))
-    inputs = dict(tok.processor(text=[text], images=list(images), add_special_tokens=False, return_tensors="pt"))
+    if eyes(tok) is None:
+        why = getattr(tok, "processor", None)
+        fail(f"--vl: the model's processor cannot be loaded: {why}" if why else
+             "--vl needs a vision-language model, and this one reads text alone")
+    inputs = dict(eyes(tok)(text=[text], images=list(images), add_special_tokens=False, return_tensors="pt"))
     ids, _ = inputs.pop("input_ids")[0].tolist(), inputs.pop("attention_mask")
     return Segment(ids, pictures=inputs)
 
@@ -430,8 +447,9 @@ class Episode:
 
 
 @torch.no_grad()
-def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256, progress=None):
-    """Play one episode in each environment -> list of Episodes, in the order of envs.
+def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256, progress=None, keep_pictures=True):
+    """Play one episode in each environment -> list of Episodes, in the order of envs. keep_pictures: False drops those
+    of all conversations but an episode's first once they are over: they take memory, and only PPO needs them again.
 
     Sampling is plain: temperature, no top-k, no top-p. Prompts are padded on the left; environments that are done
     leave the batch. Randomness: torch's global generator. temperature 0 = greedy.
@@ -475,6 +493,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                 episode.forwarded += len(segment.ids)
                 segment.reward[-1] = step.reward         # on the turn's last action token
                 episode.turns.append({**step.info, "text": text, "tokens": stop, "reward": step.reward, "cut": cut})
+                if not keep_pictures and step.info["position_done"] and len(episode.segments) > 1:
+                    segment.pictures = {}
                 if step.done:
                     episode.success = step.info["success"]
                     if progress:
@@ -545,7 +565,9 @@ def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
     keep = action[:, 1:]                                                    # [B, T-1]
     logits = out.logits[:, :-1][keep].float() / temperature                 # [N, V]
     unsaid = model.generation_config.suppress_tokens or []                  # rollout() does not sample these
-    logprobs = logits.index_fill(1, torch.tensor(unsaid, dtype=torch.long, device=run.device), -1e9).log_softmax(-1)
+    if unsaid:
+        logits = logits.index_fill(1, torch.tensor(unsaid, device=run.device), -1e9)
+    logprobs = logits.log_softmax(-1)                                       # [N, V]
     said = inputs["input_ids"][:, 1:][keep]                                 # [N]
     logp = logprobs.gather(-1, said[:, None])[:, 0]                         # [N]
     entropy = -(logprobs.exp() * logprobs).sum(-1)                          # [N]
@@ -557,7 +579,8 @@ def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
 # Success rates.
 
 def rate(hits):
-    """List of 0/1 -> {"p", "se", "n"} with the paper's binomial standard error; all 0 for an empty list."""
+    """List of 0/1 -> {"p", "se", "n"} with the paper's binomial standard error; all 0 for an empty list. Of shares in
+    [0, 1] the error is an upper bound."""
     n, p = len(hits), sum(hits) / max(1, len(hits))
     return {"p": p, "se": math.sqrt(p * (1 - p) / max(1, n)), "n": n}
 
@@ -606,7 +629,7 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
         jobs = [i for i in range(episodes) for _ in range(k)][run.rank::run.world]  # each rank plays its share
         envs = [make(args, verify=verify, **keywords) for _ in jobs]
         played = rollout(model, tok, envs, [f"eval/{i}" for i in jobs], args.temperature, args.max_new_tokens, run,
-                         args.batch_rollout)
+                         args.batch_rollout, keep_pictures=False)
         records = [((i, j), e.success, turns[0], turns[-1]["position_solved"])
                    for i, e in zip(jobs, played) for j, turns in enumerate(positions(e))]
         if run.world > 1:
@@ -640,8 +663,12 @@ HEADS = {"seen": "seen", "id": "ID", "ood": "OOD", "visual": "visual OOD"}
 
 
 def columns(args):
-    """{column of the table: the episodes in it, as keywords of the environment}. The last, "visual", with pictures."""
-    return ENVS[args.env].cells(args.rule, *([args.visual] if args.vl else []))
+    """{column of the table: the episodes in it, as keywords of the environment}. The last, "visual", with pictures, and
+    with --data only where that has another city (its folder "ood")."""
+    cells = ENVS[args.env].cells(args.rule, *([args.visual] if args.vl else []))
+    if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
+        cells.pop("visual")
+    return cells
 
 
 def brief(cells):
@@ -691,6 +718,7 @@ def table(paths, args, run):
     rows = []
     bar = tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True, leave=False)
     for name, path in bar:
+        same_flags(path, args, ["pixels"])
         model, tok = load(path, run.device)
         args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
         cells = evaluate(model, tok, args, run, args.episodes, verify, reference=reference, k=args.k)
@@ -732,9 +760,9 @@ def matmul_rate(model, device):
 # ----------------------------------------------------------------------------------------------------------------------
 
 def plot(files, picture, against="compute"):
-    """Success against training compute, from metrics.jsonl files: one panel a task, mean over seeds, band of one SE. Where
-    the rules differ at some positions only (V-IRL), at these. against="recognition": pictures' parts read right instead
-    of compute (paper, figure 8)."""
+    """Success against training compute, from metrics.jsonl files: one panel a task, mean over seeds, band of one SE.
+    Where the rules differ at some positions only (V-IRL), at these. against="recognition": pictures' parts read right
+    instead of compute (paper, figure 8)."""
     try:
         import matplotlib
     except ImportError:
@@ -793,7 +821,7 @@ def plot(files, picture, against="compute"):
 
 def found_checkpoints(args):
     """{name: path} of the usual stages below --out that exist, in the order they are trained."""
-    places = {"base": args.model or os.path.join(home(args), "base"),
+    places = {"base": args.model or base_of(args),
               **{stage: os.path.join(trained_on(args), stage) for stage in ("init", "sft", "rl")}}
     return {name: path for name, path in places.items() if path == args.model or checkpoint_at(path)}
 

@@ -23,7 +23,7 @@ frozen reference pi_ref (the init) and ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t):
 Metrics, one record an iteration in metrics.jsonl, and what is healthy:
     reward            verifier's reward per episode, unscaled, in [-15, 5]; rises
     success           share of positions (hands; steps of a route) solved while sampling; rises
-    recognized        with pictures: share of their parts read right; rises, or at least does not fall
+    recognized        with pictures: share of their parts that first answers read right; rises, or does not fall
     kl1, kl3          KL(pi || pi_ref) per token, two estimators (below); grows slowly, stays under ~0.3; they agree
     approx_kl         KL(pi_old || pi) over the update, k3; 0.001-0.02; epochs end early above --target_kl
     clip_fraction     share of ratios beyond the clip; 0.01-0.2; 0 for the first minibatch
@@ -60,8 +60,9 @@ import torch
 
 import sft
 from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
-                  longest_answer, make, non_negative, positive, rollout, same_flags, save, say, score, script,
-                  setup, share, shared_flags, table, task_flags, trained_on, training_flags, wait_for_all, write_json)
+                  longest_answer, make, non_negative, positions, positive, rollout, same_flags, save, say, score,
+                  script, setup, share, shared_flags, table, task_flags, trained_on, training_flags, wait_for_all,
+                  write_json)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def train(args, run, init, folder):
                  "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
                  "episodes": len(episodes), "solved": sum(t["position_solved"] for t in turns),
                  "positions": sum(t["position_done"] for t in turns),
-                 "recognized": sum(t.get("recognized") or 0 for t in turns),
+                 "recognized": sum(turn[0].get("recognized") or 0 for e in episodes for turn in positions(e)),
                  "turns": len(turns), "reward": sum(t["reward"] for t in turns), "cut": sum(t["cut"] for t in turns),
                  "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
                  **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
@@ -301,7 +302,7 @@ def train(args, run, init, folder):
         busy += seconds
         record = {"step": iteration, "flops": flops, "tokens": flops / 6 / n,
                   "reward": total.reward / total.episodes, "success": total.solved / total.positions,
-                  **({"recognized": total.recognized / total.turns} if args.vl else {}),
+                  **({"recognized": total.recognized / total.positions} if args.vl else {}),
                   "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
                   **{name: value / max(1, updates) for name, value in stats.items()},
                   "ratio_error": ratio_error, "updates": updates,

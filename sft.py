@@ -4,14 +4,14 @@
     python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                 -> out/gp/id/init
     python sft.py --env gp --rule id               # SFT continued from init at RL's compute           -> out/gp/id/sft
     python sft.py --env gp --rule id --name own --demos own   # control: the init's own right answers as demonstrations
-    python sft.py --env virl --vl --visual id --rule id  # from pictures, with a tiny LLaVA      -> out/virl-vl/id-id/sft
+    python sft.py --env virl --vl --visual id --rule id  # from pictures, by a tiny LLaVA       -> out/virl-vl/id-id/sft
     python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --rule id --lr 1e-6 --micro 4     # a real model, on a GPU
     torchrun --nproc_per_node=2 sft.py --rule id   # several devices
 A stage whose input is missing builds it first. A finished run is not trained again (give a new --name for other flags);
 --resume continues one that was interrupted (Ctrl-C saves), or a finished one to a larger --tokens.
 
 The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that ends the
-turn. Prompts carry no loss. Pretraining is the same with every token an "answer".
+turn. Prompts carry no loss. Pretraining is the same with every token an "answer", but for the places of pictures.
 
 Compute (paper, appendix): X = 6 N D, for N parameters and D tokens trained on; budgets (--tokens) are X / 6N, so the
 same number given to rl.py is the same compute. The init's share is counted, the base's is not.
@@ -38,9 +38,9 @@ from transformers import (CLIPVisionConfig, GPT2Tokenizer, LlamaConfig, LlamaFor
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from eval import (ENVS, Parser, Segment, all_sum, answer_ids, brief, chat_text, checkpoint_at, collate, encode,
-                  evaluate, fail, found_checkpoints, home, load, load_state, longest_answer, make, matmul_rate,
-                  non_negative, positions, positive, prompt, rollout, same_flags, save, say, script, setup, share,
+from eval import (ENVS, Parser, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, collate, encode,
+                  evaluate, fail, found_checkpoints, load, load_state, longest_answer, make, matmul_rate, non_negative,
+                  positions, positive, prompt, rollout, same_flags, save, say, script, setup, share,
                   shared_flags, table, task_flags, trained_on, training_flags, wait_for_all, write_json)
 
 STAGES = {  # defaults by stage; each is also a flag. What is None, and more for the base, is the environment's
@@ -52,11 +52,12 @@ STAGES = {  # defaults by stage; each is also a flag. What is None, and more for
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases.
+# The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases; with
+# pictures an ordinary LLaVA of 1.0M around it.
 
 CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}"
-                 "{% else %}{% for part in m['content'] %}{{ part['text'] or '<image>' }}{% endfor %}{% endif %}"
-                 "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+                 "{% else %}{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}"
+                 "{% endfor %}{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
 def build_tiny(env, seed, vl=False, pixels=80):
@@ -121,17 +122,17 @@ def demonstration_row(tok, model, messages, images, answer):
     return row
 
 
-def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_share=0.0, pixels=80):
+def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_share=0.0, pixels=80, rare="ood"):
     """`count` rows of at most `width` tokens, each filled with whole documents; all but a row's first and the places of
-    pictures have loss. picture_share: of documents with pictures among all."""
+    pictures have loss. picture_share: of documents with pictures among all; rare: the look that few of these have."""
     rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>") if picture_share else None
     while len(rows) < count:
         ids, pixel_values = [], []
         while True:
             if not spare:
-                for _ in range(256):
+                for _ in range(16 if picture_share else 256):  # pictures that do not fit the last row are drawn in vain
                     if picture_share and rng.random() < picture_share:
-                        doc, images = env.picture_document(rng, chat_share, pixels=pixels)
+                        doc, images = env.picture_document(rng, chat_share, pixels=pixels, rare=rare)
                     else:
                         doc, images = env.document(rng, chat_share), []
                     text = doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images)
@@ -270,6 +271,7 @@ def report_speed(name, run, log, model, step, flops, busy, seconds):
 def train(args, run, source, folder):
     """Train one stage. source: path of the model to start from, None to build the tiny one. folder: the run's place."""
     checkpoint, state, env_class = os.path.join(folder, "checkpoint"), {}, ENVS[args.env]
+    demo_env, own = make(args, rule=args.rule, split="train"), None
     if args.resume and checkpoint_at(checkpoint):
         model, tok = load(checkpoint, run.device)
         state = load_state(checkpoint)
@@ -284,17 +286,16 @@ def train(args, run, source, folder):
 
     # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest; what sees
     # (vision tower, projector) may learn at other rates than what speaks
-    def groups(lr, choose):
-        named = [(name, p) for name, p in model.named_parameters() if choose(name, p)]
-        eyes = [p for name, p in named if "vision" in name or "projector" in name]
-        return [{"params": [p for _, p in named if not any(p is e for e in eyes)], "lr": lr},
-                *([{"params": eyes, "lr": lr * args.vision_rate}] if eyes else [])]
-
-    def is_matrix(name, p):
-        return bool(args.muon_lr) and p.ndim == 2 and "embed" not in name and "lm_head" not in name
-    optimizers = [torch.optim.AdamW(groups(args.lr, lambda *p: not is_matrix(*p)), betas=(0.9, 0.98), weight_decay=0.0)]
-    if args.muon_lr:
-        optimizers.append(torch.optim.Muon(groups(args.muon_lr, is_matrix), momentum=0.95, weight_decay=0.0))
+    def groups(matrices, lr):
+        named = [(name, p) for name, p in model.named_parameters() if matrices == (
+            args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name)]
+        seeing = [any(word in name for word in ("vision", "visual", "projector", "connector")) for name, _ in named]
+        speaking_and_seeing = [([p for (_, p), s in zip(named, seeing) if not s], lr),
+                               ([p for (_, p), s in zip(named, seeing) if s], lr * args.vision_rate)]
+        return [{"params": params, "lr": rate} for params, rate in speaking_and_seeing if params]
+    optimizers = [torch.optim.AdamW(groups(False, args.lr), betas=(0.9, 0.98), weight_decay=0.0)]
+    if matrices := groups(True, args.muon_lr):
+        optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
     base_lrs = [[group["lr"] for group in o.param_groups] for o in optimizers]
     for o, saved in zip(optimizers, state.get("optimizers", [])):
         o.load_state_dict(saved)
@@ -303,7 +304,6 @@ def train(args, run, source, folder):
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     n = sum(p.numel() for p in parameters)
 
-    demo_env, own = make(args, rule=args.rule, split="train"), None
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
@@ -347,7 +347,7 @@ def train(args, run, source, folder):
         torch.manual_seed(rng.randrange(2 ** 31))
         if args.stage == "base":
             rows = pretraining_rows(env_class, tok, rng, args.batch, args.row_tokens, args.chat_share,
-                                    args.picture_share * args.vl, args.pixels)
+                                    args.picture_share * args.vl, args.pixels, "id" if args.visual == "ood" else "ood")
         elif own:
             rows = rng.sample(own, min(args.batch, len(own)))
         else:
@@ -449,8 +449,7 @@ def run_stage(args, run):
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, env.sft[key] if value is None else value)
-    folder = (os.path.join(home(args), "base") if args.stage == "base" else
-              os.path.join(trained_on(args), args.name or args.stage))
+    folder = base_of(args) if args.stage == "base" else os.path.join(trained_on(args), args.name or args.stage)
     if checkpoint_at(folder):
         few = args.parent or args.resume or args.stage == "base"
         same_flags(folder, args, ["model", "seed", "pixels"] if few else None)
