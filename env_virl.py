@@ -29,9 +29,11 @@ sub-folder "ood" of data=FOLDER, in the same format.
 Departures from the authors' release
   - Headings wrap around (verifier.relative_word), seeds count, and turning on the spot is seen: behind a turn the
     observation is only "at an intersection", no longer the landmark.
-  - Prompts in the city show the last HISTORY observations and actions, not all: 81 tokens of the tiny tokenizer on
-    average in place of 94, and the last turn is always among them. With data=FOLDER all are shown.
-  - Steps are longer in the city: at most one between two intersections, so that turns are 37% of all positions.
+  - Prompts in the city show the last HISTORY observations and actions, not all: 59 tokens of the tiny tokenizer on
+    average, and the last turn is always among them. With data=FOLDER all are shown.
+  - Steps are longer in the city: at most one between two intersections, so that turns are 36% of all positions. With
+    pictures that leaves 37% of the positions (just after a forward()) at which the prompt does not give away what is
+    seen; at the others instructions and history tell.
   - Views lie as the prompt says: front, right / back, left of the heading. The release's are 45 degrees off.
   - City pictures are drawn, and landmarks are known by two signs, not by writing that a real model would have to read.
 """
@@ -738,7 +740,7 @@ class VIRL:
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
-    sft = dict(tokens=8e5, batch=16, lr=1e-3)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
+    sft = dict(tokens=8e5, batch=16, lr=3e-4)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
     ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0)
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
