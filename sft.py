@@ -149,16 +149,17 @@ def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_s
 
 def own_demonstrations(path, args, run):
     """Rejection sampling: the init plays the training episodes once, its right first answers become the demonstrations
-    -> (rows, tokens that went through the model for it). The study's control: same loop, same compute, own habit."""
+    -> ([the rows of an episode, ...], tokens that went through the model for it). The study's control: same loop, same
+    compute, own habit."""
     model, tok = load(path, run.device)
     torch.manual_seed(args.seed)
     envs = [make(args, rule=args.rule, split="train", verify=1) for _ in range(args.own_samples)]
     episodes = rollout(model, tok, envs, [f"own/{args.seed}/{i}" for i in range(len(envs))], 1.0, args.max_new_tokens,
                        run, args.batch_rollout)
-    rows = [s for e in episodes for s, turns in zip(e.segments, positions(e)) if turns[0]["position_solved"]]
-    if not rows:
+    right = [[s for s, turns in zip(e.segments, positions(e)) if turns[0]["position_solved"]] for e in episodes]
+    if not any(right):
         fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
-    return rows, sum(e.forwarded for e in episodes)
+    return [rows for rows in right if rows], sum(e.forwarded for e in episodes)
 
 
 def sft_loss(model, rows, denominator, pad_id, run):
@@ -307,7 +308,8 @@ def train(args, run, source, folder):
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
-        say(run, f"[{args.stage}] {len(own)} of {args.own_samples} answers of the init are right: the demonstrations")
+        say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {args.own_samples} episodes: these are "
+                 "the demonstrations")
 
     budget, flops_before = 6 * n * args.tokens, flops
     verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
@@ -349,7 +351,7 @@ def train(args, run, source, folder):
             rows = pretraining_rows(env_class, tok, rng, args.batch, args.row_tokens, args.chat_share,
                                     args.picture_share * args.vl, args.pixels, "id" if args.visual == "ood" else "ood")
         elif own:
-            rows = rng.sample(own, min(args.batch, len(own)))
+            rows = [row for episode in rng.sample(own, min(args.batch, len(own))) for row in episode]
         else:
             states = [state for i in range(args.batch)
                       for state in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
