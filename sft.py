@@ -53,7 +53,7 @@ STAGES = {  # defaults by stage; each is also a flag. What is None, and more for
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases; with
-# pictures an ordinary LLaVA of 1.0M around it.
+# pictures an ordinary LLaVA of 1.1M around it.
 
 CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}"
                  "{% else %}{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}"
