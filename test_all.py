@@ -1252,7 +1252,7 @@ def test_evaluate_counts_positions():
     args = args.parse_args(["--env", "virl", "--max_new_tokens", "64", "--seed", "7"])
     made, real = [], ev.rollout
 
-    def player(model, tok, envs, seeds, *_):
+    def player(model, tok, envs, seeds, *_, **__):
         out = []
         for env, seed in zip(envs, seeds):
             env.reset(seed)
