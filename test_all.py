@@ -2020,7 +2020,7 @@ def test_virl_street_views_of_the_data_set():
         for visual, pixels in (("id", 80), ("ood", 33)):
             env, text = (VIRL(data=path, visual=visual, vl=vl, pixels=pixels, move_on=True) for vl in (True, False))
             for i in range(6):
-                (messages, images), (words, _) = env.reset(i), text.reset(i)
+                (messages, images), _ = env.reset(i), text.reset(i)
                 while messages:
                     assert images[0].size == (pixels, pixels) and env.position == text.position
                     for view, turn in (("front", 0), ("right", 90), ("back", 180), ("left", 270)):  # look at each view's middle
