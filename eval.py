@@ -5,6 +5,7 @@
     python eval.py --env gp --verify 1 --temperature 0.2       # one attempt per hand, the paper's sampling temperature
     python eval.py --env gp --k 4                              # pass@4: solved in any of four independent episodes
     python eval.py --env gp --vl --visual id                   # cards in pictures: one more column, and recognition
+    python eval.py --seeds s0.json s1.json s2.json             # tables of three seeds in one, and paired differences
     python eval.py --env gp --plot assets/curves.png           # success against compute from the metrics.jsonl files
 
 Columns (paper, section 5.1): seen = training episodes, ID = unseen episodes under the trained rule, OOD = unseen
@@ -27,6 +28,7 @@ import sys
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import combinations
 from types import SimpleNamespace
 
 import torch
@@ -677,18 +679,24 @@ def brief(cells):
     return text + (f", read {cells['id']['recognition']['p']:.2f}" if "recognition" in cells["id"] else "")
 
 
-def print_table(rows, args, verify):
+def turns_alone(rows):
+    """True where the rules differ at some positions only."""
+    return any(0 < row["ood"].get("matters", row["ood"])["n"] < row["ood"]["n"] for row in rows)
+
+
+def print_table(rows, args, verify, seeds=1):
     env, names = ENVS[args.env], [c for c in HEADS if c in rows[0]]
     other = "ood" if args.rule == "id" else "id"
     pm = lambda r: f"{100 * r['p']:5.1f} ± {100 * r['se']:3.1f}"
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
           f"({env.rule_names[other]})"
           + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl else "")
-          + f"\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = {args.temperature:g}, within "
-          + f"{verify} attempts" + (f", pass@{args.k}" if args.k > 1 else ""))
+          + "\nsuccess in %, ± one standard error" + (f" over {seeds} seeds" if seeds > 1 else "")
+          + f"; {args.episodes} episodes a cell, T = {args.temperature:g}, within {verify} attempts"
+          + (f", pass@{args.k}" if args.k > 1 else ""))
     # GeneralPoints has one block of columns. Where the rules differ at some positions only (V-IRL: at turns), two more.
     blocks = [("", lambda cell: cell)]
-    if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
+    if turns_alone(rows):
         blocks += [("where the rules differ", lambda cell: cell["matters"]),
                    ("whole episodes", lambda cell: cell["episode"])]
     if args.vl:
@@ -728,6 +736,51 @@ def table(paths, args, run):
         print_table(rows, args, verify)
     return {"env": args.env, "vl": args.vl, "trained_rule": args.rule, "trained_visual": args.visual, "verify": verify,
             "temperature": args.temperature, "episodes": args.episodes, "k": args.k, "seed": args.seed, "rows": rows}
+
+
+def spread(values):
+    """Numbers of the seeds -> (mean, its standard error)."""
+    n, mean = len(values), sum(values) / len(values)
+    return mean, math.sqrt(sum((x - mean) ** 2 for x in values) / max(1, n - 1) / n)
+
+
+def over_seeds(files):
+    """Tables of several seeds, one eval.json each -> printed: their mean with the standard error over the seeds, then
+    the differences between models, paired by seed."""
+    tables = []
+    for file in files:
+        try:
+            with open(file) as f:
+                tables.append(json.load(f))
+            tasks = [{key: tables[i][key] for key in ("env", "vl", "trained_rule", "trained_visual", "verify", "k",
+                                                      "temperature", "episodes")} for i in (0, -1)]
+            names = [[row["name"] for row in tables[i]["rows"]] for i in (0, -1)]
+            seed = tables[-1]["seed"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            fail(f"{file} is not a table of this script (eval.json, or a file of --json): {e!r}")
+        if tasks[0] != tasks[1] or names[0] != names[1] or seed in [t["seed"] for t in tables[:-1]]:
+            fail(f"{file} is not {files[0]} with another seed: task, settings and models must agree, seeds differ")
+
+    def merge(cells):  # the same place of all tables
+        if not isinstance(cells[0], dict):
+            return cells[0] if isinstance(cells[0], (str, type(None))) else sum(cells) / len(cells)
+        keys = dict.fromkeys(key for cell in cells for key in cell)
+        merged = {key: merge([cell.get(key, 0) for cell in cells]) for key in keys}
+        return {**merged, "se": spread([cell["p"] for cell in cells])[1]} if "p" in merged else merged
+    rows = [merge(of_a_model) for of_a_model in zip(*(t["rows"] for t in tables))]
+    first = tables[0]
+    print_table(rows, SimpleNamespace(**first, rule=first["trained_rule"], visual=first["trained_visual"]),
+                first["verify"], len(tables))
+    print("Differences, paired by seed:")
+    for a, b in combinations(range(len(rows)), 2):
+        parts = []
+        for column in (c for c in HEADS if c in rows[0] and c != "seen"):
+            kinds = [("", lambda cell: cell), (" turns", lambda cell: cell["matters"])][:1 + turns_alone(rows)]
+            kinds += [(" read", lambda cell: cell["recognition"])] * ("recognition" in rows[0][column])
+            for kind, pick in kinds:
+                mean, se = spread([pick(t["rows"][b][column])["p"] - pick(t["rows"][a][column])["p"] for t in tables])
+                parts.append(f"{HEADS[column]}{kind} {100 * mean:+.1f} ± {100 * se:.1f}")
+        print(f"{rows[b]['name'] + ' - ' + rows[a]['name']:22}| " + ", ".join(parts))
 
 
 def write_json(path, value):
@@ -832,6 +885,7 @@ def main(argv=None):
     add("--models", nargs="+", metavar="PATH", default=None)  # checkpoints to compare; default: all stages found
     add("--k", type=positive(int), default=1)                 # episodes per hand; solved if any is (pass@k)
     add("--json", metavar="FILE", default=None)               # where the table goes; default: out/ENV/RULE/eval.json
+    add("--seeds", nargs="+", metavar="FILE", default=None)   # tables of several seeds (files of --json) in one instead
     add("--plot", metavar="PNG", default=None)                # draw success against compute instead
     add("--against", choices=["compute", "recognition"], default="compute")  # the horizontal axis of --plot
     add("--metrics", nargs="+", metavar="FILE", default=None)  # metrics.jsonl files to draw; default: all under --out
@@ -842,6 +896,8 @@ def main(argv=None):
         if not files:
             fail(f"no metrics.jsonl of an sft or rl run below {args.out}")
         return plot(files, args.plot, args.against)
+    if args.seeds:
+        return over_seeds(args.seeds)
     run = setup(args)
     if args.models:
         names = [os.path.basename(os.path.normpath(p)) for p in args.models]

@@ -954,21 +954,20 @@ def _rank(rank, path):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     torch.set_num_threads(1)
     run = cpu()
-    rows = torch.load(f"{path}/rows.pt", weights_only=False)
-    grads = _losses(tiny()[0], rows, run, slice(0, 3) if rank == 0 else slice(3, 8), 8)
+    family, rows = torch.load(f"{path}/rows.pt", weights_only=False)
+    grads = _losses((tiny_vlm(family) if family else tiny())[0], rows, run, slice(0, 3) if rank == 0 else slice(3, 8), 8)
     x = torch.arange(10.0)[:4] if rank == 0 else torch.arange(10.0)[4:]
     torch.save((grads, rl.whiten(x, run)), f"{path}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_full_batch_is_micro_batches_is_two_ranks():
-    model, _ = tiny()
-    rows = [e.segments[0] for e in played(8)]
+def same_gradients(model, family, rows):
+    """The gradients of 8 rows at once, in micro-batches, and on two ranks -> what whiten() gave on the ranks."""
     full = _losses(model, rows, cpu(), slice(0, 8), 8)
     micro = _losses(model, rows, cpu(), slice(0, 8), 3)
     model.zero_grad()
     with folder() as path:
-        torch.save(rows, f"{path}/rows.pt")
+        torch.save((family, rows), f"{path}/rows.pt")
         torch.multiprocessing.spawn(_rank, (path,), nprocs=2)
         ranks = [torch.load(f"{path}/{r}.pt", weights_only=False) for r in (0, 1)]
     for k in range(2):
@@ -977,7 +976,13 @@ def test_full_batch_is_micro_batches_is_two_ranks():
         for other in (micro[k], ranks[0][0][k], ranks[1][0][k]):
             assert (full[k] - other).abs().max() / scale < 1e-3
         assert torch.equal(ranks[0][0][k], ranks[1][0][k])  # the ranks step in unison
-    assert close(torch.cat([ranks[0][1], ranks[1][1]]), rl.whiten(torch.arange(10.0), cpu()), 1e-5)
+    model.zero_grad()
+    return torch.cat([ranks[0][1], ranks[1][1]])
+
+
+def test_full_batch_is_micro_batches_is_two_ranks():
+    rows = [e.segments[0] for e in played(8)]
+    assert close(same_gradients(tiny()[0], None, rows), rl.whiten(torch.arange(10.0), cpu()), 1e-5)
 
 
 def test_resume_is_the_uninterrupted_run():
@@ -1281,6 +1286,30 @@ def test_evaluate_counts_positions():
         assert close(cell["p"], (n - 30) / n) and close(cell["first"]["p"], (n - 60) / n)
         assert 0.3 < cell["matters"]["n"] / n < 0.45 and cell["matters"]["p"] <= 1
         assert 0 < cell["other_rule"]["p"] < 0.5 and cell["other_rule"]["n"] == cell["matters"]["n"]
+
+
+def test_tables_over_seeds():
+    """eval.py --seeds: mean and standard error over seeds, differences paired by seed, and what it does not mix."""
+    def write(path, seed, p, **other):
+        cells = lambda p: {column: {"p": p + d, "se": 0.01, "n": 50, "first": {"p": p, "se": 0.01, "n": 50}, "kl": None,
+                                    "other_rule": {"p": 0.0, "se": 0.0, "n": 50}} for column, d in (("seen", 0.1), ("id", 0.0), ("ood", 0.05))}
+        table = {"env": "gp", "vl": False, "trained_rule": "id", "trained_visual": None, "verify": 5, "temperature": 1.0, "episodes": 50, "k": 1,
+                 "seed": seed, "rows": [{"name": "init", "path": "a", **cells(p)}, {"name": "rl", "path": "b", **cells(p + 0.2 + 0.1 * seed)}], **other}
+        ev.write_json(path, table)
+        return path
+    with folder() as out:
+        files = [write(f"{out}/{seed}.json", seed, p) for seed, p in ((0, 0.1), (1, 0.2), (2, 0.6))]
+        text = quiet(ev.main, ["--seeds", *files])
+        init, rl_row = (next(line for line in text.splitlines() if line.startswith(name + " ")) for name in ("init", "rl  "))
+        assert "40.0 ± 15.3 |  30.0 ± 15.3 |  35.0 ± 15.3" in init, init  # of .1, .2, .6: mean .3, SE sqrt(.07 / 3)
+        assert "60.0 ± 20.8" in rl_row, rl_row                            # of .3, .5, 1.0
+        assert "rl - init             | ID +30.0 ± 5.8, OOD +30.0 ± 5.8" in text and "over 3 seeds" in text
+        assert "another seed" in error_of(ev.main, ["--seeds", files[0], files[0]])
+        assert "another seed" in error_of(ev.main, ["--seeds", files[0], write(f"{out}/v.json", 4, 0.2, verify=1)])
+        write(f"{out}/v.json", 4, 0.2)
+        with open(f"{out}/v.json", "r+") as f:
+            f.truncate(100)
+        assert "v.json" in error_of(ev.main, ["--seeds", files[0], f"{out}/v.json"])
 
 
 def test_virl_command_line():
@@ -2266,6 +2295,50 @@ def test_vl_only_answers_move_the_loss():
         finally:
             hook.remove()
             model.zero_grad()
+
+
+def test_vl_two_ranks():
+    """With pictures too; and where one rank's rows have none, so that its eyes get no gradient of their own."""
+    model, tok = tiny_vlm("llava")
+    torch.manual_seed(0)
+    seen = [e.segments[0] for e in seen_episodes("llava", 3)]
+    words = ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 1.0, 16, cpu())
+    same_gradients(model, "llava", seen + [e.segments[0] for e in words])
+
+
+def test_vl_mixed_precision_branches():
+    """bf16, and fp16 with an enabled loss scaler, take real steps with pictures; weights stay fp32 and the eyes learn."""
+    model, tok = tiny_vlm("llava")
+    for dtype in ("bf16", "fp16"):
+        with folder() as out:
+            ev.save(f"{out}/m", model, tok, {})
+            before = weights(f"{out}/m")
+            for main, name in ((sft.main, "sft"), (rl.main, "rl")):
+                quiet(main, ["--init", f"{out}/m", "--vl", "--out", out, "--tokens", "1e9", "--steps", "2", "--batch", "4", "--dtype", dtype] + SMALL)
+                after = weights(f"{out}/gp-vl/id-id/{name}")
+                assert all(v.dtype == torch.float32 for v in after.values())
+                changed = [k for k in after if not torch.equal(before[k], after[k])]
+                assert any("vision" in k for k in changed) and any("language" in k for k in changed), (dtype, name)
+
+
+def test_vl_damaged_processor():
+    """Of a checkpoint whose processor is damaged, pictures give one line with its name, and tasks in words still run."""
+    model, tok = tiny_vlm("llava")
+    for damage in ("{ no json", '{"image_processor_type": "Unheard"}', None):
+        with folder() as out:
+            ev.save(f"{out}/m", model, tok, {})
+            files = [f for f in os.listdir(f"{out}/m") if "processor" in f]
+            assert files
+            for file in files:
+                os.remove(f"{out}/m/{file}")
+                if damage:
+                    with open(f"{out}/m/{file}", "w") as f:
+                        f.write(damage)
+            message = error_of(rl.main, ["--init", f"{out}/m", "--vl", "--out", out] + SMALL)
+            assert "processor cannot be loaded" in message, message
+            loaded, words = ev.load(f"{out}/m")
+            assert isinstance(words.processor, str)
+            assert ev.rollout(loaded, words, [GeneralPoints(verify=1)], [0], 1.0, 4, cpu())[0].turns
 
 
 def test_vl_models_do_tasks_in_words():
