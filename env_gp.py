@@ -372,7 +372,7 @@ class GeneralPoints:
     ppo = dict(tokens=1.2e6, batch=128, lr=1e-4, lr_value=1e-3, gamma=1.0, clip_value=0.5)
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
     base = dict(tokens=3.6e6, batch=32, row_tokens=128, chat_share=0.08)
-    base_vl = {**base, "tokens": 5e6, "vision_rate": 0.3}
+    base_vl = dict(tokens=5e6, batch=21, row_tokens=192, chat_share=0.12, vision_rate=0.3)  # chats are longer
     verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)
