@@ -314,19 +314,19 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood", rar
     """One pretraining document with a picture -> (document, [picture]): a caption or a whole game (half and half), a
     str in which "<image>" marks the picture; with probability chat_share a chat, the picture in its first message.
 
-    noise:        the share of wrong formulas (three times that in chats), and in chats of misread attempts.
+    noise:        the share of wrong formulas, three times that in chats; half of it: of misread attempts in chats.
     rare:         the look that the base shall know poorly, as real models know the unusual poorly: the one the study
                   holds out. A base that reads both looks well leaves nothing to generalise to.
     rare_share:   the share of pictures in that look.
     rare_misread: the share of them in which one or two ranks, drawn at random, are said wrong. In chats it is the share
-                  of attempts instead of `noise`, and feedback follows: what the verifier says is always true."""
+                  of attempts, and feedback follows: what the verifier says is always true."""
     looks = sorted(SUITS, key=lambda look: look == rare)  # the rare one last
     look = looks[rng.random() < rare_share]
     faces, cards, numbers = game(rng)
     images = [picture(cards, look, pixels, rng.getrandbits(64))]
     kind = rng.random()
     if kind < chat_share:
-        return chat(faces, cards, numbers, rng, 3 * noise, rare_misread if look == rare else noise), images
+        return chat(faces, cards, numbers, rng, 3 * noise, rare_misread if look == rare else noise / 2), images
     said, numbers = read(faces, cards, numbers, rng, rare_misread if look == rare else 0)
     if kind < (1 + chat_share) / 2:
         return "<image>" + CAPTION.substitute(cards=", ".join(said)), images
