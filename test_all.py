@@ -953,9 +953,10 @@ def _rank(rank, path):
     """One of two gloo ranks: half of the rows each, of unequal size."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     torch.set_num_threads(1)
-    run = cpu()
     family, rows = torch.load(f"{path}/rows.pt", weights_only=False)
-    grads = _losses((tiny_vlm(family) if family else tiny())[0], rows, run, slice(0, 3) if rank == 0 else slice(3, 8), 8)
+    model = (tiny_vlm(family) if family else tiny())[0]  # before there are ranks: save_pretrained writes on rank 0 only
+    run = cpu()
+    grads = _losses(model, rows, run, slice(0, 3) if rank == 0 else slice(3, 8), 8)
     x = torch.arange(10.0)[:4] if rank == 0 else torch.arange(10.0)[4:]
     torch.save((grads, rl.whiten(x, run)), f"{path}/{rank}.pt")
     torch.distributed.destroy_process_group()
