@@ -830,7 +830,7 @@ def plot(files, picture, against="compute"):
             start, points = records[0], [r for r in records if "seen" in r]
             method = "SFT on own answers" if start.get("demos") == "own" else start["method"].upper()
             env, look = ENVS[start["env"]], start.get("visual")
-            task = (f"{env.title}, trained on {env.rule_names[start['rule']]}"
+            task = (f"{env.title}{'-VL' * bool(look)}, trained on {env.rule_names[start['rule']]}"
                     + (f", {env.visual_names[look]}" if look else ""))
             curves.setdefault((task, method), []).append(points)
             if against == "recognition" and not all("recognition" in r["id"] for r in points):
@@ -847,14 +847,14 @@ def plot(files, picture, against="compute"):
             turns = 0 < probe.get("matters", probe)["n"] < probe["n"]
             x = [sum(run[i]["flops"] for run in runs) / len(runs) / 1e12 for i in range(n)]
             for column, style in (("seen", ":"), ("id", "--"), ("ood", "-"), ("visual", "-.")):
-                if column not in runs[0][0]:
+                if column not in runs[0][0] or (against == "recognition" and column == "seen"):
                     continue
                 cells = [[run[i][column] for i in range(n)] for run in runs]
                 y = torch.tensor([[100 * (cell["matters"] if turns else cell)["p"] for cell in row] for row in cells])
                 mean, se = y.mean(0), y.std(0) / len(runs) ** 0.5 if len(runs) > 1 else 0 * y[0]
                 if against == "recognition":
                     x = torch.tensor([[100 * cell["recognition"]["p"] for cell in row] for row in cells]).mean(0)
-                    style = {":": "v:", "--": "s--", "-": "o-", "-.": "^-."}[style]
+                    style = {"--": "s--", "-": "o-", "-.": "^-."}[style]
                 line, = ax.plot(x, mean, style, color={"SFT": "C3", "RL": "C0"}.get(method, "C7"),
                                 label=f"{method} {HEADS[column]}")
                 ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -863,8 +863,9 @@ def plot(files, picture, against="compute"):
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("success within the attempts, %")
     lines, names = axes[0][0].get_legend_handles_labels()
-    fig.tight_layout(rect=(0, 0.08, 1, 1))
-    fig.legend(lines, names, fontsize=8, ncol=len(names), loc="lower center")
+    wide = min(len(names), 4 * len(tasks))  # entries in a line of the legend
+    fig.tight_layout(rect=(0, 0.02 + 0.06 * math.ceil(len(names) / wide), 1, 1))
+    fig.legend(lines, names, fontsize=8, ncol=wide, loc="lower center")
     try:
         fig.savefig(picture, dpi=130)
     except (OSError, ValueError) as e:
