@@ -742,7 +742,8 @@ class VIRL:
     default_verify = 2   # attempts per position, as in the paper
     sft = dict(tokens=8e5, batch=16, lr=3e-4)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
-    ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0)
+    ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
+    ppo_vl = ppo
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
     base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)
     base_vl = {**base, "tokens": 3e6, "vision_rate": 0.3}

@@ -233,7 +233,10 @@ def train(args, run, init, folder):
             estimate_advantages(e, env_class.reward_scale, args.beta, args.gamma, args.lam)
         hand_out(segments, advantage=whiten(torch.cat([s.advantage for s in segments]), run))
 
-        # ==== UPDATE ====
+        # ==== UPDATE: at constant rates, but for the last share of the budget, in which they go to zero ====
+        factor = min(1, (1 - progress) / args.decay) if args.decay else 1
+        for group, lr in zip(optimizer.param_groups, (args.lr, args.lr_value)):
+            group["lr"] = lr * factor
         updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         for epoch in range(args.epochs):
             order = rng.sample(segments, len(segments))
@@ -366,6 +369,7 @@ def flags():
     # the update
     add("--lr", type=positive(float), default=None)             # AdamW, policy; both 1e-4
     add("--lr_value", type=positive(float), default=None)       # AdamW, value head; gp 1e-3, virl 1e-2
+    add("--decay", type=share, default=None)                    # last share of the budget with lr going to 0; gp --vl 0.5
     add("--epochs", type=positive(int), default=2)              # passes over each iteration's data (the paper: 4)
     add("--minibatches", type=positive(int), default=4)         # optimizer steps an epoch
     add("--target_kl", type=positive(float), default=0.05)      # end the epochs when approx_kl exceeds this
@@ -384,7 +388,7 @@ def main(argv=None):
     args.k = 1
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    for key, value in ENVS[args.env].ppo.items():
+    for key, value in (ENVS[args.env].ppo_vl if args.vl else ENVS[args.env].ppo).items():
         if getattr(args, key) is None:
             setattr(args, key, value)
     if args.minibatches > args.batch:
