@@ -1,4 +1,4 @@
-"""env_virl.py: V-IRL in words. Follow a route through a city by its instructions (paper, section 4.2).
+"""env_virl.py: V-IRL. Follow a route through a city by its instructions (paper, section 4.2).
 
     python env_virl.py            # shows a route, a prompt, the expert's answer and a failed attempt
     python env_virl.py FOLDER     # the same on the released data set in FOLDER (route_infos.json)
@@ -11,7 +11,8 @@ a route is a row of positions, and each position is a conversation of its own:
     attempts used up         end the episode in training; with move_on=True, which the table's columns set, the position
                              counts as failed and the walk goes on along the right path, so that per-step accuracy
                              covers whole routes
-In step()'s info "rule_matters" marks the turns: forward() and stop() are the same under both rules.
+In step()'s info "rule_matters" marks the turns: forward() and stop() are the same under both rules. "recognized" is
+there only behind a forward(): elsewhere instructions and history tell what the picture shows.
 
 Rules (the paper's Rule Variation): "id" turns by absolute words (north, northeast, ...), "ood" by relative ones (left,
 slightly left, ...). The action space is written in the prompt, and the instructions hold both words: "Turn left to
@@ -32,8 +33,9 @@ Departures from the authors' release
   - Prompts in the city show the last HISTORY observations and actions, not all: 59 tokens of the tiny tokenizer on
     average, and the last turn is always among them. With data=FOLDER all are shown.
   - Steps are longer in the city: at most one between two intersections, so that turns are 36% of all positions. With
-    pictures that leaves 37% of the positions (just after a forward()) at which the prompt does not give away what is
-    seen; at the others instructions and history tell.
+    pictures that leaves one question to the eyes, at 37% of the positions (just after a forward()): has the walker
+    arrived where the instruction says? Whoever plays without looking has 85% of the steps by the first attempt, and by
+    the second one all. So read the "first" columns.
   - Views lie as the prompt says: front, right / back, left of the heading. The release's are 45 degrees off.
   - City pictures are drawn, and landmarks are known by two signs, not by writing that a real model would have to read.
 """
@@ -63,6 +65,10 @@ CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore"), "b
 ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
+
+
+class DataError(ValueError):
+    """Something in a --data folder is damaged: the message names file and key."""
 
 
 class Place(NamedTuple):  # where instructions change: the start, an intersection or the destination
@@ -532,9 +538,20 @@ def draw_view(paint, style, rng, street, landmark, crossing):
             paint("polygon", (x - 0.05, 0.83, x + 0.05, 0.83, near + 0.06, 0.98, near - 0.06, 0.98), style["zebra"])
 
 
-def draw_picture(look, observation, seed, pixels=80):
-    """The picture of an observation in the city (PIL, RGB, pixels x pixels). Houses' heights, windows and colours, the
-    signs' places and some noise are drawn from `seed`; what a view holds does not depend on it."""
+@lru_cache(maxsize=None)
+def city_style(look, town):
+    """A look in the colours of one city: its sky, ground, houses and walls are the look's, each a little otherwise."""
+    rng, style = random.Random(f"style/{town}"), dict(LOOKS[look])
+
+    def shade(colour):
+        return tuple(min(255, max(0, c + rng.randint(-25, 25))) for c in colour)
+    style.update({key: shade(style[key]) for key in ("sky", "ground", "house")})
+    return {**style, "walls": tuple(map(shade, style["walls"]))}
+
+
+def draw_picture(look, town, observation, seed, pixels=80):
+    """The picture of an observation in the city `town` (PIL, RGB, pixels x pixels). Houses' heights, windows and
+    colours, the signs' places and some noise are drawn from `seed`; what a view holds does not depend on it."""
     name, side, crossing = observation_parts(observation)
     scale = 4 if pixels <= 200 else 2  # drawn larger and reduced, so that edges are smooth
     half, image = pixels * scale / 2, Image.new("RGB", (pixels * scale, pixels * scale))
@@ -542,8 +559,8 @@ def draw_picture(look, observation, seed, pixels=80):
     for i, view in enumerate(VIEWS):
         def paint(kind, coordinates, colour, origin=(i % 2, i // 2)):
             getattr(draw, kind)([half * (origin[k % 2] + c) for k, c in enumerate(coordinates)], fill=colour)
-        draw_view(paint, LOOKS[look], random.Random(f"view/{seed}/{view}"), crossing or view in ("front", "back"),
-                  name if side == f"on your {view}" else "", crossing)
+        draw_view(paint, city_style(look, town), random.Random(f"view/{seed}/{view}"),
+                  crossing or view in ("front", "back"), name if side == f"on your {view}" else "", crossing)
     for line in ((half, 0, half, 2 * half), (0, half, 2 * half, half)):
         draw.line(line, fill=(0, 0, 0), width=round(half / 40))  # between the views
     noise = np.frombuffer(random.Random(f"noise/{seed}").randbytes(pixels * pixels), np.uint8) >> 4  # 0 to 15
@@ -647,7 +664,7 @@ def panorama_picture(folder, name, position, pixels=80):
             view = perspective(load_panorama(file, side), position.heading + 90 * i, rotation_of(metadata), side)
             picture.paste(Image.fromarray(view), (i % 2 * (pixels - side), i // 2 * (pixels - side)))
     except ValueError as e:
-        raise ValueError(f"{name}: {e}") from None
+        raise DataError(f"{name}: {e}") from None
     return picture
 
 
@@ -707,7 +724,8 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
         text = text.replace("$observation", said).replace(f"\nNow: {observation}\n", f"\nNow: {SEEN}\n")
         return text.replace(f'"current observation": "{observation}"', f'"current observation": "{said}"')
     common = "id" if rare == "ood" else "ood"
-    picture = draw_picture(rare if unusual else common, observation, seed, pixels)
+    town = CITIES["base"][seed % len(CITIES["base"])]
+    picture = draw_picture(rare if unusual else common, town, observation, seed, pixels)
     if isinstance(doc, list):
         return [{**message, "content": shown(message["content"])} for message in doc], [picture]
     return "<image>" + shown(doc), [picture]
@@ -718,11 +736,12 @@ def sample_sheet():
     sheet = Image.new("RGB", (1372, 484), "white")
     seen = [f"{name} is on your {side}" + f", {CROSSING}" * (i < 2) for i, (name, side) in enumerate(
         (("Oak Cafe", "left"), ("Fox Hotel", "right"), ("Moon Inn", "left")))] + [NOTHING]
-    for row, look in enumerate(LOOKS):
+    for row, (look, cities) in enumerate(zip(LOOKS, (CITIES, ABROAD))):
+        towns = cities["train"] + cities["unseen"]
         for column, observation in enumerate(seen):
-            picture = draw_picture(look, observation, column).resize((240, 240), Image.Resampling.NEAREST)
-            sheet.paste(picture, (244 * column, 244 * row))
-    sheet.paste(draw_picture("id", seen[0], 0, 400), (972, 42))
+            picture = draw_picture(look, towns[column], observation, column)
+            sheet.paste(picture.resize((240, 240), Image.Resampling.NEAREST), (244 * column, 244 * row))
+    sheet.paste(draw_picture("id", "Aldham", seen[0], 0, 400), (972, 42))
     return sheet.quantize(128)
 
 
@@ -802,13 +821,14 @@ class VIRL:
                                                           seen=SEEN if self.vl else None)}]
         if self.vl:
             self.images = [panorama_picture(self.data, self.route.name, self.position, self.pixels) if self.routes else
-                           draw_picture(self.visual, self.position.observation, f"{self.stream}/{self.count}/{at}",
-                                        self.pixels)]
+                           draw_picture(self.visual, self.route.name.split()[0], self.position.observation,
+                                        f"{self.stream}/{self.count}/{at}", self.pixels)]
         return self.messages
 
     def step(self, text):
         """Judge an answer: on to the next position, feedback, or the end."""
         here, other = self.position, "ood" if self.rule == "id" else "id"
+        came = self.positions[self.at - 1].action if self.at else None
         right = action_text(here, self.rule)
         verdict = judge_virl(text, right, says_intersection(here.observation))
         self.attempts += 1
@@ -819,7 +839,7 @@ class VIRL:
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
                 "position_solved": solved, "rule_matters": here.turn is not None,
                 "other_rule": verdict.action == action_text(here, other) != right,
-                "recognized": recognized(text, here.observation) if self.vl else None}
+                "recognized": recognized(text, here.observation) if self.vl and came == "forward()" else None}
         if left and not done:
             self.arrive(self.at + 1)
         elif not left:

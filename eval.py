@@ -40,7 +40,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as hf_logging
 
 from env_gp import GeneralPoints
-from env_virl import VIRL
+from env_virl import VIRL, DataError
 
 # A new environment is one class with what env_gp.py's docstring lists, and one entry here.
 ENVS = {"gp": GeneralPoints, "virl": VIRL}
@@ -84,7 +84,7 @@ def script(main):
     """Run a script's main(): trouble with files ends in one line, Ctrl-C without a traceback."""
     try:
         main()
-    except (OSError, torch.OutOfMemoryError) as e:
+    except (OSError, torch.OutOfMemoryError, DataError) as e:
         fail(str(e).strip().splitlines()[0])
     except KeyboardInterrupt:
         raise SystemExit(130)
@@ -138,6 +138,7 @@ def shared_flags(parser):
     add("--verify", type=positive(int), default=None)      # attempts per episode; default: the environment's (gp: 5)
     add("--temperature", type=non_negative, default=1.0)   # sampling temperature; 0 = greedy (evaluation only)
     add("--max_new_tokens", type=positive(int), default=None)  # per answer; default: 1.25 x the longest demonstration
+    add("--micro", type=positive(int), default=32)             # conversations (rows) per forward pass when not sampling
     add("--batch_rollout", type=positive(int), default=256)    # conversations per generate() call
     add("--device", default=None)                          # cpu | cuda | cuda:1 ...; default: cuda where there is one
     add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto")  # autocast precision; weights stay fp32
@@ -220,11 +221,14 @@ def base_of(args):
     return os.path.join(home(args), "base-ood" if args.visual == "ood" else "base")
 
 
-def task_flags(args):
-    """The flags that name the task and the model, for "next: ..." lines."""
+def task_flags(args, defaults=None):
+    """The flags that name the task and the model, for "next: ..." lines. defaults: of the script named there, if the
+    compute shall be the same."""
+    compute = f" --tokens {args.tokens:g}" if defaults and args.tokens != defaults["tokens"] else ""
     return (f"--env {args.env} --rule {args.rule}" + (f" --vl --visual {args.visual} --pixels {args.pixels}" * args.vl)
             + "".join(f" --{key} {getattr(args, key)}" for key, default in (
-                ("out", "out"), ("seed", 0), ("data", None), ("model", None)) if getattr(args, key) != default))
+                ("out", "out"), ("seed", 0), ("data", None), ("model", None), ("init", None), ("verify", None))
+                if getattr(args, key, default) != default) + compute)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -596,8 +600,8 @@ def kl_to(reference, model, tok, episodes, args, run):
         s = e.segments[0]
         end = s.action.index(1) + e.turns[0]["tokens"]
         firsts.append(Segment(s.ids[:end], s.action[:end], pictures=s.pictures))
-    for i in range(0, len(firsts), 32):
-        part = firsts[i:i + 32]
+    for i in range(0, len(firsts), args.micro):
+        part = firsts[i:i + args.micro]
         total += (score(model, part, tok.pad_token_id, run, temperature)[0]
                   - score(reference, part, tok.pad_token_id, run, temperature)[0]).sum().item()
     total, count = all_sum([total, len(firsts)], run)
@@ -722,14 +726,17 @@ def table(paths, args, run):
     """Evaluate checkpoints, print the table -> the dict that eval.json holds. paths: {name: path}. The model named
     init, if there, is the reference of the KL column."""
     verify = args.verify or ENVS[args.env].default_verify
-    reference = load(paths["init"], run.device)[0] if "init" in paths else None
+    reference, its_tok = load(paths["init"], run.device) if "init" in paths else (None, None)
     rows = []
     bar = tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True, leave=False)
     for name, path in bar:
-        same_flags(path, args, ["pixels"])
+        if args.vl:
+            same_flags(path, args, ["pixels"])
         model, tok = load(path, run.device)
-        args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
-        cells = evaluate(model, tok, args, run, args.episodes, verify, reference=reference, k=args.k)
+        most = args.max_new_tokens or longest_answer(tok, model, args)  # in this model's tokens
+        related = reference is not None and len(tok) == len(its_tok)    # no KL between different vocabularies
+        cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": most}), run, args.episodes,
+                         verify, reference if related else None, args.k)
         bar.set_postfix_str(f"{name}: {brief(cells)}")
         rows.append({"name": name, "path": path, **cells})
     if run.rank == 0:
@@ -748,6 +755,8 @@ def over_seeds(files):
     """Tables of several seeds, one eval.json each -> printed: their mean with the standard error over the seeds, then
     the differences between models, paired by seed."""
     tables = []
+    if len(files) < 2:
+        fail("--seeds takes the tables of two seeds or more")
     for file in files:
         try:
             with open(file) as f:
@@ -826,13 +835,15 @@ def plot(files, picture, against="compute"):
     for file in files:
         try:
             with open(file) as f:
-                records = [json.loads(line) for line in f]
+                records = [json.loads(line) for line in f if line.endswith("}\n")]  # a running one's last may be half
             start, points = records[0], [r for r in records if "seen" in r]
             method = "SFT on own answers" if start.get("demos") == "own" else start["method"].upper()
             env, look = ENVS[start["env"]], start.get("visual")
             task = (f"{env.title}{'-VL' * bool(look)}, trained on {env.rule_names[start['rule']]}"
                     + (f", {env.visual_names[look]}" if look else ""))
             curves.setdefault((task, method), []).append(points)
+            if not points:
+                fail(f"{file}: its run has not got as far as a first success rate")
             if against == "recognition" and not all("recognition" in r["id"] for r in points):
                 fail(f"{file} is of a run without pictures: it has no recognition")
         except (OSError, ValueError, KeyError, IndexError) as e:
@@ -892,10 +903,11 @@ def main(argv=None):
     add("--metrics", nargs="+", metavar="FILE", default=None)  # metrics.jsonl files to draw; default: all under --out
     args = parser.parse_args(argv)
     if args.plot:
-        files = args.metrics or [os.path.join(folder, "metrics.jsonl") for folder, _, names in sorted(os.walk(args.out))
+        below = home(args)
+        files = args.metrics or [os.path.join(folder, "metrics.jsonl") for folder, _, names in sorted(os.walk(below))
                                  if "metrics.jsonl" in names and os.path.basename(folder) in ("sft", "rl")]
         if not files:
-            fail(f"no metrics.jsonl of an sft or rl run below {args.out}")
+            fail(f"no metrics.jsonl of an sft or rl run below {below}")
         return plot(files, args.plot, args.against)
     if args.seeds:
         return over_seeds(args.seeds)

@@ -21,7 +21,7 @@ frozen reference pi_ref (the init) and ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t):
     loss       L_P + coef_value L_V - coef_entropy H(pi)
 
 Metrics, one record an iteration in metrics.jsonl, and what is healthy:
-    reward            verifier's reward per episode, unscaled, in [-15, 5]; rises
+    reward            verifier's reward per episode, unscaled, in GeneralPoints in [-15, 5]; rises
     success           share of positions (hands; steps of a route) solved while sampling; rises
     recognized        with pictures: share of their parts that first answers read right; rises, or does not fall
     kl1, kl3          KL(pi || pi_ref) per token, two estimators (below); grows slowly, stays under ~0.3; they agree
@@ -182,7 +182,7 @@ def train(args, run, init, folder):
              f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
     log = sft.open_log(folder, iteration, {"method": "rl", "n": n, **vars(args)}, resumed) if run.rank == 0 else None
     bar = sft.percent_bar("rl", run)
-    next_monitor = state.get("next_monitor", 0)
+    next_monitor = min(state.get("next_monitor", 0), math.floor(progress * args.monitors) + 1)  # for larger --tokens
     monitor_text, interrupt, begun, busy = "", sft.Interrupt(), time.perf_counter(), 0.0
 
     def save_now():
@@ -290,11 +290,13 @@ def train(args, run, init, folder):
         turns = [t for e in episodes for t in e.turns]
         k1, k3 = kl_estimators(torch.cat([s.logp for s in segments]), torch.cat([s.ref_logp for s in segments]))
         returns, values = (torch.cat([getattr(s, name) for s in segments]) for name in ("returns", "value"))
+        read = [turn[0].get("recognized") for e in episodes for turn in positions(e)]
+        read = [x for x in read if x is not None]
         parts = {"trained": trained_tokens,
                  "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
                  "episodes": len(episodes), "solved": sum(t["position_solved"] for t in turns),
                  "positions": sum(t["position_done"] for t in turns),
-                 "recognized": sum(turn[0].get("recognized") or 0 for e in episodes for turn in positions(e)),
+                 "recognized": sum(read), "read": len(read),
                  "turns": len(turns), "reward": sum(t["reward"] for t in turns), "cut": sum(t["cut"] for t in turns),
                  "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
                  **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
@@ -305,7 +307,7 @@ def train(args, run, init, folder):
         busy += seconds
         record = {"step": iteration, "flops": flops, "tokens": flops / 6 / n,
                   "reward": total.reward / total.episodes, "success": total.solved / total.positions,
-                  **({"recognized": total.recognized / total.positions} if args.vl else {}),
+                  **({"recognized": total.recognized / max(1, total.read)} if args.vl else {}),
                   "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
                   **{name: value / max(1, updates) for name, value in stats.items()},
                   "ratio_error": ratio_error, "updates": updates,
@@ -357,7 +359,6 @@ def flags():
     add("--init_tokens", type=positive(float), default=None)    # for an init that has to be built
     # rollout
     add("--batch", type=positive(int), default=None)            # episodes an iteration, rank; gp 128, virl 32
-    add("--micro", type=positive(int), default=32)              # conversations per forward pass
     # the objective
     add("--gamma", type=share, default=None)             # discount per token (the paper: 0.9 per turn); gp 1, virl 0.95
     add("--lam", type=share, default=0.95)               # GAE lambda, per token (the paper: 0.95)
@@ -369,7 +370,7 @@ def flags():
     # the update
     add("--lr", type=positive(float), default=None)             # AdamW, policy; both 1e-4
     add("--lr_value", type=positive(float), default=None)       # AdamW, value head; gp 1e-3, virl 1e-2
-    add("--decay", type=share, default=None)                    # last share of the budget with lr going to 0; gp --vl 0.5
+    add("--decay", type=share, default=None)             # last share of the budget with lr going to 0; gp --vl: 0.5
     add("--epochs", type=positive(int), default=2)              # passes over each iteration's data (the paper: 4)
     add("--minibatches", type=positive(int), default=4)         # optimizer steps an epoch
     add("--target_kl", type=positive(float), default=0.05)      # end the epochs when approx_kl exceeds this
@@ -397,7 +398,7 @@ def main(argv=None):
     folder = os.path.join(trained_on(args), args.name)
     finished = False
     if checkpoint_at(folder):
-        same_flags(folder, args, ["model", "seed", "pixels"] if args.resume else None)
+        same_flags(folder, args, ["model", "init", "data", "verify", "seed", "pixels"] if args.resume else None)
         finished = load_state(folder).get("done") and not args.resume
         if not finished and not args.resume:
             fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
@@ -414,7 +415,7 @@ def main(argv=None):
     result = table({**keep, args.name: folder}, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python sft.py {task_flags(args)}    # SFT at the same compute")
+        print(f"next: python sft.py {task_flags(args, ENVS[args.env].sft)}    # SFT at the same compute")
 
 
 if __name__ == "__main__":

@@ -276,6 +276,8 @@ def train(args, run, source, folder):
     if args.resume and checkpoint_at(checkpoint):
         model, tok = load(checkpoint, run.device)
         state = load_state(checkpoint)
+        if state.get("stage") != args.stage:
+            fail(f"--resume: {checkpoint} was not saved by this stage of sft.py")
     elif source is None:
         model, tok = build_tiny(env_class, args.seed, args.vl, args.pixels)
         model.to(run.device)
@@ -308,8 +310,8 @@ def train(args, run, source, folder):
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
-        say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {args.own_samples} episodes: these are "
-                 "the demonstrations")
+        say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {args.own_samples} episodes: these "
+                 "are the demonstrations")
 
     budget, flops_before = 6 * n * args.tokens, flops
     verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
@@ -318,7 +320,7 @@ def train(args, run, source, folder):
     log = open_log(folder, step, {"method": "sft", "n": n, **vars(args)}, bool(state)) if run.rank == 0 else None
     bar, interrupt, begun, trained = percent_bar(args.stage, run), Interrupt(), time.perf_counter(), 0.0
     progress, losses, monitor_text = (flops - start_flops) / budget, [], ""
-    next_monitor = state.get("next_monitor", 0)
+    next_monitor = min(state.get("next_monitor", 0), math.floor(progress * args.monitors) + 1)  # for larger --tokens
 
     def save_now():
         check_ranks_agree(parameters, run)
@@ -428,7 +430,6 @@ def flags():
     add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
     add("--batch", type=positive(int), default=None)                # episodes (base: rows of documents) a step, rank
     add("--row_tokens", type=positive(int), default=None)           # base: width of a row
-    add("--micro", type=positive(int), default=32)                 # rows per forward pass
     add("--lr", type=positive(float), default=None)                 # AdamW; default by stage, see STAGES
     add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
     add("--vision_rate", type=positive(float), default=None)        # vision tower's and projector's rates, times this
@@ -451,10 +452,13 @@ def run_stage(args, run):
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, env.sft[key] if value is None else value)
+    if args.stage == "base" and args.vl and args.row_tokens < 32:
+        fail(f"--row_tokens {args.row_tokens}: a picture alone takes 16")
     folder = base_of(args) if args.stage == "base" else os.path.join(trained_on(args), args.name or args.stage)
     if checkpoint_at(folder):
         few = args.parent or args.resume or args.stage == "base"
-        same_flags(folder, args, ["model", "seed", "pixels"] if few else None)
+        which = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base")
+        same_flags(folder, args, which if few else None)
         if load_state(folder).get("done") and not args.resume:
             say(run, f"[{args.stage}] found, not trained again: {folder}")
             return folder
@@ -496,7 +500,7 @@ def main(argv=None):
     result = table(paths, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python rl.py {task_flags(args)}")
+        print(f"next: python rl.py {task_flags(args, ENVS[args.env].ppo if args.stage == 'sft' else None)}")
 
 
 if __name__ == "__main__":
