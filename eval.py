@@ -719,7 +719,8 @@ def print_table(rows, args, verify, seeds=1):
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
     print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt, as with "
           "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one."
-          + "\n  visual OOD: unseen episodes, trained rule, other look. Read: by first answers, where the prompt does not tell." * args.vl, flush=True)
+          + ("\n  visual OOD: unseen episodes, trained rule, other look. Read: by first answers, where the prompt does not "
+             "tell.") * args.vl, flush=True)
 
 
 def table(paths, args, run):
