@@ -708,12 +708,12 @@ def print_table(rows, args, verify, seeds=1):
                    ("pictures read right", lambda cell: cell["recognition"]["whole"])]
     for title, pick in blocks:
         head = [HEADS[c] + " *" * (c == "id") for c in names]
-        head += [f"{HEADS[c]} first" for c in names[1:3] if "first" in pick(rows[0]["id"])]
+        head += [f"{HEADS[c]} first" for c in names[1:] if "first" in pick(rows[0]["id"])]
         print(f"{title:22}|" + "".join(f"{name:^13}|" for name in head)
               + ("" if title else f"{'OOD by trained rule':^21}|{'KL to init':^11}"))
         for row in rows:
             cells = [pick(row[column]) for column in names]
-            cells += [cell["first"] for cell in cells[1:3] if "first" in cell]
+            cells += [cell["first"] for cell in cells[1:] if "first" in cell]
             kl = row["id"]["kl"]
             print(f"{row['name']:22}|" + "".join(f" {pm(cell)} |" for cell in cells) + ("" if title else
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
@@ -782,15 +782,18 @@ def over_seeds(files):
     print_table(rows, SimpleNamespace(**first, rule=first["trained_rule"], visual=first["trained_visual"]),
                 first["verify"], len(tables))
     print("Differences, paired by seed:")
+    kinds = {"": lambda cell: cell, "first ": lambda cell: cell["first"]}
+    if turns_alone(rows):
+        kinds |= {"turns ": lambda cell: cell["matters"], "turns first ": lambda cell: cell["matters"]["first"]}
+    if first["vl"]:
+        kinds["read "] = lambda cell: cell["recognition"]
     for a, b in combinations(range(len(rows)), 2):
-        parts = []
         for column in (c for c in HEADS if c in rows[0] and c != "seen"):
-            kinds = [("", lambda cell: cell), (" turns", lambda cell: cell["matters"])][:1 + turns_alone(rows)]
-            kinds += [(" read", lambda cell: cell["recognition"])] * ("recognition" in rows[0][column])
-            for kind, pick in kinds:
+            parts = []
+            for kind, pick in kinds.items():
                 mean, se = spread([pick(t["rows"][b][column])["p"] - pick(t["rows"][a][column])["p"] for t in tables])
-                parts.append(f"{HEADS[column]}{kind} {100 * mean:+.1f} ± {100 * se:.1f}")
-        print(f"{rows[b]['name'] + ' - ' + rows[a]['name']:22}| " + ", ".join(parts))
+                parts.append(f"{kind}{100 * mean:+.1f} ± {100 * se:.1f}")
+            print(f"{rows[b]['name'] + ' - ' + rows[a]['name']:22}| {HEADS[column]:10} " + ", ".join(parts))
 
 
 def write_json(path, value):

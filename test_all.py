@@ -1366,7 +1366,7 @@ def test_tables_over_seeds():
         init, rl_row = (next(line for line in text.splitlines() if line.startswith(name + " ")) for name in ("init", "rl  "))
         assert "40.0 ± 15.3 |  30.0 ± 15.3 |  35.0 ± 15.3" in init, init  # of .1, .2, .6: mean .3, SE sqrt(.07 / 3)
         assert "60.0 ± 20.8" in rl_row, rl_row                            # of .3, .5, 1.0
-        assert "rl - init             | ID +30.0 ± 5.8, OOD +30.0 ± 5.8" in text and "over 3 seeds" in text
+        assert "rl - init             | OOD        +30.0 ± 5.8, first +30.0 ± 5.8" in text and "over 3 seeds" in text
         assert "another seed" in error_of(ev.main, ["--seeds", files[0], files[0]])
         assert "another seed" in error_of(ev.main, ["--seeds", files[0], write(f"{out}/v.json", 4, 0.2, verify=1)])
         write(f"{out}/v.json", 4, 0.2)
