@@ -460,8 +460,13 @@ def samples():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--picture"]:
-        sys.exit(samples().save(sys.argv[2]))
+    if sys.argv[1:]:
+        if len(sys.argv) != 3 or sys.argv[1] != "--picture":
+            sys.exit("error: usage: python env_gp.py [--picture FILE]")
+        try:
+            sys.exit(samples().save(sys.argv[2]))
+        except (OSError, ValueError) as e:
+            sys.exit(f"error: {sys.argv[2]}: {e}")
     env = GeneralPoints(rule="ood")
     messages, _ = env.reset(seed=0)
     print(messages[0]["content"], "\n\nexpert:", env.expert())

@@ -853,10 +853,12 @@ class VIRL:
 
 
 if __name__ == "__main__":
-    if sys.argv[-1].endswith(".png"):
-        sample_sheet().save(sys.argv[-1], optimize=True)
-        sys.exit()
-    env = VIRL(rule="ood", data=sys.argv[1] if len(sys.argv) > 1 else None)
+    try:
+        if sys.argv[-1].endswith(".png"):
+            sys.exit(sample_sheet().save(sys.argv[-1], optimize=True))
+        env = VIRL(rule="ood", data=sys.argv[1] if len(sys.argv) > 1 else None)
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: {e}")
     messages, _ = env.reset(seed=0)
     while messages and not env.at == 4:
         messages = env.step(env.expert()).messages

@@ -89,9 +89,9 @@ def gae(rewards, values, gamma, lam):
 
 def whiten(x, run):
     """Zero mean, unit variance over all action tokens of all ranks. x: [N] -> [N]."""
-    total, count = all_sum([x.double().sum().item(), x.numel()], run)
+    total, count = all_sum([x.cpu().double().sum().item(), x.numel()], run)  # Apple's GPUs know no float64
     mean = total / count
-    variance = all_sum([(x.double() - mean).square().sum().item()], run)[0] / count
+    variance = all_sum([(x.cpu().double() - mean).square().sum().item()], run)[0] / count
     return (x - mean) / math.sqrt(variance + 1e-8)
 
 
