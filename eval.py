@@ -708,7 +708,7 @@ def print_table(rows, args, verify, seeds=1):
                    ("pictures read right", lambda cell: cell["recognition"]["whole"])]
     for title, pick in blocks:
         head = [HEADS[c] + " *" * (c == "id") for c in names]
-        head += [f"{HEADS[c]} first" for c in names[1:] if "first" in pick(rows[0]["id"])]
+        head += [f"{HEADS[c].removesuffix(' OOD')} first" for c in names[1:] if "first" in pick(rows[0]["id"])]
         print(f"{title:22}|" + "".join(f"{name:^13}|" for name in head)
               + ("" if title else f"{'OOD by trained rule':^21}|{'KL to init':^11}"))
         for row in rows:
