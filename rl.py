@@ -31,7 +31,7 @@ Metrics, one record an iteration in metrics.jsonl, and what is healthy:
                       1e-4 for a very sharp policy; above 1e-3 the run stops
     entropy           nats per token; falls slowly, never to 0
     explained_var     1 - Var(R - V) / Var(R), on rank 0; from 0 towards 1
-    value_loss, policy_loss, grad_norm (before clipping)
+    value_loss, policy_loss, grad_norm (before clipping), lr (of the policy)
     tokens_per_answer steady; cut: share of answers that ran into --max_new_tokens; near 0
     verdicts          share of each verdict among all answers
     tokens_per_s      tokens trained on (all epochs) per second of the whole iteration; episodes_per_s likewise;
@@ -310,7 +310,7 @@ def train(args, run, init, folder):
                   **({"recognized": total.recognized / max(1, total.read)} if args.vl else {}),
                   "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
                   **{name: value / max(1, updates) for name, value in stats.items()},
-                  "ratio_error": ratio_error, "updates": updates,
+                  "ratio_error": ratio_error, "updates": updates, "lr": args.lr * factor,
                   "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),
                   "turns": total.turns / total.episodes, "tokens_per_answer": total.actions / total.turns,
                   "cut": total.cut / total.turns,

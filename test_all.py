@@ -1055,6 +1055,20 @@ def test_resume_is_the_uninterrupted_run():
             assert a == b and len(a) == 4, (a, b)
 
 
+def test_rl_learning_rate_decays():
+    """--decay: constant at first, then in proportion to what is left of the budget; 0 keeps it constant."""
+    with folder() as out:
+        copy_of_init(out)
+        for decay in (0.0, 0.5):
+            quiet(rl.main, ["--out", out, "--name", f"d{decay}", "--tokens", "1e4", "--batch", "4", "--lr", "1e-5", "--decay", str(decay), *SMALL])
+            log = [r for r in records(f"{out}/gp/id/d{decay}") if "reward" in r]
+            start = torch.load(f"{out}/gp/id/init/checkpoint/trainer.pt", weights_only=True)["flops"]
+            n = records(f"{out}/gp/id/d{decay}")[0]["n"]
+            left = [1 - (flops - start) / (6 * n * 1e4) for flops in [start] + [r["flops"] for r in log[:-1]]]  # before each iteration
+            assert len(log) > 4 and min(left) < 0.4
+            assert close([r["lr"] for r in log], [1e-5 * (min(1, x / decay) if decay else 1) for x in left], 1e-9)
+
+
 def test_stage_on_the_way_continues():
     """An init that was interrupted is completed by the next command rather than in its way."""
     with folder() as out:
