@@ -872,7 +872,8 @@ def plot(files, picture, against="compute"):
                     style = {"--": "s--", "-": "o-", "-.": "^-."}[style]
                 line, = ax.plot(x, mean, style, color={"SFT": "C3", "RL": "C0"}.get(method, "C7"),
                                 label=f"{method} {HEADS[column]}")
-                ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
+                if against == "compute":
+                    ax.fill_between(x, mean - se, mean + se, color=line.get_color(), alpha=0.15, linewidth=0)
         ax.set_title(task + ", turns" * turns, fontsize=10)
         ax.set_xlabel("fine-tuning compute, TFLOP" if against == "compute" else "parts of pictures read right, %")
         ax.grid(alpha=0.3)
