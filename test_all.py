@@ -767,24 +767,31 @@ def test_rollout_is_repeatable_and_batch_free():
     assert [e.segments[0].ids for e in runs[0]] == [e.segments[0].ids for e in runs[1]]  # greedy: the batch does not matter
 
 
+@contextlib.contextmanager
+def speaking(model, tok, texts):
+    """Within, generate() says texts() in place of samples: one answer for each environment that still plays."""
+    def generate(self, input_ids=None, **kw):
+        ids = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id] for text in texts()]
+        return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (max(map(len, ids)) - len(i)) for i in ids])], 1)
+    original, type(model).generate = type(model).generate, generate
+    ends, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [tok.eos_token_id]
+    try:
+        yield
+    finally:
+        type(model).generate, model.generation_config.eos_token_id = original, ends
+
+
 def test_expert_rollout_scores_one():
     """rollout() of a perfect player: every episode solved at once; a player that fails first: solved in two attempts."""
     model, tok = tiny()
     for rule, blunders in itertools.product(RULES, (0, 1)):
         envs, turn = [GeneralPoints(rule=rule, split="unseen", verify=3) for _ in range(20)], []
 
-        def generate(self, input_ids=None, **kw):
+        def texts():
             turn.append(1)
-            texts = ["{}" if len(turn) <= blunders else env.expert() for env in envs]
-            ids = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id] for text in texts]
-            width = max(map(len, ids))
-            return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (width - len(i)) for i in ids])], 1)
-        original, type(model).generate = type(model).generate, generate
-        ends, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [tok.eos_token_id]
-        try:
+            return ["{}" if len(turn) <= blunders else env.expert() for env in envs]
+        with speaking(model, tok, texts):
             episodes = ev.rollout(model, tok, envs, range(20), 1.0, 64, cpu())
-        finally:
-            type(model).generate, model.generation_config.eos_token_id = original, ends
         assert all(e.success and len(e.turns) == blunders + 1 for e in episodes)
         assert all(e.turns[-1]["text"] == env.expert() and not e.turns[-1]["cut"] for e, env in zip(episodes, envs))
 
@@ -805,16 +812,8 @@ def test_virl_rollout_of_the_expert():
     for env in envs:
         env.step = watched(env, env.step)
 
-    def generate(self, input_ids=None, **kw):
-        texts = [blunder if env.attempts == 0 and env.at % 3 == 1 else env.expert() for env in envs if id(env) not in over]
-        ids = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id] for text in texts]
-        return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (max(map(len, ids)) - len(i)) for i in ids])], 1)
-    original, type(model).generate = type(model).generate, generate
-    ends, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [tok.eos_token_id]
-    try:
+    with speaking(model, tok, lambda: [blunder if env.attempts == 0 and env.at % 3 == 1 else env.expert() for env in envs if id(env) not in over]):
         episodes = ev.rollout(model, tok, envs, range(6), 1.0, 64, cpu())
-    finally:
-        type(model).generate, model.generation_config.eos_token_id = original, ends
     for i, (episode, played_env) in enumerate(zip(episodes, envs)):
         env = VIRL(rule=played_env.rule, split="unseen", seed=3)
         messages, _ = env.reset(i)
