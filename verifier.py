@@ -43,8 +43,8 @@ class Step:
                                  position an episode, a place on the route in V-IRL, which has many
               "position_solved"  this answer is right
               "rule_matters"     the right answer here differs between the two rules
-              "recognized"       share of the picture's parts that the answer read right, in [0, 1]; None without one or where
-                                 the prompt tells what it shows
+              "recognized"       share of the picture's parts that the answer read right, in [0, 1]; None without one
+                                 or where the prompt tells what it shows
               "other_rule"       the answer follows the rule that is NOT in force, i.e. on held-out episodes the trained
                                  rule remembered
     """
