@@ -769,10 +769,10 @@ class VIRL:
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
-    sft = dict(tokens=2.4e6, batch=16, lr=1e-3)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
+    sft = dict(tokens=2.4e6, batch=16, lr=3e-4)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
     ppo = dict(tokens=2.4e6, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
-    sft_vl, ppo_vl = dict(sft, tokens=8e5, lr=3e-4), dict(ppo, tokens=8e5)  # the same with pictures
+    sft_vl, ppo_vl = dict(sft, tokens=8e5), dict(ppo, tokens=8e5)  # the same with pictures
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
     base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)
     base_vl = {**base, "tokens": 3e6, "vision_rate": 0.3}
