@@ -1495,6 +1495,7 @@ def virl_expert(**keywords):
         for k, position in enumerate(env.positions):
             answer = env.expert()
             assert json.loads(answer).keys() == {"current observation", "current instruction", "action"} and answer == env.expert()
+            assert json.loads(answer)["current instruction"] == position.instruction  # the expert leaves the number out, the prompt has it
             assert f"\n{position.number}. {position.instruction}\n" in messages[0]["content"] and f"Now: {position.observation}\n" in messages[0]["content"]
             step = env.step(answer)
             last = k == len(env.positions) - 1
