@@ -11,8 +11,7 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     document(rng, chat_share)            pretraining text for the tiny model
     picture_document(rng, chat_share, ..., pixels, rare)    the same with pictures: (text or chat, images)
     fragments(vl) -> [str]               its fixed phrases, for the tokenizer
-    constants: title, rule_names, visual_names, reward_scale, default_verify, sft, sft_vl, ppo, ppo_vl, base, base_vl,
-               verdicts
+    constants: title, rule_names, visual_names, reward_scale, default_verify, sft, ppo, ppo_vl, base, base_vl, verdicts
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -371,7 +370,7 @@ class GeneralPoints:
     default_verify = 5   # attempts per hand, as in the paper
     sft = dict(tokens=1.2e6, batch=128, lr=1e-3)  # defaults of sft.py and rl.py: compute X / 6N, episodes a step, ...
     ppo = dict(tokens=1.2e6, batch=128, lr=1e-4, lr_value=1e-3, gamma=1.0, clip_value=0.5, decay=0.0)
-    sft_vl, ppo_vl = sft, {**ppo, "decay": 0.5}  # with pictures: reading suffers from the last steps at a constant rate
+    ppo_vl = {**ppo, "decay": 0.5}  # reading suffers from the last steps at a constant rate
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
     base = dict(tokens=3.6e6, batch=32, row_tokens=128, chat_share=0.08)
     base_vl = dict(tokens=5e6, batch=21, row_tokens=192, chat_share=0.12, vision_rate=0.3)  # chats are longer

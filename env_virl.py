@@ -15,9 +15,8 @@ In step()'s info "rule_matters" marks the turns: forward() and stop() are the sa
 there only behind a forward(): elsewhere instructions and history tell what the picture shows.
 
 Rules (the paper's Rule Variation): "id" turns by absolute words (north, northeast, ...), "ood" by relative ones (left,
-slightly left, ...). The action space is written in the prompt, and the instructions hold both words: "3. Turn left to
-face west." So there is a skill that serves both rules, to find the instruction that counts now, and one for each rule,
-to copy the right one of its two words.
+slightly left, ...). The action space is written in the prompt, and the instructions hold both words: "Turn left to
+face west." So the held-out rule is a matter of which word to copy.
 
 Routes come from one of two sources.
     a procedural city   jittered blocks and diagonals, 2-5 legs. Training and unseen routes lie in different cities with
@@ -87,8 +86,7 @@ class Route(NamedTuple):
 
 class Position(NamedTuple):  # one decision
     observation: str
-    number: int            # of the current instruction, from 1
-    instruction: str       # its text
+    instruction: str       # the current one
     turn: tuple | None     # (old heading, new heading) if the right action is a turn
     action: str | None     # else the right action
     point: tuple
@@ -346,13 +344,13 @@ def walk(route, rng, relative="ood", absolute="id"):
         crossing = 0 < i < len(route.places) - 1
         seen = (place.landmark or NOTHING) + f", {CROSSING}" * crossing
         if place.heading is None:
-            positions.append(Position(seen, len(instructions), instructions[-1], None, "stop()", place.point, heading))
+            positions.append(Position(seen, instructions[-1], None, "stop()", place.point, heading))
             return instructions, positions
         turn, heading = (heading, place.heading), place.heading
         ahead = route.places[i + 1]
         instructions.append((TURN if i else FIRST).substitute(relative=TURN_WORD[relative](*turn),
                                                               absolute=TURN_WORD[absolute](*turn)))
-        positions.append(Position(seen, len(instructions), instructions[-1], turn, None, place.point, turn[0]))
+        positions.append(Position(seen, instructions[-1], turn, None, place.point, turn[0]))
         arrive = ARRIVE if ahead.heading is None else MOVE
         instructions.append(arrive.substitute(landmark=ahead.landmark) if ahead.landmark else MOVE_ON)
         most, chance = route.strides[i]
@@ -360,12 +358,7 @@ def walk(route, rng, relative="ood", absolute="id"):
         for t in [0.0] + between:
             point = tuple(a + t * (b - a) for a, b in zip(place.point, ahead.point))
             seen = NOTHING if t or not crossing else CROSSING
-            positions.append(Position(seen, len(instructions), instructions[-1], None, "forward()", point,
-                                      heading))
-
-
-def route_text(instructions):
-    return "\n".join(f"{number}. {text}" for number, text in enumerate(instructions, 1))
+            positions.append(Position(seen, instructions[-1], None, "forward()", point, heading))
 
 
 def history_text(positions, actions):
@@ -377,15 +370,13 @@ def fill(template, instructions, positions, at, space, most=HISTORY, seen=None, 
     write for the current observation, if not the observation itself."""
     past = positions[max(0, at - most):at]
     return template.substitute(
-        words=", ".join(SPACES[space]), instructions=route_text(instructions),
+        words=", ".join(SPACES[space]), instructions="\n".join(instructions),
         observation=seen or positions[at].observation,
         history=history_text(past, [action_text(p, space) for p in past]), **more)
 
 
-def answer_text(position, action, numbered=False):
-    """numbered: with the number of the instruction, as pretraining texts have it and the expert does not."""
-    instruction = f"{position.number}. " * numbered + position.instruction
-    return json.dumps({"current observation": position.observation, "current instruction": instruction,
+def answer_text(position, action):
+    return json.dumps({"current observation": position.observation, "current instruction": position.instruction,
                        "action": action}, ensure_ascii=False)
 
 
@@ -414,16 +405,16 @@ def document(rng, chat_share=0.15, noise=0.1):
     space = rng.choice(words)
     if not chat and kind < chat_share + 0.2 * (1 - chat_share):
         said = [said_action(p, space, rng, noise) for p in positions]
-        steps = [f"Now: {p.observation}\n{answer_text(p, action, True)}" for p, action in zip(positions, said)]
-        return WALK.substitute(words=", ".join(SPACES[space]), instructions=route_text(instructions),
+        steps = [f"Now: {p.observation}\n{answer_text(p, action)}" for p, action in zip(positions, said)]
+        return WALK.substitute(words=", ".join(SPACES[space]), instructions="\n".join(instructions),
                                steps="\n".join(steps))
     at = rng.choice([i for i, p in enumerate(positions) if p.turn] if rng.random() < 0.5 else range(len(positions)))
     if not chat:
         return fill(GLIMPSE, instructions, positions, at, space,
-                    answer=answer_text(positions[at], said_action(positions[at], space, rng, noise), True))
+                    answer=answer_text(positions[at], said_action(positions[at], space, rng, noise)))
     messages = [{"role": "user", "content": fill(PROMPT, instructions, positions, at, space)}]
     for _ in range(2):
-        text = answer_text(positions[at], said_action(positions[at], space, rng, 3 * noise), True)
+        text = answer_text(positions[at], said_action(positions[at], space, rng, 3 * noise))
         verdict = judge_virl(text, action_text(positions[at], space), says_intersection(positions[at].observation))
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": verdict.feedback}]
         if verdict.kind == "correct":
@@ -442,7 +433,6 @@ def fragments(vl=False):
              "Last steps: ", "\nNow: "]
     words = [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
     words += [LANDMARK.substitute(name=name, side=side) for name in LANDMARKS for side in RELATIVE[:2]]
-    words += [f"{number}. " for number in range(1, 2 * max(LEGS) + 1)]
     return out + 20 * often + 50 * words  # what is frequent is merged first, so it stays one token wherever it stands
 
 
@@ -769,10 +759,10 @@ class VIRL:
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
-    sft = dict(tokens=2.4e6, batch=16, lr=3e-4)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
+    sft = dict(tokens=8e5, batch=16, lr=3e-4)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
-    ppo = dict(tokens=2.4e6, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
-    sft_vl, ppo_vl = dict(sft, tokens=8e5), dict(ppo, tokens=8e5)  # the same with pictures
+    ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
+    ppo_vl = ppo
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
     base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)
     base_vl = {**base, "tokens": 3e6, "vision_rate": 0.3}
@@ -858,8 +848,7 @@ class VIRL:
         return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
 
     def expert(self):
-        """The right answer here. There is only one, in a handwriting of its own: unlike the pretraining texts it leaves
-        the number of the instruction out (the verifier reads the action alone)."""
+        """The right answer here. There is only one."""
         return answer_text(self.position, action_text(self.position, self.rule))
 
 
