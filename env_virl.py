@@ -11,8 +11,9 @@ a route is a row of positions, and each position is a conversation of its own:
     attempts used up         end the episode in training; with move_on=True, which the table's columns set, the position
                              counts as failed and the walk goes on along the right path, so that per-step accuracy
                              covers whole routes
-In step()'s info "rule_matters" marks the turns: forward() and stop() are the same under both rules. "recognized" is
-there only behind a forward(): elsewhere instructions and history tell what the picture shows.
+In step()'s info "rule_matters" marks the turns: forward() and stop() are the same under both rules. "working": whether
+the answer names the current instruction, letter by letter. "recognized" is there only behind a forward(): elsewhere
+instructions and history tell what the picture shows.
 
 Rules (the paper's Rule Variation): "id" turns by absolute words (north, northeast, ...), "ood" by relative ones (left,
 slightly left, ...). The action space is written in the prompt, and the instructions hold both words: "Turn left to
@@ -839,6 +840,7 @@ class VIRL:
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
                 "position_solved": solved, "rule_matters": here.turn is not None,
                 "other_rule": verdict.action == action_text(here, other) != right,
+                "working": (last_json_object(text) or {}).get("current instruction") == here.instruction,
                 "recognized": recognized(text, here.observation) if self.vl and came == "forward()" else None}
         if left and not done:
             self.arrive(self.at + 1)

@@ -623,6 +623,9 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
         "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts: any of k tries
         "first"          ... by the first attempt                     "episode"   share of whole episodes solved
         "matters"        {"p", ..., "first"} of the positions at which the two rules differ alone
+        "working"        where the environment judges it, by first answers at those positions: the share whose working,
+                         which comes before the action, is right (V-IRL: the current instruction), and "then": of these,
+                         the share whose action is right too
         "other_rule"     share of first answers that follow the other rule, among those positions
         "verdicts"       shares among first answers                   "kl"        in column "id", given a reference
         "recognition"    with pictures, by first answers: the share of a picture's parts read right (cards; landmark,
@@ -650,6 +653,8 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
             return rate(list(hits.values()))
         matters = [r for r in records if r[2]["rule_matters"]]
         verdicts = [r[2]["verdict"] for r in records]
+        working = [r for r in matters if r[2].get("working") is not None]
+        then = [int(r[2]["position_solved"]) for r in working if r[2]["working"]]
         read = [r[2]["recognized"] for r in records if r[2].get("recognized") is not None]
         out[column] = {
             **best(lambda r: r[3]), "first": best(lambda r: r[2]["position_solved"]),
@@ -657,6 +662,7 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None, k=1):
             "matters": {**best(lambda r: r[3], matters), "first": best(lambda r: r[2]["position_solved"], matters)},
             "other_rule": rate([int(r[2]["other_rule"]) for r in matters]),
             "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}, "kl": None,
+            **({"working": {**rate([int(r[2]["working"]) for r in working]), "then": rate(then)}} if working else {}),
             **({"recognition": {**rate(read), "whole": rate([int(x == 1) for x in read])}} if read else {})}
         if reference is not None and column == "id":
             out[column]["kl"] = kl_to(reference, model, tok, played, args, run)
@@ -703,6 +709,9 @@ def print_table(rows, args, verify, seeds=1):
     if turns_alone(rows):
         blocks += [("where the rules differ", lambda cell: cell["matters"]),
                    ("whole episodes", lambda cell: cell["episode"])]
+    if "working" in rows[0]["id"]:
+        blocks += [("working right", lambda cell: cell["working"]),
+                   ("then action right", lambda cell: cell["working"]["then"])]
     if args.vl:
         blocks += [("parts read right", lambda cell: cell["recognition"]),
                    ("pictures read right", lambda cell: cell["recognition"]["whole"])]
@@ -719,6 +728,9 @@ def print_table(rows, args, verify, seeds=1):
                   f"{pm(row['ood']['other_rule']):^21}|{'' if kl is None else f'{kl:.2f}':^11}"))
     print("* the trained rule. seen = episodes trained on; ID, OOD = unseen ones. first: by the first attempt, as with "
           "--verify 1.\n  OOD by trained rule: first answers on the held-out rule that follow the trained one."
+          + ("\n  working: by first answers where the rules differ, what stands before the action (V-IRL: the current "
+             "instruction)\n  right in every letter; then: of these answers, those whose action is right too.")
+          * ("working" in rows[0]["id"])
           + ("\n  visual OOD: unseen episodes, trained rule, other look. Read: by first answers, where the prompt does not "
              "tell.") * args.vl, flush=True)
 
@@ -785,6 +797,8 @@ def over_seeds(files):
     kinds = {"": lambda cell: cell, "first ": lambda cell: cell["first"]}
     if turns_alone(rows):
         kinds |= {"turns ": lambda cell: cell["matters"], "turns first ": lambda cell: cell["matters"]["first"]}
+    if "working" in rows[0]["id"]:
+        kinds |= {"working ": lambda cell: cell["working"], "then ": lambda cell: cell["working"]["then"]}
     if first["vl"]:
         kinds["read "] = lambda cell: cell["recognition"]
     for a, b in combinations(range(len(rows)), 2):

@@ -1326,7 +1326,8 @@ def test_command_line_from_an_empty_folder():
 
 def test_evaluate_counts_positions():
     """Per-step accuracy, first attempts, turns alone and whole routes, counted from a player of known skill: it always fails
-    the first attempt at position 1 and all attempts at position 2, and there it answers in the other rule's words."""
+    the first attempt at position 1 and all attempts at position 2, there in the other rule's words, and misquotes the first
+    instruction, a turn."""
     model, tok = tiny()
     args = ev.Parser("")
     ev.shared_flags(args)
@@ -1345,6 +1346,8 @@ def test_evaluate_counts_positions():
                     other = env.expert()
                     env.rule = "ood" if env.rule == "id" else "id"
                     answer = other if other != answer else "{}"
+                if env.at == 0:
+                    answer = answer.replace("First, turn", "First turn")
                 step = env.step(answer)
                 e.turns.append({**step.info, "text": answer, "tokens": 1, "reward": step.reward, "cut": False})
             e.success = step.info["success"]
@@ -1361,7 +1364,10 @@ def test_evaluate_counts_positions():
         assert cell["n"] == n and cell["episode"] == {"p": 0, "se": 0, "n": 30}
         assert close(cell["p"], (n - 30) / n) and close(cell["first"]["p"], (n - 60) / n)
         assert 0.3 < cell["matters"]["n"] / n < 0.45 and cell["matters"]["p"] <= 1
-        assert 0 < cell["other_rule"]["p"] < 0.5 and cell["other_rule"]["n"] == cell["matters"]["n"]
+        turns, other = cell["matters"]["n"], cell["other_rule"]["p"]
+        assert 0 < other < 0.5 and cell["other_rule"]["n"] == turns
+        assert cell["working"]["n"] == turns and close(cell["working"]["p"], 1 - 30 / turns)
+        assert cell["working"]["then"]["n"] == turns - 30 and close(cell["working"]["then"]["p"], 1 - other * turns / (turns - 30))
 
 
 def test_tables_over_seeds():
@@ -1500,7 +1506,7 @@ def virl_expert(**keywords):
             last = k == len(env.positions) - 1
             assert step.reward == 1 and step.info["verdict"] == "correct" and step.info["position_done"] and step.info["position_solved"]
             assert step.done == last == step.info["success"] == (step.messages is None) and not step.info["other_rule"]
-            assert step.info["rule_matters"] == ("turn_direction(" in answer)
+            assert step.info["rule_matters"] == ("turn_direction(" in answer) and step.info["working"] is True
             count += 1
             if not last:
                 assert [m["role"] for m in step.messages] == ["user"] and step.messages[:len(messages)] != messages
@@ -1574,7 +1580,8 @@ def test_virl_prompt_states_the_rule():
                 infos = [env.step(a).info for env, a in zip(envs, answers[::-1])]
                 assert all(i["other_rule"] and i["verdict"] == "wrong_action" and i["rule_matters"] for i in infos)
                 wrong = "turn_direction(right)" if words[1] == "left" else "turn_direction(left)"  # neither rule's word
-                assert not any(env.step(virl_answer(wrong, position.observation)).info["other_rule"] for env in envs)
+                infos = [env.step(virl_answer(wrong, position.observation)).info for env in envs]
+                assert not any(i["other_rule"] or i["working"] for i in infos)  # its instruction is "Go."
             else:
                 assert answers[0] == answers[1]
                 assert not any(env.step(a).info["other_rule"] for env, a in zip(envs, answers))
