@@ -776,12 +776,13 @@ def over_seeds(files):
                 tables.append(json.load(f))
             tasks = [{key: tables[i][key] for key in ("env", "vl", "trained_rule", "trained_visual", "verify", "k",
                                                       "temperature", "episodes")} for i in (0, -1)]
-            names = [[row["name"] for row in tables[i]["rows"]] for i in (0, -1)]
+            names = [[(row["name"], sorted(row["id"])) for row in tables[i]["rows"]] for i in (0, -1)]
             seed = tables[-1]["seed"]
         except (OSError, ValueError, KeyError, TypeError) as e:
             fail(f"{file} is not a table of this script (eval.json, or a file of --json): {e!r}")
         if tasks[0] != tasks[1] or names[0] != names[1] or seed in [t["seed"] for t in tables[:-1]]:
-            fail(f"{file} is not {files[0]} with another seed: task, settings and models must agree, seeds differ")
+            fail(f"{file} is not {files[0]} with another seed: task, settings, models and measures must agree, seeds "
+                 "differ")
 
     def merge(cells):  # the same place of all tables
         if not isinstance(cells[0], dict):

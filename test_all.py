@@ -1388,7 +1388,11 @@ def test_tables_over_seeds():
         assert "rl - init             | OOD        +30.0 ± 5.8, first +30.0 ± 5.8" in text and "over 3 seeds" in text
         assert "another seed" in error_of(ev.main, ["--seeds", files[0], files[0]])
         assert "another seed" in error_of(ev.main, ["--seeds", files[0], write(f"{out}/v.json", 4, 0.2, verify=1)])
-        write(f"{out}/v.json", 4, 0.2)
+        table = json.load(open(write(f"{out}/v.json", 4, 0.2)))
+        for row in table["rows"]:
+            row["id"]["working"] = {"p": 0.5, "se": 0.0, "n": 50, "then": {"p": 0.5, "se": 0.0, "n": 25}}
+        ev.write_json(f"{out}/v.json", table)
+        assert "measures" in error_of(ev.main, ["--seeds", files[0], f"{out}/v.json"])
         with open(f"{out}/v.json", "r+") as f:
             f.truncate(100)
         assert "v.json" in error_of(ev.main, ["--seeds", files[0], f"{out}/v.json"])
@@ -1400,7 +1404,7 @@ def test_virl_command_line():
         small = ["--env", "virl", "--out", out, "--episodes", "1", "--monitor_episodes", "1", "--monitors", "1", "--max_new_tokens", "6",
                  "--verify", "1"]
         text = command("rl.py", "--rule", "ood", "--base_tokens", "2e4", "--init_tokens", "2e3", "--tokens", "1e3", "--batch", "4", *small)
-        for part in ("V-IRL: trained rule = ood", "relative directions", "where the rules differ", "whole episodes", "rl  "):
+        for part in ("V-IRL: trained rule = ood", "relative directions", "where the rules differ", "whole episodes", "working right", "then action right", "rl  "):
             assert part in text, part
         assert "route_infos.json" in error_of(ev.main, ["--env", "virl", "--out", out, "--rule", "ood", "--data", out])
         assert "--data" in error_of(sft.main, ["--env", "gp", "--stage", "base", "--out", out, "--data", out])
