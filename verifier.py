@@ -45,6 +45,7 @@ class Step:
               "rule_matters"     the right answer here differs between the two rules
               "recognized"       share of the picture's parts that the answer read right, in [0, 1]; None without one
                                  or where the prompt tells what it shows
+              "working"          V-IRL alone: what the answer says before its action, the current instruction, is right
               "other_rule"       the answer follows the rule that is NOT in force, i.e. on held-out episodes the trained
                                  rule remembered
     """
