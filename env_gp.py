@@ -11,7 +11,8 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     document(rng, chat_share)            pretraining text for the tiny model
     picture_document(rng, chat_share, ..., pixels, rare)    the same with pictures: (text or chat, images)
     fragments(vl) -> [str]               its fixed phrases, for the tokenizer
-    constants: title, rule_names, visual_names, reward_scale, default_verify, sft, ppo, ppo_vl, base, base_vl, verdicts
+    constants: title, rule_names, visual_names, reward_scale, default_verify, sft, ppo, ppo_vl, base, base_vl, tiny,
+        verdicts; tiny is what sets the model class of the tiny text model apart (keywords of AutoConfig.for_model)
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -374,6 +375,7 @@ class GeneralPoints:
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
     base = dict(tokens=3.6e6, batch=32, row_tokens=128, chat_share=0.08)
     base_vl = dict(tokens=5e6, batch=21, row_tokens=192, chat_share=0.12, vision_rate=0.3)  # chats are longer
+    tiny = dict(model_type="llama")
     verdicts = tuple(GP_REWARD)  # every kind a step can report
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

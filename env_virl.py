@@ -62,7 +62,8 @@ from verifier import (COMPASS, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, Step, compa
 RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
 HISTORY = 3                               # observations and actions shown in the city
 LEGS = (2, 2, 2, 3, 3, 4, 5)              # of a route in the city, as likely as they stand here
-CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore"), "base": ("Eastwick", "Fenton", "Garrow")}
+CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")}
+BASE_CITIES = 2000  # those of pretraining, about one a document: of three, the base would learn the maps by heart
 ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
@@ -402,7 +403,7 @@ def document(rng, chat_share=0.15, noise=0.1):
     kind = rng.random()
     chat = kind < chat_share
     words = [("ood", "id")[i] if chat or rng.random() < 0.7 else ("clock", "letters")[i] for i in (0, 1)]
-    instructions, positions = walk(city_route(rng.choice(CITIES["base"]), rng), rng, *words)
+    instructions, positions = walk(city_route(f"base {rng.randrange(BASE_CITIES)}", rng), rng, *words)
     space = rng.choice(words)
     if not chat and kind < chat_share + 0.2 * (1 - chat_share):
         said = [said_action(p, space, rng, noise) for p in positions]
@@ -725,8 +726,7 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
         text = text.replace("$observation", said).replace(f"\nNow: {observation}\n", f"\nNow: {SEEN}\n")
         return text.replace(f'"current observation": "{observation}"', f'"current observation": "{said}"')
     common = "id" if rare == "ood" else "ood"
-    town = CITIES["base"][seed % len(CITIES["base"])]
-    picture = draw_picture(rare if unusual else common, town, observation, seed, pixels)
+    picture = draw_picture(rare if unusual else common, f"base {seed % BASE_CITIES}", observation, seed, pixels)
     if isinstance(doc, list):
         return [{**message, "content": shown(message["content"])} for message in doc], [picture]
     return "<image>" + shown(doc), [picture]
@@ -760,13 +760,17 @@ class VIRL:
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
-    sft = dict(tokens=8e5, batch=16, lr=3e-4)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
+    sft = dict(tokens=8e5, batch=16, lr=3e-3)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
     ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
     ppo_vl = ppo
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
-    base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15)
+    base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15, lr=1e-2)
     base_vl = {**base, "tokens": 3e6, "vision_rate": 0.3}
+    # Which instruction is the current one has to be looked up. Two stock parts make a tiny model learn that in a fifth
+    # of the tokens: a first layer that sees 4 tokens back only, and normalised queries and keys.
+    tiny = dict(model_type="qwen3", use_sliding_window=True, sliding_window=4,
+                layer_types=["sliding_attention", "full_attention", "full_attention"])
     verdicts = tuple(VIRL_REWARD)
     document = staticmethod(document)
     picture_document = staticmethod(picture_document)

@@ -1,6 +1,6 @@
 """sft.py: supervised fine-tuning, and the pretraining of the tiny base it starts from. One loop does both.
 
-    python sft.py --env gp --stage base            # tiny Llama + tokenizer from scratch, a few minutes -> out/gp/base
+    python sft.py --env gp --stage base            # tiny model + tokenizer from scratch, a few minutes -> out/gp/base
     python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                 -> out/gp/id/init
     python sft.py --env gp --rule id               # SFT continued from init at RL's compute           -> out/gp/id/sft
     python sft.py --env gp --rule id --name own --demos own   # control: the init's own right answers as demonstrations
@@ -34,7 +34,7 @@ import time
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import (CLIPVisionConfig, GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, LlavaConfig,
+from transformers import (AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, GPT2Tokenizer, LlavaConfig,
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -52,8 +52,8 @@ STAGES = {  # defaults by stage; each is also a flag. What is None, and more for
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The tiny model: 0.6M parameters, an ordinary Llama with a byte-level BPE tokenizer trained on the task's phrases; with
-# pictures an ordinary LLaVA of 1.1M around it.
+# The tiny model: 0.6M parameters, an ordinary Llama or Qwen3 (the environment says which) with a byte-level BPE
+# tokenizer trained on the task's phrases; with pictures an ordinary LLaVA of 1.1M around it.
 
 CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}"
                  "{% else %}{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}"
@@ -61,10 +61,11 @@ CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] i
 
 
 def build_tiny(env, seed, vl=False, pixels=80):
-    """-> (LlamaForCausalLM with random weights, tokenizer). Any text can be encoded (256 bytes are in the vocabulary);
-    the environment's fixed phrases become a token or two each, because BPE may merge across spaces here.
+    """-> (causal language model with random weights, tokenizer). env.tiny: keywords that set its class apart. Any text
+    can be encoded (256 bytes are in the vocabulary); the environment's fixed phrases become a token or two each, as BPE
+    may merge across spaces here.
 
-    vl: -> LlavaForConditionalGeneration, the same Llama behind a CLIP vision tower with patches of pixels / 4, so a
+    vl: -> LlavaForConditionalGeneration, the same model behind a CLIP vision tower with patches of pixels / 4, so a
     picture is 16 tokens; tok.processor resizes and normalises pictures with Pillow and NumPy."""
     trainee = GPT2Tokenizer()
     trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
@@ -74,8 +75,9 @@ def build_tiny(env, seed, vl=False, pixels=80):
     tok = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
     torch.manual_seed(seed)
-    text = LlamaConfig(
-        vocab_size=len(tok), hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+    text = AutoConfig.for_model(
+        **env.tiny, vocab_size=len(tok), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=32,
         max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=tok.pad_token_id,
         eos_token_id=tok.eos_token_id, bos_token_id=None)
     tok.processor = None
@@ -90,7 +92,7 @@ def build_tiny(env, seed, vl=False, pixels=80):
             vision_config=eyes, text_config=text, vision_feature_layer=-1, vision_feature_select_strategy="default",
             image_token_id=tok.convert_tokens_to_ids("<image>"), tie_word_embeddings=True))
     else:
-        model = LlamaForCausalLM(text)
+        model = AutoModelForCausalLM.from_config(text)
     model.generation_config.eos_token_id = [tok.eos_token_id]
     model.generation_config.suppress_tokens = [model.config.image_token_id] if vl else None  # see load()
     return model, tok
@@ -130,7 +132,7 @@ def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_s
         ids, pixel_values = [], []
         while True:
             if not spare:
-                for _ in range(16 if picture_share else 256):  # pictures that do not fit the last row are drawn in vain
+                for _ in range(16 if picture_share else 8 * count):  # pictures beyond the last row are in vain
                     if picture_share and rng.random() < picture_share:
                         doc, images = env.picture_document(rng, chat_share, pixels=pixels, rare=rare)
                     else:

@@ -51,9 +51,9 @@ def cpu(dtype="fp32"):
 
 
 @functools.lru_cache(maxsize=None)
-def tiny():
+def tiny(env=GeneralPoints):
     """A random tiny model whose samples vary, and its tokenizer."""
-    model, tok = sft.build_tiny(GeneralPoints, seed=0)
+    model, tok = sft.build_tiny(env, seed=0)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5 if p.ndim == 2 else 1.0)
@@ -63,11 +63,11 @@ def tiny():
     return model.eval(), tok
 
 
-def played(n=12, temperature=1.0, verify=3, max_new_tokens=24):
+def played(n=12, temperature=1.0, verify=3, max_new_tokens=24, env=GeneralPoints):
     """Random multi-turn episodes of the tiny model."""
-    model, tok = tiny()
+    model, tok = tiny(env)
     torch.manual_seed(1)
-    envs = [GeneralPoints(verify=verify) for _ in range(n)]
+    envs = [env(verify=verify) for _ in range(n)]
     return ev.rollout(model, tok, envs, [f"t{i}" for i in range(n)], temperature, max_new_tokens, cpu())
 
 
@@ -697,9 +697,10 @@ def test_glue_equals_the_template():
 
 
 def test_sampled_is_scored():
-    """generate()'s own log-probs of what it sampled equal score()'s, left padding, temperature 1 and 0.7 alike."""
-    model, tok = tiny()
-    for temperature in (1.0, 0.7):
+    """generate()'s own log-probs of what it sampled equal score()'s, left padding, temperature 1 and 0.7 alike; with a layer
+    that sees few tokens back (V-IRL's tiny model) too."""
+    for env, temperature in ((GeneralPoints, 1.0), (GeneralPoints, 0.7), (VIRL, 1.0)):
+        model, tok = tiny(env)
         kept, generate = [], type(model).generate
 
         def spy(self, **kw):
@@ -709,7 +710,7 @@ def test_sampled_is_scored():
             return out.sequences
         type(model).generate = spy
         try:
-            episodes = played(8, temperature, verify=1)
+            episodes = played(8, temperature, verify=1, env=env)
         finally:
             type(model).generate = generate
         logp, entropy, _ = ev.score(model, [e.segments[0] for e in episodes], tok.pad_token_id, cpu(), temperature)
@@ -731,15 +732,29 @@ def test_score_is_the_shifted_softmax():
 
 
 def test_padding_changes_nothing():
-    model, tok = tiny()
     head = torch.nn.Linear(128, 1)
-    segments = [e.segments[0] for e in played(6)]
-    together = ev.score(model, segments, tok.pad_token_id, cpu(), 1.0, head)
-    alone = [ev.score(model, [s], tok.pad_token_id, cpu(), 1.0, head) for s in segments]
-    for i in range(3):
-        assert close(together[i].detach(), torch.cat([a[i] for a in alone]).detach(), 1e-4)
-    loss = sft.sft_loss(model, segments, 10, tok.pad_token_id, cpu())
-    assert close(loss.item(), sum(sft.sft_loss(model, [s], 10, tok.pad_token_id, cpu()).item() for s in segments), 1e-4)
+    for env in (GeneralPoints, VIRL):
+        model, tok = tiny(env)
+        segments = [e.segments[0] for e in played(6, env=env)]
+        together = ev.score(model, segments, tok.pad_token_id, cpu(), 1.0, head)
+        alone = [ev.score(model, [s], tok.pad_token_id, cpu(), 1.0, head) for s in segments]
+        for i in range(3):
+            assert close(together[i].detach(), torch.cat([a[i] for a in alone]).detach(), 1e-4)
+        loss = sft.sft_loss(model, segments, 10, tok.pad_token_id, cpu())
+        assert close(loss.item(), sum(sft.sft_loss(model, [s], 10, tok.pad_token_id, cpu()).item() for s in segments), 1e-4)
+
+
+def test_tiny_first_layer_sees_four_tokens():
+    """V-IRL's tiny model: the first layer's output at a position hangs on this and the three tokens before; the last layer's on all."""
+    model, tok = tiny(VIRL)
+    ids = torch.arange(40, 60)[None]
+    for far in range(1, 8):
+        other = ids.clone()
+        other[0, -1 - far] = 99
+        with torch.no_grad():
+            a, b = (model(x, output_hidden_states=True).hidden_states for x in (ids, other))
+        assert bool((a[1][0, -1] != b[1][0, -1]).any()) == (far < 4), far
+        assert (a[-1][0, -1] != b[-1][0, -1]).any()
 
 
 def test_feedback_gets_no_gradient():
@@ -1109,7 +1124,7 @@ def test_killed_save_leaves_the_old_checkpoint():
 class Toy:
     """One question; an answer that begins with a digit is right."""
     title, rule_names, reward_scale, default_verify, verdicts = "Toy", {"id": "a", "ood": "b"}, 5.0, 1, ("right", "wrong")
-    sft, ppo = dict(GeneralPoints.sft), dict(GeneralPoints.ppo)
+    sft, ppo, tiny = dict(GeneralPoints.sft), dict(GeneralPoints.ppo), GeneralPoints.tiny
     document, fragments, pays = GeneralPoints.document, GeneralPoints.fragments, True
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
@@ -1619,7 +1634,6 @@ def test_virl_splits_and_words():
         share = {w: (compass + relative).count(w) / len(compass) for w in COMPASS + RELATIVE}
         assert all(0.05 < share[w] < 0.25 for w in COMPASS) and all(0.10 < share[w] < 0.40 for w in RELATIVE), share
     assert not names["train"] & names["unseen"] and not streets["train"] & streets["unseen"] and len(names["unseen"]) > 20
-    assert not set(env_virl.CITIES["base"]) & {*env_virl.CITIES["train"], *env_virl.CITIES["unseen"]}
 
 
 def test_virl_same_seed_same_routes_in_another_process():
