@@ -1688,7 +1688,7 @@ def test_virl_documents():
             assert fields["current instruction"] in instructions and f"Now: {fields['current observation']}\n" in text
             assert (m := re.fullmatch(r"forward\(\)|stop\(\)|turn_direction\((.+)\)", fields["action"])) and (not m[1] or m[1] in words)
             assert bool(m[1]) == ("urn " in fields["current instruction"])
-    assert 0.12 < chats / n < 0.18 and 0.14 < walks / n < 0.20 and 0.08 < wrong / turns < 0.12 and feedback > 40
+    assert 0.12 < chats / n < 0.18 and 0.14 < walks / n < 0.20 and 0.07 < wrong / turns < 0.13 and feedback > 40
     assert all(c / n > 0.1 for c in spaces.values()) and spaces["id"] / n > 0.25 and spaces["ood"] / n > 0.25
     assert all(isinstance(env_virl.document(rng, chat_share=1.0), list) for _ in range(20))
     assert all(isinstance(env_virl.document(rng, chat_share=0.0), str) for _ in range(50))
@@ -1968,7 +1968,7 @@ def test_virl_pictures_through_a_route():
                 (messages, images), words = (step.messages, step.images), told.messages
             assert images == [] and step.done and len(set(pictures)) == len(pictures)
     names = {split: {n for city in env_virl.ABROAD[split] for n, _ in env_virl.city(city)[2]} for split in ("train", "unseen")}
-    assert not names["train"] & names["unseen"] and len({city for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for city in row}) == 11
+    assert not names["train"] & names["unseen"] and len({city for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for city in row}) == 8
     for bad in (dict(visual="x"), dict(pixels=0)):
         try:
             VIRL(vl=True, **bad)
