@@ -11,8 +11,9 @@ An environment is one class, and sft.py, rl.py and eval.py use nothing of it but
     document(rng, chat_share)            pretraining text for the tiny model
     picture_document(rng, chat_share, ..., pixels, rare)    the same with pictures: (text or chat, images)
     fragments(vl) -> [str]               its fixed phrases, for the tokenizer
-    constants: title, rule_names, visual_names, reward_scale, default_verify, sft, ppo, ppo_vl, base, base_vl, tiny,
-        verdicts; tiny is what sets the model class of the tiny text model apart (keywords of AutoConfig.for_model)
+    constants: title, rule_names, visual_names, reward_scale, default_verify, verdicts; the flags' defaults: sft, ppo,
+        base, with pictures sft_vl, ppo_vl, base_vl; tiny is what sets the model class of the tiny text model apart
+        (keywords of AutoConfig.for_model)
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" counts them as 11, 12, 13. Everything else is
 the same, and the prompt states the rule. Hands are split by the multiset of their numbers: 80% for training, 20%
@@ -370,6 +371,7 @@ class GeneralPoints:
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
     default_verify = 5   # attempts per hand, as in the paper
     sft = dict(tokens=1.2e6, batch=128, lr=1e-3)  # defaults of sft.py and rl.py: compute X / 6N, episodes a step, ...
+    sft_vl = sft
     ppo = dict(tokens=1.2e6, batch=128, lr=1e-4, lr_value=1e-3, gamma=1.0, clip_value=0.5, decay=0.0)
     ppo_vl = {**ppo, "decay": 0.5}  # reading suffers from the last steps at a constant rate
     # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures

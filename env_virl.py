@@ -761,6 +761,7 @@ class VIRL:
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
     sft = dict(tokens=8e5, batch=16, lr=3e-3)  # defaults of sft.py and rl.py: compute X / 6N, routes a step, ...
+    sft_vl = {**sft, "lr": 1e-3}
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
     ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
     ppo_vl = ppo

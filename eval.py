@@ -221,10 +221,11 @@ def base_of(args):
     return os.path.join(home(args), "base-ood" if args.visual == "ood" else "base")
 
 
-def task_flags(args, defaults=None):
-    """The flags that name the task and the model, for "next: ..." lines. defaults: of the script named there, if the
-    compute shall be the same."""
-    compute = f" --tokens {args.tokens:g}" if defaults and args.tokens != defaults["tokens"] else ""
+def task_flags(args, method=None):
+    """The flags that name the task and the model, for "next: ..." lines. method: "sft" or "ppo", if the compute shall
+    be the same there."""
+    same = not method or args.tokens == getattr(ENVS[args.env], method + "_vl" * args.vl)["tokens"]
+    compute = "" if same else f" --tokens {args.tokens:g}"
     return (f"--env {args.env} --rule {args.rule}" + (f" --vl --visual {args.visual} --pixels {args.pixels}" * args.vl)
             + "".join(f" --{key} {getattr(args, key)}" for key, default in (
                 ("out", "out"), ("seed", 0), ("data", None), ("model", None), ("init", None), ("verify", None))
@@ -731,8 +732,8 @@ def print_table(rows, args, verify, seeds=1):
           + ("\n  working: by first answers where the rules differ, what stands before the action (V-IRL: the current "
              "instruction)\n  right in every letter; then: of these answers, those whose action is right too.")
           * ("working" in rows[0]["id"])
-          + ("\n  visual OOD: unseen episodes, trained rule, other look. Read: by first answers, where the prompt does not "
-             "tell.") * args.vl, flush=True)
+          + ("\n  visual OOD: unseen episodes, trained rule, other look. Read: by first answers, where the prompt does "
+             "not tell.") * args.vl, flush=True)
 
 
 def table(paths, args, run):

@@ -415,7 +415,7 @@ def main(argv=None):
     result = table({**keep, args.name: folder}, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python sft.py {task_flags(args, ENVS[args.env].sft)}    # SFT at the same compute")
+        print(f"next: python sft.py {task_flags(args, 'sft')}    # SFT at the same compute")
 
 
 if __name__ == "__main__":

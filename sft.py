@@ -450,10 +450,11 @@ def run_stage(args, run):
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: with --model, begin at --stage init")
     env = ENVS[args.env]
-    defaults = {**STAGES[args.stage], **((env.base_vl if args.vl else env.base) if args.stage == "base" else {})}
+    of_base, of_sft = (env.base_vl, env.sft_vl) if args.vl else (env.base, env.sft)
+    defaults = {**STAGES[args.stage], **(of_base if args.stage == "base" else {})}
     for key, value in defaults.items():
         if getattr(args, key) is None:
-            setattr(args, key, env.sft[key] if value is None else value)
+            setattr(args, key, of_sft[key] if value is None else value)
     if args.stage == "base" and args.vl and args.row_tokens < 32:
         fail(f"--row_tokens {args.row_tokens}: a picture alone takes 16")
     folder = base_of(args) if args.stage == "base" else os.path.join(trained_on(args), args.name or args.stage)
@@ -502,7 +503,7 @@ def main(argv=None):
     result = table(paths, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python rl.py {task_flags(args, ENVS[args.env].ppo if args.stage == 'sft' else None)}")
+        print(f"next: python rl.py {task_flags(args, 'ppo' if args.stage == 'sft' else None)}")
 
 
 if __name__ == "__main__":

@@ -1319,6 +1319,27 @@ def test_interrupt_saves():
         assert ev.load_state(f"{out}/gp/id/sft")["step"] == step + 2
 
 
+def test_matched_compute():
+    """Both methods have the same default budget, for each task, in words and with pictures; a "next" command names another one."""
+    for env, task in ev.ENVS.items():
+        for vl in (False, True):
+            args = SimpleNamespace(env=env, rule="id", vl=vl, visual="id", pixels=80, tokens=None)
+            chosen = sft.flags().parse_args(["--env", env] + ["--vl"] * vl)
+            chosen.parent, chosen.model, chosen.data, budgets = False, None, None, []
+            train, sft.train = sft.train, lambda a, *_: budgets.append(a.tokens)
+            try:
+                with folder() as out:
+                    chosen.out, chosen.init = out, "unused"
+                    sft.run_stage(chosen, None)
+            finally:
+                sft.train = train
+            args.tokens = (task.ppo_vl if vl else task.ppo)["tokens"]
+            assert budgets == [args.tokens], (env, vl, budgets)
+            assert "--tokens" not in ev.task_flags(args, "sft") + ev.task_flags(args, "ppo") + ev.task_flags(args)
+            args.tokens = 12345
+            assert all(" --tokens 12345" in ev.task_flags(args, method) for method in ("sft", "ppo"))
+
+
 def test_command_line_from_an_empty_folder():
     """The main job with a very small budget: base -> init -> PPO -> table; then SFT, eval, plot input; a second run reuses."""
     with folder() as out:
