@@ -63,7 +63,7 @@ RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
 HISTORY = 3                               # observations and actions shown in the city
 LEGS = (2, 2, 2, 3, 3, 4, 5)              # of a route in the city, as likely as they stand here
 CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")}
-BASE_CITIES = 2000  # those of pretraining, about one a document: of three, the base would learn the maps by heart
+BASE_CITIES = 2000  # those of pretraining: of three, the base would learn the maps by heart
 ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
@@ -765,11 +765,11 @@ class VIRL:
     # Returns are up to the 16 steps of a route here: values must be free to move that far, and gamma shortens the view.
     ppo = dict(tokens=8e5, batch=32, lr=1e-4, lr_value=1e-2, gamma=0.95, clip_value=5.0, decay=0.0)
     ppo_vl = ppo
-    # pretraining of the tiny model: compute, rows a step and their width, share of chats; then the same with pictures
+    # pretraining of the tiny model: compute, rows a step and their width, share of chats, AdamW's rate; the same with pictures
     base = dict(tokens=1.5e6, batch=16, row_tokens=256, chat_share=0.15, lr=1e-2)
     base_vl = {**base, "tokens": 3e6, "vision_rate": 0.3}
-    # Which instruction is the current one has to be looked up. Two stock parts make a tiny model learn that in a fifth
-    # of the tokens: a first layer that sees 4 tokens back only, and normalised queries and keys.
+    # Which instruction is the current one has to be looked up. Two stock parts make a tiny model learn that sooner (see
+    # README): a first layer that sees only the token and the three before it, and normalised queries and keys.
     tiny = dict(model_type="qwen3", use_sliding_window=True, sliding_window=4,
                 layer_types=["sliding_attention", "full_attention", "full_attention"])
     verdicts = tuple(VIRL_REWARD)

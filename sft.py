@@ -432,7 +432,7 @@ def flags():
     add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
     add("--batch", type=positive(int), default=None)                # episodes (base: rows of documents) a step, rank
     add("--row_tokens", type=positive(int), default=None)           # base: width of a row
-    add("--lr", type=positive(float), default=None)                 # AdamW; default by stage, see STAGES
+    add("--lr", type=positive(float), default=None)                 # AdamW; base and sft: the environment's, STAGES
     add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
     add("--vision_rate", type=positive(float), default=None)        # vision tower's and projector's rates, times this
     add("--warmup", type=positive(int), default=None)               # steps of linear warm-up

@@ -1326,7 +1326,7 @@ def test_matched_compute():
             args = SimpleNamespace(env=env, rule="id", vl=vl, visual="id", pixels=80, tokens=None)
             chosen = sft.flags().parse_args(["--env", env] + ["--vl"] * vl)
             chosen.parent, chosen.model, chosen.data, budgets = False, None, None, []
-            train, sft.train = sft.train, lambda a, *_: budgets.append(a.tokens)
+            train, sft.train = sft.train, lambda a, *_: budgets.append((a.tokens, a.lr))
             try:
                 with folder() as out:
                     chosen.out, chosen.init = out, "unused"
@@ -1334,10 +1334,12 @@ def test_matched_compute():
             finally:
                 sft.train = train
             args.tokens = (task.ppo_vl if vl else task.ppo)["tokens"]
-            assert budgets == [args.tokens], (env, vl, budgets)
+            assert budgets == [(args.tokens, (task.sft_vl if vl else task.sft)["lr"])], (env, vl, budgets)
             assert "--tokens" not in ev.task_flags(args, "sft") + ev.task_flags(args, "ppo") + ev.task_flags(args)
             args.tokens = 12345
             assert all(" --tokens 12345" in ev.task_flags(args, method) for method in ("sft", "ppo"))
+            assert "--tokens" not in ev.task_flags(args)
+    assert VIRL.sft_vl["lr"] != VIRL.sft["lr"]  # so that the wrong one of the two is seen above
 
 
 def test_command_line_from_an_empty_folder():
