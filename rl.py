@@ -1,88 +1,113 @@
-"""rl.py: reinforcement learning against the verifier. PPO, token by token, over multi-turn episodes, in one loop.
+"""rl.py: reinforcement learning against the verifier: PPO, token by token, over multi-turn episodes.
 
-    python rl.py --env gp --rule ood                # from an empty folder: base -> short SFT -> PPO -> the ID/OOD table
-    python rl.py --env virl --rule id               # the second task; with --vl --visual id either one from pictures
+    python rl.py --env gp --rule ood      # from an empty folder: base -> short SFT -> PPO -> the ID/OOD table
+    python rl.py --env virl --rule id     # the second task; with --vl --visual id either one from pictures
     python rl.py --env gp --rule id --name v1 --verify 1            # single attempts instead of five
     python rl.py --env gp --rule id --name nokl --beta 0            # no KL penalty
     python rl.py --env gp --rule id --name raw --init out/gp/base   # RL without SFT
-    python rl.py --init Qwen/Qwen2.5-0.5B-Instruct --lr 1e-6 --lr_value 1e-5 --batch 64 --micro 4  # on a GPU
-    torchrun --nproc_per_node=2 rl.py --rule ood    # several devices
-A finished run is not trained again (give a new --name for other flags). --resume continues an interrupted run, or a
-finished one to a larger --tokens; Ctrl-C saves.
+    python rl.py --init Qwen/Qwen2.5-0.5B-Instruct --out out/qwen --lr 1e-6 --batch 64    # and on a GPU
+Finished runs, --name, --resume and Ctrl-C: as in sft.py.
 
-The objective. States are token prefixes, actions tokens; an episode is up to `--verify` answers with the verifier's
-feedback in between (paper, section 3, "sequential revision"). With the policy pi, the policy that sampled pi_old, the
-frozen reference pi_ref (the init) and ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t):
+The objective. States are token prefixes, actions tokens. An episode gives each position (a hand; a step of a
+route) up to --verify answers, with feedback in between (paper, section 3). pi_old is the policy that sampled,
+pi_ref the frozen reference (the init). L_P takes the A_t whitened.
 
-    reward     r_t = [verifier's reward / reward_scale, if a_t ends an answer] - beta log(pi_old / pi_ref)(a_t|s_t)
-    advantage  A_t = sum_l (gamma lambda)^l delta_{t+l},   delta_t = r_t + gamma V(s_{t+1}) - V(s_t)    -> gae()
-    policy     L_P = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps))                     -> policy_loss()
-    value      L_V = mean_t 1/2 max((V - R)^2, (V_clipped - R)^2),   R_t = A_t + V_old(s_t)             -> value_loss()
-    loss       L_P + coef_value L_V - coef_entropy H(pi)
+    ratio     ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t)                                          policy_loss()
+    reward    r_t = [verifier / reward_scale if a_t ends an answer] - beta log(pi_old/pi_ref)  token_rewards()
+    advantage A_t = delta_t + g_t lambda A_{t+1},   delta_t = r_t + g_t V(s_{t+1}) - V(s_t)    gae()
+              g_t = gamma if a_t ends an answer, else 1                                     answer_discounts()
+    policy    L_P = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps))             policy_loss()
+    value     L_V = mean_t 1/2 max((V - R_t)^2, (V_clipped - R_t)^2),  R_t = A_t + V_old(s_t)  value_loss()
+    loss      L_P + coef_value L_V - coef_entropy H(pi)                                        train()
 
-Metrics, one record an iteration in metrics.jsonl, and what is healthy:
-    reward            verifier's reward per episode, unscaled, in GeneralPoints in [-15, 5]; rises
-    success           share of positions (hands; steps of a route) solved while sampling; rises
-    recognized        with pictures: share of their parts that first answers read right; rises, or does not fall
-    kl1, kl3          KL(pi || pi_ref) per token, two estimators (below); grows slowly, stays under ~0.3; they agree
-    approx_kl         KL(pi_old || pi) over the update, k3; 0.001-0.02; epochs end early above --target_kl
-    clip_fraction     share of ratios beyond the clip; 0.01-0.2; 0 for the first minibatch
-    ratio_error       max |log ratio| of the first minibatch, before any step: rounding only. In fp32 below 1e-5, or
-                      1e-4 for a very sharp policy; above 1e-3 the run stops
-    entropy           nats per token; falls slowly, never to 0
-    explained_var     1 - Var(R - V) / Var(R), on rank 0; from 0 towards 1
-    value_loss, policy_loss, grad_norm (before clipping), lr (of the policy)
-    tokens_per_answer steady; cut: share of answers that ran into --max_new_tokens; near 0
-    verdicts          share of each verdict among all answers
-    tokens_per_s      tokens trained on (all epochs) per second of the whole iteration; episodes_per_s likewise;
-                      seconds: of the iteration, sampling_seconds: of its rollout alone
-    flops, tokens     cumulative compute, below, and the same / 6N; memory_gb: peak
+Why each part is there.
+    Gradient    Make likelier what earned more than expected: raise log pi(a_t|s_t) in proportion to A_t. The
+                verifier says what was right, not what to write: any right answer will do. SFT wants one text.
+    Baseline V  What a hand is expected to earn. Subtracting it lowers the gradient's variance, not its mean.
+    lambda      The reward comes after the last token. At lambda = 1 every token before shares it (no bias,
+                much variance). At lambda = 0 a token is judged by the next value alone.
+    gamma       How much a later answer counts now. Within an answer nothing is discounted.
+    Whitening   Advantages get mean 0, variance 1, to suit one learning rate. Returns do not: V predicts them.
+    Ratio       Several updates use the same samples. From the second on, pi is no longer what sampled them.
+                The ratio corrects for that. Before the first it is 1: in fp32 the run stops if it is not.
+    Clip        The correction is good only near pi_old. Beyond 1 +- eps a token stops pushing further away.
+    KL penalty  Keeps pi near the init, and so keeps what no reward asks for: reading the other rule.
 
-Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of every
-epoch, D_buffer every token that went through a model without a gradient: prompts and answers while sampling (a later
-turn reads its whole conversation again), and the scoring passes of policy and reference.
+Metrics, a record an iteration in metrics.jsonl, and the range in results/ (episodes.txt: two of every tenth):
+    reward           verifier's reward per episode, unscaled (GeneralPoints: -15 to 5); rises
+    success          share of positions solved while sampling; rises
+    recognized       with pictures: share of their parts that first answers read right; does not fall
+    kl1, kl3         KL(pi || pi_ref) per token, two estimators (below); grow slowly and agree
+    approx_kl        KL(pi_old || pi) over the update, k3; most iterations below .001
+    clip_fraction    share of ratios beyond the clip; 0 in the first minibatch
+    ratio_error      max |log ratio| of the first minibatch, before any step; in fp32 rounding, below 1e-5
+    entropy          nats per token; falls slowly, never to 0
+    explained_var    1 - Var(R - V) / Var(R), on rank 0; from 0 upwards
+    value_loss, policy_loss, grad_norm (before clipping), lr (of the policy), updates (optimizer steps taken),
+    turns (answers per episode), tokens_per_answer (steady), cut (share of answers that ran into
+    --max_new_tokens), verdicts (share of each), tokens_per_s (trained on), episodes_per_s, memory_gb, flops
+    and tokens (compute, below, and / 6N).
 
-Departures from the authors' release: a KL penalty; a ratio per token, not per turn; GAE that stops at the episode's end
-(running out of attempts is an end, not a truncation: the count of attempts stands in the conversation); gamma
-near 1, because the paper's 0.9 per turn would be 0.9 per token here; batches; seeds; checkpoints. Left out: vLLM-style
-sampling, FSDP (each rank holds policy, reference and optimizer), a value network of its own, dropout during updates.
+Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of
+every epoch, D_buffer every token that went through a model without a gradient: in the scoring passes of
+policy and reference, and while sampling (a later turn reads its whole conversation again).
+
+Departures from the authors' release: README.md lists them. Running out of attempts is an end, not a
+truncation: the conversation counts attempts. Left out: vLLM-style sampling, FSDP, a value network, dropout.
 """
-import json
 import math
 import os
 import random
-import signal
 import time
 from collections import Counter
 from types import SimpleNamespace
 
 import torch
 
-import sft
-from eval import (ENVS, Parser, all_sum, brief, checkpoint_at, evaluate, fail, found_checkpoints, load, load_state,
-                  longest_answer, make, non_negative, positions, positive, rollout, same_flags, save, say, score,
-                  script, setup, share, shared_flags, table, task_flags, trained_on, training_flags, wait_for_all,
-                  write_json)
+from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, load, load_state,
+                  longest_answer, make, micro_batches, new_parser, parse, rollout, same_flags, say, score,
+                  script, setup, table, task_flags, trained_on, write_json)
+from sft import Loop, build, clip_and_step, fill_in, log_row
+
+# Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
+PPO = {                # gp     gp-vl  virl   virl-vl
+    "tokens":           (8e5,   8e5,   6e5,   6e5),    # compute X / 6N, the same as SFT's
+    "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
+    "lr":               1e-4,                          # AdamW, policy; chosen by ID, see results/
+    "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
+    "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
+    "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
+    "beta":             0.02,                          # KL penalty per token (the release: none)
+    "clip":             0.2,                           # epsilon (the paper: 0.1)
+    "clip_value":       (0.5,   0.5,   5.0,   5.0),    # how far a value may move; returns reach 1, or 16
+    "coef_value":       0.1,                           # weight of the value loss (the paper: 0.5)
+    "coef_entropy":     0.0,                           # weight of the entropy bonus
+    "epochs":           2,                             # passes over each iteration's data (the paper: 4)
+    "minibatches":      4,                             # optimizer steps an epoch
+    "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
+    "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; pictures need it
+    "monitors":         6,                             # success rates are measured this often a run
+}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The symbols of the objective. All tensors are 1-D over action tokens, in reading order; prompts, feedback and padding
-# were left out by score(), so there is no mask to forget.
+# ------------------------------------------------------------------------------------------------------------
+# The symbols of the objective. Tensors are 1-D over action tokens in reading order, [n] of a segment, [T] of
+# an episode, [N] of several. score() left out prompts, feedback and padding, so there is no mask to forget.
 
-def gae(rewards, values, gamma, lam):
+def gae(rewards, values, discounts, lam):
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over the action tokens of ONE episode.
 
-    rewards, values: [T] floats -> (advantages [T], returns [T]). Turns and conversations of the episode are joined: the
-    next action after the last token of a failed answer is the first token of the next answer. Nothing follows the end.
+    rewards, values, discounts: [T] floats -> (advantages [T], returns [T]). discounts[t] weighs all after
+    token t. The first token of the next answer follows the last of a failed one. Nothing follows the end.
 
-        rewards 0 0 1, values 0, gamma = lam = 1   ->   advantages 1 1 1
+        rewards 0 0 1, values 0, discounts 1, lam 1   ->   advantages 1 1 1
     """
-    advantages, next_value, carry = [], 0.0, 0.0
-    for reward, value in zip(reversed(rewards.tolist()), reversed(values.tolist())):
-        delta = reward + gamma * next_value - value
-        carry = delta + gamma * lam * carry
-        advantages.append(carry)
+    advantages, next_value, next_advantage = [], 0.0, 0.0
+    for reward, value, discount in zip(*(reversed(x.tolist()) for x in (rewards, values, discounts))):
+        delta = reward + discount * next_value - value
+        next_advantage = delta + discount * lam * next_advantage
         next_value = value
+        advantages.append(next_advantage)
     advantages = torch.tensor(advantages[::-1], dtype=values.dtype, device=values.device)
     return advantages, advantages + values
 
@@ -96,9 +121,8 @@ def whiten(x, run):
 
 
 def kl_estimators(logp, ref_logp):
-    """Per-token estimates of KL(pi || pi_ref) from samples of pi (Schulman, "Approximating KL divergence", 2020).
-
-    logp, ref_logp: [N] -> (k1 [N], k3 [N]). Both have the right mean; k1 = log(pi/ref) may be negative, k3 may not."""
+    """Estimates of KL(pi || pi_ref) per token, from samples of pi (Schulman, "Approximating KL", 2020).
+    [N] each -> (k1 [N], k3 [N]). Both have the right mean; k1 = log(pi/ref) may be negative, k3 may not."""
     k1 = logp - ref_logp
     return k1, torch.expm1(-k1) + k1
 
@@ -110,312 +134,240 @@ def policy_loss(logp, old_logp, advantages, clip):
 
 
 def value_loss(values, old_values, returns, clip):
-    """Squared error, with the step away from the old value clipped and the worse of the two taken. [N] each -> [N]."""
+    """Squared error of the value and of the value clipped near the old one: the worse. [N] each -> [N]."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
 
 
 def token_rewards(segment, reward_scale, beta):
-    """Reward of each action token of a segment that carries .logp and .ref_logp, [n] each -> [n].
-
-    The verifier's reward sits on the last token of an answer; every token pays beta times its k1.
+    """Reward of each action token of a segment that has .logp and .ref_logp, [n] each -> [n]. The verifier's
+    reward sits on the last token of an answer; every token pays beta times its k1.
 
         action   0 0 1 1 1 0 0 1 1
         reward   0 0 0 0 -1 0 0 0 5    ->   [0 0 -1 0 5] / scale - beta * k1
     """
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a], device=segment.logp.device)
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a],
+                            device=segment.logp.device)
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
 
 
+def answer_discounts(segment, gamma):
+    """The discount behind each action token of a segment -> [n]: gamma where an answer ends, else 1.
+
+        action   0 0 1 1 1 0 0 1 1    ->   [1 1 gamma 1 gamma]
+    """
+    following = segment.action[1:] + [0]
+    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action, following) if now])
+
+
 def hand_out(segments, **vectors):
-    """Cut vectors over the action tokens of all segments, [N], into one piece a segment, kept as its attributes."""
+    """Cut vectors over the action tokens of all segments, [N], into a piece for each, kept in its field."""
     counts = [sum(s.action) for s in segments]
     for name, vector in vectors.items():
         for s, piece in zip(segments, vector.split(counts)):
             setattr(s, name, piece)
 
 
+def joined(segments, name):
+    """A field of all segments as one vector, [N]."""
+    return torch.cat([getattr(s, name) for s in segments])
+
+
 def estimate_advantages(episode, reward_scale, beta, gamma, lam):
-    """Give each segment of one episode its .advantage and .returns, [n] each, from .logp, .ref_logp and .value."""
+    """Give each segment of one episode .advantage and .returns from .reward, .logp, .ref_logp and .value."""
     rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])   # [T]
-    values = torch.cat([s.value for s in episode.segments])                                 # [T]
-    advantage, returns = gae(rewards, values, gamma, lam)                                   # [T], [T]
+    discounts = torch.cat([answer_discounts(s, gamma) for s in episode.segments])           # [T]
+    advantage, returns = gae(rewards, joined(episode.segments, "value"), discounts, lam)    # [T], [T]
     hand_out(episode.segments, advantage=advantage, returns=returns)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
 def train(args, run, init, folder):
-    """The training loop. init: path of the checkpoint that is start and frozen reference. folder: the run's place."""
-    checkpoint, state, env_class = os.path.join(folder, "checkpoint"), {}, ENVS[args.env]
+    """The training loop. init: the checkpoint that is both start and frozen reference. folder: the run's."""
+    checkpoint, env_class = os.path.join(folder, "checkpoint"), ENVS[args.env]
     resumed = args.resume and checkpoint_at(checkpoint)
     model, tok = load(checkpoint if resumed else init, run.device)
     reference = load(init, run.device)[0].requires_grad_(False)
-    # The value head reads the policy's last hidden state. It starts at V = 0, so that the trunk feels no value gradient
-    # before the head has learnt something.
+    # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
     value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=run.device)
     torch.nn.init.zeros_(value_head.weight)
     torch.nn.init.zeros_(value_head.bias)
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": args.lr},
-                                   {"params": list(value_head.parameters()), "lr": args.lr_value}],
-                                  betas=(0.9, 0.95), weight_decay=0.0)
+    parameters = [*model.parameters(), *value_head.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.parameters()), "rate": args.lr},
+         {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
+        lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     if resumed:
         state = load_state(checkpoint)
         if "value_head" not in state:
             fail(f"--resume: {checkpoint} was not saved by rl.py")
         value_head.load_state_dict(state["value_head"])
         optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
-            run.scaler.load_state_dict(state["scaler"])
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    n = sum(p.numel() for p in model.parameters())
-    start_flops = sft.fine_tuning_flops(init)
-    iteration, flops = state.get("iteration", 0), state.get("flops", start_flops)
-    budget, progress = 6 * n * args.tokens, (flops - start_flops) / (6 * n * args.tokens)
-
-    verify = args.verify or env_class.default_verify
+        run.scaler.load_state_dict(state["scaler"])
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
+    verify, pad = args.verify or env_class.default_verify, tok.pad_token_id
     envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
-    pad = tok.pad_token_id
+    loop = Loop("rl", args, run, folder, init, model, tok,
+                lambda: {"value_head": value_head.state_dict(), "optimizer": optimizer.state_dict()})
 
-    say(run, f"[rl] {args.env}, rule {args.rule}, up to {verify} attempts: {n / 1e6:.3f}M parameters, {budget:.3g} "
-             f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
-    log = sft.open_log(folder, iteration, {"method": "rl", "n": n, **vars(args)}, resumed) if run.rank == 0 else None
-    bar = sft.percent_bar("rl", run)
-    next_monitor = min(state.get("next_monitor", 0), math.floor(progress * args.monitors) + 1)  # for larger --tokens
-    monitor_text, interrupt, begun, busy = "", sft.Interrupt(), time.perf_counter(), 0.0
-
-    def save_now():
-        sft.check_ranks_agree(parameters, run)
-        if run.rank == 0:
-            save(checkpoint, model, tok, {
-                "iteration": iteration, "flops": flops, "done": progress >= 1, "stage": "rl",
-                "next_monitor": next_monitor, "flags": training_flags(args),
-                "value_head": value_head.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": run.scaler.state_dict()})
-        wait_for_all(run)
-
-    while True:
-        # ==== MONITOR: success on seen / ID / OOD episodes, at equal steps of compute ====
-        if next_monitor <= progress * args.monitors or progress >= 1:
-            monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
-            next_monitor = math.floor(progress * args.monitors) + 1
-            monitor_text = brief(monitor)
-            say(run, f"[rl] iteration {iteration:3d} {100 * min(1, progress):3.0f}% {monitor_text} (held-out first "
-                     f"answers by the trained rule: {monitor['ood']['other_rule']['p']:.2f}) "
-                     f"{time.perf_counter() - begun:.0f} s")
-            if log:
-                log.write(json.dumps({"step": iteration, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
-        if interrupt.on_any_rank(run) or progress >= 1 or (args.steps and iteration >= args.steps):
-            break
-        started = time.perf_counter()
-
-        # ==== ROLLOUT: play one episode in every environment. Randomness is a function of (seed, iteration, rank) ====
-        rng = random.Random(f"rl/{args.seed}/{iteration}/{run.rank}")
+    while loop.goes_on():
+        # ==== ROLLOUT: an episode in each environment. Randomness: a function of (seed, iteration, rank) ====
+        rng = random.Random(f"rl/{args.seed}/{loop.step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
-        episodes = rollout(model, tok, envs, [f"rl/{args.seed}/{iteration}/{run.rank}/{i}" for i in range(args.batch)],
-                           args.temperature, args.max_new_tokens, run, args.batch_rollout)
+        start = time.perf_counter()
+        episodes = rollout(model, tok, envs,
+                           [f"rl/{args.seed}/{loop.step}/{run.rank}/{i}" for i in range(args.batch)],
+                           args.temperature, args.max_new_tokens, run)
         segments = sorted((s for e in episodes for s in e.segments), key=lambda s: len(s.ids))
-        sampling_seconds = time.perf_counter() - started
+        sampling_seconds = time.perf_counter() - start
 
         # ==== SCORE: log-probs and values of what was said, under the policy and under the reference ====
-        # The policy is scored anew rather than read off generate(), so that update and score use one code path. Dropout
-        # stays off in both (rollout() called eval()): with it, the first ratio would not be 1.
+        # The policy is scored anew rather than read off generate(), so that update and score use one code
+        # path. Dropout stays off in both (rollout() called eval()): with it, the first ratio would not be 1.
         with torch.no_grad():
-            for i in range(0, len(segments), args.micro):
-                part = segments[i:i + args.micro]
-                logp, _, value = score(model, part, pad, run, args.temperature, value_head)      # [N], [N]
-                ref_logp, _, _ = score(reference, part, pad, run, args.temperature)              # [N]
+            for part in micro_batches(segments, args.micro_tokens):
+                logp, _, value = score(model, part, pad, run, args.temperature, value_head)  # [N], [N]
+                ref_logp, _, _ = score(reference, part, pad, run, args.temperature)          # [N]
                 hand_out(part, logp=logp, value=value, ref_logp=ref_logp)
 
         # ==== REWARDS AND ADVANTAGES: per episode, over the action tokens of all its turns ====
         for e in episodes:
             estimate_advantages(e, env_class.reward_scale, args.beta, args.gamma, args.lam)
-        hand_out(segments, advantage=whiten(torch.cat([s.advantage for s in segments]), run))
+        hand_out(segments, whitened=whiten(joined(segments, "advantage"), run))
 
         # ==== UPDATE: at constant rates, but for the last share of the budget, in which they go to zero ====
-        factor = min(1, (1 - progress) / args.decay) if args.decay else 1
-        for group, lr in zip(optimizer.param_groups, (args.lr, args.lr_value)):
-            group["lr"] = lr * factor
-        updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
-        for epoch in range(args.epochs):
+        factor = min(1, (1 - loop.progress) / args.decay) if args.decay else 1
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+        updates, trained_tokens, stats, ratio_error, too_far = 0, 0, Counter(), 0.0, False
+        for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
             for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
-                batch = sorted(order[m::args.minibatches], key=lambda s: len(s.ids))
-                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # one denominator: micro-batches and ranks
+                batch = order[m::args.minibatches]
+                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
                 optimizer.zero_grad(set_to_none=True)
-                sums, widest = [0.0] * 5, 0.0
-                for i in range(0, len(batch), args.micro):
-                    part = batch[i:i + args.micro]
-                    old_logp = torch.cat([s.logp for s in part])                                 # [N]
-                    advantage = torch.cat([s.advantage for s in part])                           # [N]
+                sums = Counter()
+                for part in micro_batches(batch, args.micro_tokens):
+                    old_logp = joined(part, "logp")                                            # [N]
                     logp, entropy, value = score(model, part, pad, run, args.temperature, value_head)
-                    policy = policy_loss(logp, old_logp, advantage, args.clip)                   # [N]
-                    critic = value_loss(value, torch.cat([s.value for s in part]), torch.cat([s.returns for s in part]),
-                                        args.clip_value)                                         # [N]
+                    policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)  # [N]
+                    critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
+                                        args.clip_value)                                       # [N]
                     loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
                     run.scaler.scale(loss).backward()
                     log_ratio = (logp - old_logp).detach()
-                    widest = max(widest, log_ratio.abs().max().item())
-                    approx_kl = kl_estimators(old_logp, logp.detach())[1]
-                    clipped = ((log_ratio.exp() - 1).abs() > args.clip).float()
-                    sums = [a + x.sum().item() for a, x in zip(sums, (policy, critic, entropy, approx_kl, clipped))]
-                sums = [x / count for x in all_sum(sums, run)]
-                if not all(map(math.isfinite, sums)):
-                    fail(f"the loss is not finite at iteration {iteration} (policy {sums[0]}, value {sums[1]}; "
-                         f"lr {args.lr:g}, dtype {run.dtype}); the last checkpoint is intact")
-                if updates == 0:
-                    ratio_error = widest
-                    if run.dtype == torch.float32 and ratio_error > 1e-3:
-                        fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
+                    if updates == 0:
+                        ratio_error = max(ratio_error, log_ratio.abs().max().item())
+                    for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
+                                    ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
+                                    ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
+                        sums[name] += x.sum().item()
                 trained_tokens += sum(len(s.ids) for s in batch)
-                stopped = sums[3] > args.target_kl  # before the step: the one that would go too far is not taken
-                if stopped:
+                means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
+                if not all(map(math.isfinite, means.values())):
+                    fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, "
+                         f"value {means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
+                         "the last checkpoint is intact")
+                if run.dtype == torch.float32 and ratio_error > 1e-3:
+                    fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not "
+                         "repeatable")
+                too_far = means["approx_kl"] > args.target_kl  # asked before the step: it is not taken then
+                if too_far:
                     break
-                sft.reduce_gradients(parameters, run)
-                run.scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad).item()
-                sft.check_gradient(norm, [optimizer], run, f"iteration {iteration}")
-                run.scaler.step(optimizer)
-                run.scaler.update()
+                norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
                 updates += 1
-                for name, value in zip(("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction",
-                                        "grad_norm"), (*sums, norm)):
-                    stats[name] += value
-            if stopped:
+                stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
+            if too_far:
                 break
-        iteration += 1
 
         # ==== COMPUTE AND LOG: sums over all ranks, then shares and means (explained_var: rank 0's) ====
         turns = [t for e in episodes for t in e.turns]
-        k1, k3 = kl_estimators(torch.cat([s.logp for s in segments]), torch.cat([s.ref_logp for s in segments]))
-        returns, values = (torch.cat([getattr(s, name) for s in segments]) for name in ("returns", "value"))
-        read = [turn[0].get("recognized") for e in episodes for turn in positions(e)]
-        read = [x for x in read if x is not None]
-        parts = {"trained": trained_tokens,
-                 "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
-                 "episodes": len(episodes), "solved": sum(t["position_solved"] for t in turns),
-                 "positions": sum(t["position_done"] for t in turns),
-                 "recognized": sum(read), "read": len(read),
-                 "turns": len(turns), "reward": sum(t["reward"] for t in turns), "cut": sum(t["cut"] for t in turns),
-                 "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
-                 **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
-        total = SimpleNamespace(**dict(zip(parts, all_sum(list(parts.values()), run))))
-        flops += 6 * n * total.trained + 2 * n * total.buffer
-        last, progress = progress, (flops - start_flops) / budget
-        seconds = time.perf_counter() - started
-        busy += seconds
-        record = {"step": iteration, "flops": flops, "tokens": flops / 6 / n,
-                  "reward": total.reward / total.episodes, "success": total.solved / total.positions,
+        read = [t["recognized"] for e in episodes for t, *_ in e.positions()
+                if t.get("recognized") is not None]
+        k1, k3 = kl_estimators(joined(segments, "logp"), joined(segments, "ref_logp"))
+        returns = joined(segments, "returns")
+        mine = {"trained": trained_tokens,
+                "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
+                "episodes": len(episodes), "turns": len(turns), "reward": sum(t["reward"] for t in turns),
+                "solved": sum(t["position_solved"] for t in turns),
+                "positions": sum(t["position_done"] for t in turns),
+                "recognized": sum(read), "read": len(read), "cut": sum(t["cut"] for t in turns),
+                "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
+                **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
+        total = SimpleNamespace(**dict(zip(mine, all_sum(list(mine.values()), run))))
+        record = {"reward": total.reward / total.episodes, "success": total.solved / total.positions,
                   **({"recognized": total.recognized / max(1, total.read)} if args.vl else {}),
                   "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
-                  **{name: value / max(1, updates) for name, value in stats.items()},
+                  **{name: x / max(1, updates) for name, x in stats.items()},
                   "ratio_error": ratio_error, "updates": updates, "lr": args.lr * factor,
-                  "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),
+                  "explained_var": 1 - ((returns - joined(segments, "value")).var()
+                                        / (returns.var() + 1e-8)).item(),
                   "turns": total.turns / total.episodes, "tokens_per_answer": total.actions / total.turns,
                   "cut": total.cut / total.turns,
                   "verdicts": {v: getattr(total, v) / total.turns for v in env_class.verdicts},
-                  "tokens_per_s": total.trained / seconds, "episodes_per_s": total.episodes / seconds,
-                  "seconds": seconds, "sampling_seconds": sampling_seconds, "memory_gb": sft.peak_memory_gb(run)}
-        bar.update(min(100, 100 * progress) - bar.n)
-        bar.set_postfix_str(f"success {record['success']:.2f} {monitor_text}")
-        if iteration % args.log_every == 0:
-            key = {"reward": ".2f", "success": ".2f", **({"recognized": ".2f"} if args.vl else {}),
-                   "turns": ".2f", "kl1": ".4f", "kl3": ".4f",
-                   "clip_fraction": ".3f", "entropy": ".3f", "explained_var": ".2f", "tokens_per_answer": ".1f",
-                   "tokens_per_s": ",.0f", "episodes_per_s": ".0f", "flops": ".3g", "memory_gb": ".1f"}
-            say(run, f"KEY {iteration:3d}", *(f"{k} {record.get(k, 0):{how}}" for k, how in key.items()),
-                *(f"{v} {p:.2f}" for v, p in record["verdicts"].items()))
-        if log:
-            log.write(json.dumps(record) + "\n")
+                  "episodes_per_s": total.episodes / (time.perf_counter() - start),
+                  "sampling_seconds": sampling_seconds}
+        key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
+               "explained_var": ".2f", "episodes_per_s": ".0f"}
+        say(run, f"KEY {loop.step + 1:3d}", *(f"{n} {record.get(n, 0):{how}}" for n, how in key.items()))
+        if run.rank == 0 and loop.step % 10 == 0:
             with open(os.path.join(folder, "episodes.txt"), "a") as f:
-                for e in episodes[:2] if iteration % 10 == 1 else []:
-                    f.write(f"---- iteration {iteration}, success {e.success}\n" + "\n".join(
-                        f"{tok.decode(s.ids)}" for s in e.segments) + f"\nrewards {[t['reward'] for t in e.turns]}\n")
-        if math.floor(last * args.saves) < math.floor(progress * args.saves) and progress < 1:
-            save_now()
-    bar.close()
-
-    signal.signal(signal.SIGINT, interrupt.before)
-    save_now()
-    if busy:
-        sft.report_speed("rl", run, log, model, iteration, flops - state.get("flops", start_flops), busy,
-                         time.perf_counter() - begun)
-    if log:
-        log.close()
-    if interrupt.stopped:
-        say(run, f"stopped at iteration {iteration} and saved; go on with --resume")
-        raise SystemExit(130)
+                for e in episodes[:2]:
+                    f.write(f"---- iteration {loop.step + 1}, success {e.success}\n"
+                            + "\n".join(tok.decode(s.ids) for s in e.segments)
+                            + f"\nrewards {[t['reward'] for t in e.turns]}\n")
+        loop.step_done(6 * loop.n * total.trained + 2 * loop.n * total.buffer, total.trained, record,
+                       f"success {record['success']:.2f}")
+    loop.close()
 
 
 def flags():
-    parser = Parser(__doc__)
-    add = shared_flags(parser)
-    add("--init", metavar="PATH", default=None)                 # policy and reference; default: built if missing
-    add("--name", default="rl")                                 # the run's folder: out/ENV/RULE/NAME
-    add("--tokens", type=positive(float), default=None)         # compute X / 6N, as in sft.py; gp 1.2e6, virl 8e5
-    add("--steps", type=positive(int), default=None)            # stop after this many iterations at the latest
-    add("--base_tokens", type=positive(float), default=None)    # for a base that has to be built
-    add("--init_tokens", type=positive(float), default=None)    # for an init that has to be built
-    # rollout
-    add("--batch", type=positive(int), default=None)            # episodes an iteration, rank; gp 128, virl 32
-    # the objective
-    add("--gamma", type=share, default=None)             # discount per token (the paper: 0.9 per turn); gp 1, virl 0.95
-    add("--lam", type=share, default=0.95)               # GAE lambda, per token (the paper: 0.95)
-    add("--beta", type=non_negative, default=0.02)              # KL penalty per token (the release: none)
-    add("--clip", type=positive(float), default=0.2)            # epsilon (the paper: 0.1)
-    add("--clip_value", type=positive(float), default=None)     # how far a value may move per iteration; gp 0.5, virl 5
-    add("--coef_value", type=non_negative, default=0.1)         # weight of the value loss (the paper: 0.5)
-    add("--coef_entropy", type=non_negative, default=0.0)       # weight of the entropy bonus
-    # the update
-    add("--lr", type=positive(float), default=None)             # AdamW, policy; both 1e-4
-    add("--lr_value", type=positive(float), default=None)       # AdamW, value head; gp 1e-3, virl 1e-2
-    add("--decay", type=share, default=None)             # last share of the budget with lr going to 0; gp --vl: 0.5
-    add("--epochs", type=positive(int), default=2)              # passes over each iteration's data (the paper: 4)
-    add("--minibatches", type=positive(int), default=4)         # optimizer steps an epoch
-    add("--target_kl", type=positive(float), default=0.05)      # end the epochs when approx_kl exceeds this
-    add("--clip_grad", type=positive(float), default=1.0)       # gradient norm is clipped to this
-    # bookkeeping
-    add("--monitors", type=positive(int), default=6)            # success rates are measured this often a run
-    add("--monitor_episodes", type=positive(int), default=100)  # per column
-    add("--log_every", type=positive(int), default=1)           # iterations between KEY lines
-    add("--saves", type=positive(int), default=4)               # checkpoints a run
-    add("--resume", action="store_true")                        # continue an interrupted run from its checkpoint
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--init", metavar="PATH")                # policy and reference; default: built if missing
+    add("--name", default="rl")                  # the run's folder: out/ENV/RULE/NAME
+    add("--steps", type=int)                     # stop after this many iterations at the latest
+    add("--resume", action="store_true")         # continue an interrupted run from its checkpoint
+    for name in ("tokens", "lr", "gamma", "lam", "beta", "clip", "coef_value", "coef_entropy"):
+        add(f"--{name}", type=float)             # explained in the table PPO above; so are the next four
+    for name in ("batch", "epochs", "minibatches", "monitors"):
+        add(f"--{name}", type=int)
     return parser
 
 
 def main(argv=None):
-    args = flags().parse_args(argv)
-    args.k = 1
+    args = parse(flags(), argv)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    for key, value in (ENVS[args.env].ppo_vl if args.vl else ENVS[args.env].ppo).items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
+    chosen_tokens = args.tokens
+    fill_in(args, PPO)
     if args.minibatches > args.batch:
-        fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
+        fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "
+             "empty")
     run = setup(args)
     folder = os.path.join(trained_on(args), args.name)
     finished = False
     if checkpoint_at(folder):
-        same_flags(folder, args, ["model", "init", "data", "verify", "seed", "pixels"] if args.resume else None)
+        same_flags(folder, args,
+                   ["model", "init", "data", "verify", "seed", "pixels"] if args.resume else None)
         finished = load_state(folder).get("done") and not args.resume
         if not finished and not args.resume:
-            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
-    init = args.init or sft.build(args, run, "init")
+            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
+                 "--out")
+    init = args.init or build(args, run, "init")
     if finished:
         say(run, f"[rl] found, not trained again: {folder}")
     else:
         train(args, run, init, folder)
 
-    paths = found_checkpoints(args)
-    keep = {k: v for k, v in paths.items() if k in ("base", "init", "sft")}
+    paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "sft")}
     if args.init:
-        keep = {"init": init, **{k: v for k, v in keep.items() if k == "base" and v != init}}
-    result = table({**keep, args.name: folder}, args, run)
+        paths = {"init": init, **{n: path for n, path in paths.items() if n == "base" and path != init}}
+    result = table({**paths, args.name: folder}, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python sft.py {task_flags(args, 'sft')}    # SFT at the same compute")
+        row = next(row for row in result["rows"] if row["path"] == folder)
+        log_row(folder, {column: row[column] for column in columns(args)})
+        print(f"next: python sft.py {task_flags(args, chosen_tokens)}    # SFT at the same compute")
 
 
 if __name__ == "__main__":

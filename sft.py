@@ -1,27 +1,33 @@
 """sft.py: supervised fine-tuning, and the pretraining of the tiny base it starts from. One loop does both.
 
-    python sft.py --env gp --stage base            # tiny model + tokenizer from scratch, a few minutes -> out/gp/base
-    python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from                 -> out/gp/id/init
-    python sft.py --env gp --rule id               # SFT continued from init at RL's compute           -> out/gp/id/sft
-    python sft.py --env gp --rule id --name own --demos own   # control: the init's own right answers as demonstrations
-    python sft.py --env virl --vl --visual id --rule id  # from pictures, by a tiny LLaVA       -> out/virl-vl/id-id/sft
-    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --rule id --lr 1e-6 --micro 4     # a real model, on a GPU
-    torchrun --nproc_per_node=2 sft.py --rule id   # several devices
-A stage whose input is missing builds it first. A finished run is not trained again (give a new --name for other flags);
---resume continues one that was interrupted (Ctrl-C saves), or a finished one to a larger --tokens.
+    python sft.py --env gp --stage base            # tiny model + tokenizer from scratch      -> out/gp/base
+    python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from       -> out/gp/id/init
+    python sft.py --env gp --rule id               # SFT from the init at RL's compute       -> out/gp/id/sft
+    python sft.py --env gp --rule id --name own --demos own      # right answers of the init as demonstrations
+    python sft.py --env virl --vl --visual id --rule id          # from pictures -> out/virl-vl/id-id/sft
+    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen --stage init --lr 1e-6    # on a GPU
+    torchrun --nproc_per_node=2 sft.py --rule id    # several devices
+A stage whose input is missing builds it first, by that stage's defaults (so train a real model's init first,
+with --lr). A finished run is not trained again: give a new --name for other flags. --resume continues one
+that was interrupted (Ctrl-C saves), or a finished one to a larger --tokens.
 
-The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that ends the
-turn. Prompts carry no loss. Pretraining is the same with every token an "answer", but for the places of pictures.
+The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that
+ends the turn. Prompts carry no loss. In pretraining all but the places of pictures is "answer".
 
-Compute (paper, appendix): X = 6 N D, for N parameters and D tokens trained on; budgets (--tokens) are X / 6N, so the
-same number given to rl.py is the same compute. The init's share is counted, the base's is not.
+Who writes the demonstrations (--demos) decides what SFT does:
+    expert   a right answer in another hand than the model's. GeneralPoints: any one of a hand's solutions,
+             always the same for a hand. V-IRL: the current instruction in shorthand.
+    habit    what the base would write: the shortest solution; the instruction word by word.
+    own      the init's own right answers to the training episodes, sampled once.
 
-Metrics, one record a step in metrics.jsonl: loss (nats per answer token; falls, to the noise floor of the
-demonstrations), grad_norm (before clipping; near or below 1), lr, tokens_per_s, flops and tokens (cumulative, with the
-init's), memory_gb (peak). Records with seen / id / ood hold the monitor's success rates.
+Compute (paper, appendix): X = 6 N D, for N parameters and D tokens trained on. Budgets (--tokens) are X / 6N,
+so the same number in rl.py is the same compute. A budget leaves the init out; logged flops begin with it.
 
-Departures from the authors' release: the batch is not 1, one loss denominator per batch, checkpoints are saved whole or
-not at all, seeds count. Left out: sequence packing for SFT, LoRA, FSDP (each rank holds the whole model).
+Metrics, one record a step in metrics.jsonl: loss (nats per answer token; falls, to the entropy of the
+demonstrations), grad_norm (before clipping), lr, tokens_per_s, flops and tokens (cumulative, with the
+init's), memory_gb (peak). Records with seen / id / ood hold success rates.
+
+Departures from the authors' release: README.md lists them. Left out: sequence packing for SFT, LoRA, FSDP.
 """
 import json
 import math
@@ -34,63 +40,108 @@ import time
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import (AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, GPT2Tokenizer, LlavaConfig,
-                          LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from eval import (ENVS, Parser, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, collate, encode,
-                  evaluate, fail, found_checkpoints, load, load_state, longest_answer, make, matmul_rate, non_negative,
-                  positions, positive, prompt, rollout, same_flags, save, say, script, setup, share,
-                  shared_flags, table, task_flags, trained_on, training_flags, wait_for_all, write_json)
+from eval import (ENVS, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, collate,
+                  columns, encode, evaluate, fail, found_checkpoints, load, load_state, longest_answer, make,
+                  measured, micro_batches, new_parser, parse, prompt, rollout, same_flags, save, say, script,
+                  setup, table, task_flags, trained_on, training_flags, write_json)
 
-STAGES = {  # defaults by stage; each is also a flag. What is None, and more for the base, is the environment's
-    #             compute       rows a step  AdamW    Muon: 2-D      steps      last share  monitor     of the eyes
-    "base": dict(tokens=None,  batch=None,  lr=3e-3, muon_lr=0.02,  warmup=50, decay=0.4,  monitors=3, vision_rate=1),
-    "init": dict(tokens=8.0e4, batch=None,  lr=1e-4, muon_lr=0.0,   warmup=5,  decay=0.0,  monitors=1, vision_rate=1),
-    "sft":  dict(tokens=None,  batch=None,  lr=None, muon_lr=0.0,   warmup=5,  decay=0.0,  monitors=6, vision_rate=1),
+# Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
+TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
+BASE = {
+    "tokens":            (3.2e6,  5.0e6,   1.5e6,  3.0e6),   # compute X / 6N
+    "batch":             (32,     21,      16,     16),      # rows of documents a step
+    "row_tokens":        (128,    192,     256,    256),     # width of a row
+    "chat_share":        (0.08,   0.12,    0.15,   0.15),    # documents in the task's chat form
+    "picture_share":     (0.0,    0.5,     0.0,    0.5),     # documents with pictures
+    "lr":                (3e-3,   3e-3,    1e-2,   1e-2),    # AdamW: embeddings, norms
+    "muon_lr":           0.02,                               # Muon: the matrices inside the blocks
+    "vision_rate":       (1.0,    0.3,     1.0,    0.3),     # rate of vision tower and projector, times this
+    "warmup":            50,                                 # steps of linear warm-up
+    "decay":             0.4,                                # last share of the budget with lr going to 0
+    "monitors":          3,                                  # success rates are measured this often a run
 }
+SFT = {
+    "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
+    "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
+    "lr":                (2e-4,   2e-4,    1e-3,   1e-3),    # AdamW; chosen by ID, see results/
+    "muon_lr":           0.0,
+    "vision_rate":       1.0,
+    "warmup":            5,
+    "decay":             0.0,
+    "monitors":          6,
+}
+INIT = {
+    **SFT,
+    "tokens":            8e4,                                # enough to take on the expert's hand
+    "lr":                (1e-3,   1e-3,    1e-4,   1e-4),
+}
+STAGES = {"base": BASE, "init": INIT, "sft": SFT}
+MONITOR_EPISODES = 100  # per column, for success rates on the way
+SAVES = 4               # checkpoints a run
+CLIP_GRAD = 1.0         # gradient norm is clipped to this
+OWN_EPISODES = 4096     # training episodes that the init plays for --demos own
+TINY = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True)
+# V-IRL's current instruction has to be looked up. A first layer that sees only the token and the three before
+# it, and normalised queries and keys, let a tiny model learn that sooner. Both are stock parts of Qwen3.
+TINY_CLASS = {"virl": dict(model_type="qwen3", use_sliding_window=True, sliding_window=4,
+                           layer_types=["sliding_attention", "full_attention", "full_attention"])}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The tiny model: 0.6M parameters, an ordinary Llama or Qwen3 (the environment says which) with a byte-level BPE
-# tokenizer trained on the task's phrases; with pictures an ordinary LLaVA of 1.1M around it.
+def fill_in(args, hyper_parameters):
+    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: the first)."""
+    task = args.env + "-vl" * args.vl
+    column = TASKS.index(task) if task in TASKS else 0
+    for name, default in hyper_parameters.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, default[column] if isinstance(default, tuple) else default)
 
-CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}"
-                 "{% else %}{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}"
-                 "{% endfor %}{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+# ------------------------------------------------------------------------------------------------------------
+# The tiny model: 0.6M parameters, an ordinary Llama or Qwen3 with a byte-level BPE tokenizer trained on the
+# task's phrases. With pictures: an ordinary LLaVA of 1.1M around it.
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-def build_tiny(env, seed, vl=False, pixels=80):
-    """-> (causal language model with random weights, tokenizer). env.tiny: keywords that set its class apart. Any text
-    can be encoded (256 bytes are in the vocabulary); the environment's fixed phrases become a token or two each, as BPE
-    may merge across spaces here.
+def build_tiny(env_name, seed, vl=False, pixels=80):
+    """-> (causal language model with random weights, tokenizer). Any text can be encoded (256 bytes are in
+    the vocabulary). The environment's phrases become a token or two each: BPE may merge across spaces here.
 
-    vl: -> LlavaForConditionalGeneration, the same model behind a CLIP vision tower with patches of pixels / 4, so a
-    picture is 16 tokens; tok.processor resizes and normalises pictures with Pillow and NumPy."""
+    vl: -> LlavaForConditionalGeneration, the same model behind a CLIP vision tower. Patches are pixels / 4
+    wide: a picture is 16 tokens. tok.processor resizes and normalises pictures with Pillow and NumPy."""
     trainee = GPT2Tokenizer()
     trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
     trained = trainee.train_new_from_iterator(
-        [env.fragments(vl)], vocab_size=2000, show_progress=False, min_frequency=1,
-        new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"] + ["<image>"] * vl)
-    tok = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
-                                  chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+        [ENVS[env_name].fragments(vl)], vocab_size=2000, show_progress=False, min_frequency=1,
+        new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+        + ["<image>"] * vl)
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
     torch.manual_seed(seed)
     text = AutoConfig.for_model(
-        **env.tiny, vocab_size=len(tok), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=32,
-        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=tok.pad_token_id,
-        eos_token_id=tok.eos_token_id, bos_token_id=None)
+        **TINY_CLASS.get(env_name, {"model_type": "llama"}), **TINY, vocab_size=len(tok),
+        pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, bos_token_id=None)
     tok.processor = None
     if vl:
+        from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # no torchvision
         side = {"height": pixels, "width": pixels}
         tok.processor = LlavaProcessor(
             CLIPImageProcessorPil(size=side, crop_size=side), tok, patch_size=pixels // 4,
-            vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=tok.chat_template)
-        eyes = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-                                image_size=pixels, patch_size=pixels // 4)
+            vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            chat_template=tok.chat_template)
+        tower = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                                 num_attention_heads=4, image_size=pixels, patch_size=pixels // 4)
         model = LlavaForConditionalGeneration(LlavaConfig(
-            vision_config=eyes, text_config=text, vision_feature_layer=-1, vision_feature_select_strategy="default",
-            image_token_id=tok.convert_tokens_to_ids("<image>"), tie_word_embeddings=True))
+            vision_config=tower, text_config=text, vision_feature_layer=-1, tie_word_embeddings=True,
+            vision_feature_select_strategy="default", image_token_id=tok.convert_tokens_to_ids("<image>")))
     else:
         model = AutoModelForCausalLM.from_config(text)
     model.generation_config.eos_token_id = [tok.eos_token_id]
@@ -98,22 +149,22 @@ def build_tiny(env, seed, vl=False, pixels=80):
     return model, tok
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Batches. A row is a Segment: ids, and action = 1 on the tokens that carry loss.
 
-def demonstrations(env, seed):
-    """The expert plays one episode -> [(messages, images, answer), ...], one a state."""
+def demonstrations(env, seed, writer="expert"):
+    """The expert plays one episode -> [(messages, images, answer), ...], one a state. writer: see --demos."""
     messages, images = env.reset(seed)
     states = []
     while messages:
-        states.append((messages, images, env.expert()))
+        states.append((messages, images, env.expert(writer)))
         step = env.step(states[-1][-1])
         messages, images = step.messages, step.images
     return states
 
 
 def demonstration_row(tok, model, messages, images, answer):
-    """Prompt without loss, answer and end-of-turn token with it. The prompt's ids are those a rollout would give.
+    """Prompt without loss, answer and end of turn with it. The prompt's ids are those of a rollout.
 
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
         action    0      0  0  0     0            1   1   1  1   1
@@ -124,41 +175,40 @@ def demonstration_row(tok, model, messages, images, answer):
     return row
 
 
-def pretraining_rows(env, tok, rng, count, width=128, chat_share=0.08, picture_share=0.0, pixels=80, rare="ood"):
-    """`count` rows of at most `width` tokens, each filled with whole documents; all but a row's first and the places of
-    pictures have loss. picture_share: of documents with pictures among all; rare: the look that few of these have."""
+def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
+    """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
+    row's first and the places of pictures. rare: the look that only a tenth of the pictures have."""
     rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>") if picture_share else None
     while len(rows) < count:
         ids, pixel_values = [], []
         while True:
             if not spare:
-                for _ in range(16 if picture_share else 8 * count):  # pictures beyond the last row are in vain
+                for _ in range(16):  # what is left of them when the last row is full is thrown away
                     if picture_share and rng.random() < picture_share:
                         doc, images = env.picture_document(rng, chat_share, pixels=pixels, rare=rare)
                     else:
                         doc, images = env.document(rng, chat_share), []
                     text = doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images)
                     spare.append(encode(tok, text, images))
-            if ids and len(ids) + len(spare[-1].ids) > width:
+            if ids and len(ids) + len(spare[-1].ids) > row_tokens:
                 break
             ids += spare[-1].ids
             pixel_values += spare.pop().pictures.values()
-        rows.append(Segment(ids[:width], [int(i > 0 and t != image_id) for i, t in enumerate(ids[:width])]))
+        ids = ids[:row_tokens]
+        rows.append(Segment(ids, [int(i > 0 and token != image_id) for i, token in enumerate(ids)]))
         if pixel_values:
             rows[-1].pictures = {"pixel_values": torch.cat(pixel_values)}
     return rows
 
 
 def own_demonstrations(path, args, run):
-    """Rejection sampling: the init plays the training episodes once, its right first answers become the demonstrations
-    -> ([the rows of an episode, ...], tokens that went through the model for it). The study's control: same loop, same
-    compute, own habit."""
+    """The init's right first answers to training episodes -> ([an episode's rows, ...], tokens forwarded)."""
     model, tok = load(path, run.device)
     torch.manual_seed(args.seed)
-    envs = [make(args, rule=args.rule, split="train", verify=1) for _ in range(args.own_samples)]
-    episodes = rollout(model, tok, envs, [f"own/{args.seed}/{i}" for i in range(len(envs))], 1.0, args.max_new_tokens,
-                       run, args.batch_rollout)
-    right = [[s for s, turns in zip(e.segments, positions(e)) if turns[0]["position_solved"]] for e in episodes]
+    envs = [make(args, rule=args.rule, split="train", verify=1) for _ in range(OWN_EPISODES)]
+    episodes = rollout(model, tok, envs, [f"own/{args.seed}/{i}" for i in range(len(envs))], 1.0,
+                       args.max_new_tokens, run)
+    right = [[s for s, t in zip(e.segments, e.positions()) if t[0]["position_solved"]] for e in episodes]
     if not any(right):
         fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
     return [rows for rows in right if rows], sum(e.forwarded for e in episodes)
@@ -168,34 +218,117 @@ def sft_loss(model, rows, denominator, pad_id, run):
     """Sum of the negative log-likelihoods of the action tokens / denominator -> scalar, fp32."""
     inputs, action = collate(rows, pad_id, run.device)
     with run.amp():
-        logits = model(**inputs).logits                                          # [B, T, V]
-    keep = action[:, 1:]                                                         # token t is scored by position t-1
+        logits = model(**inputs).logits                                     # [B, T, V]
+    keep = action[:, 1:]                                                    # t is scored by position t-1
     losses = torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), inputs["input_ids"][:, 1:][keep],
                                                reduction="sum")
     return losses / denominator
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# What stands around a training step, in sft.py and rl.py alike: budget, monitors, log, checkpoints, Ctrl-C.
 
-class Interrupt:
-    """Ctrl-C asks the loop to save and stop after the current step; a second one stops at once."""
+class Loop:
+    """One run. The training loop is `while loop.goes_on(): ...; loop.step_done(...)`, then loop.close().
 
-    def __init__(self):
-        self.asked = self.stopped = False
-        self.before = signal.signal(signal.SIGINT, self.handle)
+    step, flops: so far. progress: spent share of the budget. extra: () -> dict, more for trainer.pt."""
 
-    def handle(self, *_):
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+    def __init__(self, name, args, run, folder, source, model, tok, extra):
+        self.name, self.args, self.run, self.folder, self.source = name, args, run, folder, source
+        self.model, self.tok, self.extra = model, tok, extra
+        self.checkpoint = os.path.join(folder, "checkpoint")
+        state = load_state(self.checkpoint) if args.resume and checkpoint_at(self.checkpoint) else {}
+        self.n = sum(p.numel() for p in model.parameters())
+        self.start_flops = state.get("start_flops", fine_tuning_flops(source))
+        self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
+        self.budget = 6 * self.n * args.tokens
+        self.verify = args.verify or ENVS[args.env].default_verify
+        # Monitors stand at equal steps of compute. The first measures the init: its row in the final table.
+        # The run's own row is the last one (log_row). A base has no first one, an init none at all.
+        self.next_monitor = min(state.get("next_monitor", int(name == "base")),
+                                math.floor(self.progress * args.monitors) + 1)  # for a larger --tokens
+        self.monitor_text, self.tokens, self.seconds, self.interrupted = "", 0, 0.0, False
+        say(run, f"[{name}] {args.env}, rule {args.rule}: {self.n / 1e6:.3f}M parameters, {self.budget:.3g} "
+                 f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+        header = {"run": name, "n": self.n, **vars(args)}
+        self.log = open_log(folder, self.step, header, bool(state)) if run.rank == 0 else None
+        self.bar = tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
+                        bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
+        self.signal_before = signal.signal(signal.SIGINT, self.interrupt)
+        self.start = self.step_start = time.perf_counter()
+
+    @property
+    def progress(self):
+        return (self.flops - self.start_flops) / self.budget
+
+    def interrupt(self, *_):
+        """Ctrl-C asks for a save and a stop after the current step; a second one stops at once."""
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self.signal_before)
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
 
-    def on_any_rank(self, run):  # ranks must leave the loop at the same step, or the rest waits for ever
-        self.stopped = all_sum([self.asked], run)[0] > 0
-        return self.stopped
+    def goes_on(self):
+        """Measure success where a monitor is due -> False when budget or --steps are used up or on Ctrl-C."""
+        args, over = self.args, self.progress >= 1
+        if self.name != "init" and self.next_monitor <= self.progress * args.monitors and not over:
+            first = self.step == 0
+            cells = evaluate(self.model, self.tok, args, self.run,
+                             args.episodes if first else MONITOR_EPISODES, self.verify,
+                             reference=self.model if first else None)
+            if first:
+                measured[os.path.abspath(self.source)] = cells
+            self.next_monitor = math.floor(self.progress * args.monitors) + 1
+            self.monitor_text = brief(cells)
+            say(self.run, f"[{self.name}] step {self.step:4d} {100 * self.progress:3.0f}% "
+                          f"{self.monitor_text} (held-out first answers by the trained rule: "
+                          f"{cells['ood']['other_rule']['p']:.2f}) {time.perf_counter() - self.start:.0f} s")
+            self.write(cells)
+        self.interrupted = all_sum([self.interrupted], self.run)[0] > 0  # all ranks leave at the same step
+        self.step_start = time.perf_counter()
+        return not (self.interrupted or over or args.steps and self.step >= args.steps)
+
+    def step_done(self, flops, tokens, record, text):
+        """Count a step: its compute, the tokens it trained on, its metrics, and what the bar shows."""
+        seconds, before = time.perf_counter() - self.step_start, self.progress
+        self.step, self.flops = self.step + 1, self.flops + flops
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        self.bar.update(min(100, 100 * self.progress) - self.bar.n)
+        self.bar.set_postfix_str(f"{text} {self.monitor_text}")
+        self.write({**record, "tokens_per_s": tokens / seconds, "seconds": seconds,
+                    "memory_gb": peak_memory_gb(self.run)})
+        if math.floor(before * SAVES) < math.floor(self.progress * SAVES) and self.progress < 1:
+            self.save()
+
+    def write(self, record):
+        if self.log:
+            counted = {"step": self.step, "flops": self.flops, "tokens": self.flops / 6 / self.n}
+            self.log.write(json.dumps({**counted, **record}) + "\n")
+
+    def save(self):
+        check_ranks_agree(self.model, self.run)
+        if self.run.rank == 0:
+            save(self.checkpoint, self.model, self.tok, {
+                "stage": self.name, "step": self.step, "flops": self.flops, "start_flops": self.start_flops,
+                "done": self.progress >= 1, "next_monitor": self.next_monitor,
+                "flags": training_flags(self.args), "scaler": self.run.scaler.state_dict(), **self.extra()})
+        all_sum([0], self.run)  # wait: the next stage reads what rank 0 has written
+
+    def close(self):
+        self.bar.close()
+        signal.signal(signal.SIGINT, self.signal_before)
+        self.save()
+        if self.seconds:
+            say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
+                          f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
+        if self.log:
+            self.log.close()
+        if self.interrupted:
+            say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
+            raise SystemExit(130)
 
 
 def open_log(folder, step, header, resumed):
-    """metrics.jsonl of a run, opened for appending. On resume the records after the checkpoint's step are dropped."""
+    """metrics.jsonl of a run, to append to. On resume, records after the checkpoint's step are dropped."""
     file, lines = os.path.join(folder, "metrics.jsonl"), []
     try:
         os.makedirs(folder, exist_ok=True)
@@ -211,46 +344,22 @@ def open_log(folder, step, header, resumed):
         fail(f"cannot write {file}: {e}")
 
 
-def percent_bar(name, run):
-    """A progress bar over the compute budget; silent on other ranks and where there is no terminal."""
-    return tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
-                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
-
-
-def reduce_gradients(parameters, run):
-    """Sum gradients over the ranks. Losses are already divided by the global token count, so the sum is the mean."""
-    if run.world > 1:
-        for p in parameters:
-            if p.grad is None:  # a rank whose batch had nothing for this parameter still takes part
-                p.grad = torch.zeros_like(p)
-            dist.all_reduce(p.grad)
+def log_row(folder, cells):
+    """The table's row of a run becomes the last record of its metrics.jsonl, once."""
+    file = os.path.join(folder, "metrics.jsonl")
+    if not os.path.isfile(file):
+        return
+    with open(file) as f:
+        last = json.loads(f.readlines()[-1])
+    if "loss" in last or "reward" in last:
+        with open(file, "a") as f:
+            f.write(json.dumps({**{n: last[n] for n in ("step", "flops", "tokens")}, **cells}) + "\n")
 
 
 def fine_tuning_flops(path):
-    """Compute already spent on a checkpoint since the base (the init's, for a start); the base's own is not counted."""
+    """Compute spent on a checkpoint since the base, {}: 0. The base's own is not counted."""
     state = load_state(path) if path else {}
     return state.get("flops", 0.0) if state.get("stage") in ("init", "sft", "rl") else 0.0
-
-
-def check_gradient(norm, optimizers, run, where):
-    """No step on a gradient that is not finite. With a loss scaler that is routine: all optimizers skip this step
-    (GradScaler alone would skip those that own a bad entry only) and the scale goes down. Without one it is the end."""
-    if not math.isfinite(norm):
-        if not run.scaler.is_enabled():
-            fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
-        for o in optimizers:
-            o.zero_grad(set_to_none=True)
-
-
-def check_ranks_agree(parameters, run):
-    """Stop if the ranks' parameters have drifted apart: they start equal and see the same summed gradients."""
-    if run.world > 1:
-        low = torch.stack([p.detach().double().sum() for p in parameters])
-        high = low.clone()
-        dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-        if not torch.equal(low, high):
-            fail("the ranks' parameters differ")
 
 
 def peak_memory_gb(run):
@@ -259,214 +368,162 @@ def peak_memory_gb(run):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
 
 
-def report_speed(name, run, log, model, step, flops, busy, seconds):
-    """Print and log FLOP/s over the busy seconds, also as a share of what a bare matrix product reaches right now."""
-    rate, peak = flops / busy, matmul_rate(model, run.device) * run.world
-    n = sum(p.numel() for p in model.parameters())
-    say(run, f"[{name}] {rate / 1e9:.0f} GFLOP/s (6N x {rate / 6 / n:,.0f} tokens/s) = {100 * rate / peak:.0f}% of "
-             f"this machine's matrix product ({peak / 1e9:.0f} GFLOP/s); peak memory {peak_memory_gb(run):.1f} GB; "
-             f"{seconds:.0f} s")
-    if log:
-        log.write(json.dumps({"step": step, "flops_per_s": rate, "matmul_flops_per_s": peak,
-                              "share_of_matmul": rate / peak, "seconds": seconds}) + "\n")
+def check_ranks_agree(model, run):
+    """Stop if the ranks' parameters have drifted apart: they start equal and see the same gradients."""
+    if run.world > 1:
+        low = torch.stack([p.detach().double().sum() for p in model.parameters()])
+        high = low.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if not torch.equal(low, high):
+            fail("the ranks' parameters differ")
+
+
+def reduce_gradients(parameters, run):
+    """Sum gradients over the ranks. Losses are divided by the global token count, so the sum is the mean."""
+    if run.world > 1:
+        for p in parameters:
+            if p.grad is None:  # a rank whose batch had nothing for this parameter still takes part
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
+
+
+def clip_and_step(parameters, optimizers, run, where):
+    """Gradients over all ranks -> unscale -> clip -> step. -> the norm before clipping.
+
+    No step is taken on a gradient that is not finite. With a loss scaler that is routine: all optimizers skip
+    this step (GradScaler alone: those with a bad entry) and the scale goes down. Without one the run ends."""
+    reduce_gradients(parameters, run)
+    for o in optimizers:
+        run.scaler.unscale_(o)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP_GRAD).item()
+    if not math.isfinite(norm):
+        if not run.scaler.is_enabled():
+            fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
+        for o in optimizers:
+            o.zero_grad(set_to_none=True)
+    for o in optimizers:
+        run.scaler.step(o)
+    run.scaler.update()
+    return norm
 
 
 def train(args, run, source, folder):
-    """Train one stage. source: path of the model to start from, None to build the tiny one. folder: the run's place."""
-    checkpoint, state, env_class = os.path.join(folder, "checkpoint"), {}, ENVS[args.env]
-    demo_env, own = make(args, rule=args.rule, split="train"), None
+    """Train one stage. source: the model to start from, None to build the tiny one. folder: the run's."""
+    checkpoint, state, own = os.path.join(folder, "checkpoint"), {}, None
     if args.resume and checkpoint_at(checkpoint):
         model, tok = load(checkpoint, run.device)
         state = load_state(checkpoint)
         if state.get("stage") != args.stage:
             fail(f"--resume: {checkpoint} was not saved by this stage of sft.py")
     elif source is None:
-        model, tok = build_tiny(env_class, args.seed, args.vl, args.pixels)
+        model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
         model.to(run.device)
     else:
         model, tok = load(source, run.device)
-    step, start_flops = state.get("step", 0), state.get("start_flops", fine_tuning_flops(source))
-    flops = state.get("flops", start_flops)
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
+    env = make(args, rule=args.rule, split="train")
 
-    # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest; what sees
-    # (vision tower, projector) may learn at other rates than what speaks
+    # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest.
+    # Vision tower and projector may learn at other rates. matrices: True for Muon's share, False for AdamW's.
     def groups(matrices, lr):
         named = [(name, p) for name, p in model.named_parameters() if matrices == (
             args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name)]
-        seeing = [any(word in name for word in ("vision", "visual", "projector", "connector")) for name, _ in named]
-        speaking_and_seeing = [([p for (_, p), s in zip(named, seeing) if not s], lr),
-                               ([p for (_, p), s in zip(named, seeing) if s], lr * args.vision_rate)]
-        return [{"params": params, "lr": rate} for params, rate in speaking_and_seeing if params]
+        vision = [any(w in name for w in ("vision", "visual", "projector", "connector")) for name, _ in named]
+        halves = [([p for (_, p), v in zip(named, vision) if not v], lr),
+                  ([p for (_, p), v in zip(named, vision) if v], lr * args.vision_rate)]
+        return [{"params": params, "lr": rate, "peak_lr": rate} for params, rate in halves if params]
     optimizers = [torch.optim.AdamW(groups(False, args.lr), betas=(0.9, 0.98), weight_decay=0.0)]
     if matrices := groups(True, args.muon_lr):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
-    base_lrs = [[group["lr"] for group in o.param_groups] for o in optimizers]
     for o, saved in zip(optimizers, state.get("optimizers", [])):
         o.load_state_dict(saved)
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    n = sum(p.numel() for p in parameters)
 
+    loop = Loop(args.stage, args, run, folder, source, model, tok,
+                lambda: {"optimizers": [o.state_dict() for o in optimizers]})
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
-        flops = max(flops, start_flops + 2 * n * generated)  # after a resume they are counted already
-        say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {args.own_samples} episodes: these "
-                 "are the demonstrations")
+        loop.flops = max(loop.flops, loop.start_flops + 2 * loop.n * generated)  # after a resume: already in
+        say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {OWN_EPISODES} episodes: "
+                 "these are the demonstrations")
 
-    budget, flops_before = 6 * n * args.tokens, flops
-    verify = 1 if args.stage == "base" else args.verify or env_class.default_verify
-    say(run, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, {budget:.3g} FLOP on "
-             f"{run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
-    log = open_log(folder, step, {"method": "sft", "n": n, **vars(args)}, bool(state)) if run.rank == 0 else None
-    bar, interrupt, begun, trained = percent_bar(args.stage, run), Interrupt(), time.perf_counter(), 0.0
-    progress, losses, monitor_text = (flops - start_flops) / budget, [], ""
-    next_monitor = min(state.get("next_monitor", 0), math.floor(progress * args.monitors) + 1)  # for larger --tokens
-
-    def save_now():
-        check_ranks_agree(parameters, run)
-        if run.rank == 0:
-            save(checkpoint, model, tok, {
-                "step": step, "flops": flops, "start_flops": start_flops, "done": progress >= 1, "stage": args.stage,
-                "next_monitor": next_monitor, "flags": training_flags(args),
-                "optimizers": [o.state_dict() for o in optimizers], "scaler": run.scaler.state_dict()})
-        wait_for_all(run)  # the next stage reads what rank 0 has written
-
-    while True:
-        # ---- monitor: success on seen / ID / OOD episodes, at equal steps of compute
-        if next_monitor <= progress * args.monitors or progress >= 1:
-            monitor = evaluate(model, tok, args, run, args.monitor_episodes, verify)
-            next_monitor = math.floor(progress * args.monitors) + 1
-            monitor_text, recent = brief(monitor), losses[-20:] or [math.nan]
-            say(run, f"[{args.stage}] step {step:4d} {100 * min(progress, 1):3.0f}% "
-                     f"loss {sum(recent) / len(recent):.3f} {monitor_text} (held-out first answers by the trained "
-                     f"rule: {monitor['ood']['other_rule']['p']:.2f}) {time.perf_counter() - begun:.0f} s")
-            if log:
-                log.write(json.dumps({"step": step, "flops": flops, "tokens": flops / 6 / n, **monitor}) + "\n")
-        if interrupt.on_any_rank(run) or progress >= 1 or (args.steps and step >= args.steps):
-            break
-        started = time.perf_counter()
-
-        # ---- batch: all randomness is a function of (seed, step, rank), so resuming needs no generator state
-        rng = random.Random(f"{args.stage}/{args.seed}/{step}/{run.rank}")
+    while loop.goes_on():
+        # ---- batch: a function of (seed, step, rank) alone, so resuming needs no generator state
+        rng = random.Random(f"{args.stage}/{args.seed}/{loop.step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
         if args.stage == "base":
-            rows = pretraining_rows(env_class, tok, rng, args.batch, args.row_tokens, args.chat_share,
-                                    args.picture_share * args.vl, args.pixels, "id" if args.visual == "ood" else "ood")
+            rows = pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share,
+                                    args.picture_share, args.pixels, "id" if args.visual == "ood" else "ood")
         elif own:
             rows = [row for episode in rng.sample(own, min(args.batch, len(own))) for row in episode]
         else:
-            states = [state for i in range(args.batch)
-                      for state in demonstrations(demo_env, f"sft/{args.seed}/{step}/{run.rank}/{i}")]
-            rows = [demonstration_row(tok, model, *state) for state in states]
-        rows.sort(key=lambda row: len(row.ids))  # rows of like length share a micro-batch
+            rows = [demonstration_row(tok, model, *shown) for i in range(args.batch) for shown in
+                    demonstrations(env, f"sft/{args.seed}/{loop.step}/{run.rank}/{i}", args.demos)]
 
-        # ---- learning rate: linear warm-up, then constant, then linear to zero over the last share of the budget
-        factor = min(1, (step + 1) / args.warmup) * min(1, (1 - progress) / args.decay if args.decay else 1)
-        for o, lrs in zip(optimizers, base_lrs):
-            for group, lr in zip(o.param_groups, lrs):
-                group["lr"] = lr * factor
+        # ---- learning rate: linear warm-up, then constant, then to zero over the last share of the budget
+        factor = min(1, (loop.step + 1) / args.warmup)
+        factor *= min(1, (1 - loop.progress) / args.decay if args.decay else 1)
+        for o in optimizers:
             o.zero_grad(set_to_none=True)
+            for group in o.param_groups:
+                group["lr"] = group["peak_lr"] * factor
 
         # ---- loss and gradient, one denominator for the whole batch over all micro-batches and ranks
-        tokens, positions = all_sum([sum(sum(r.action) for r in rows), sum(len(r.ids) for r in rows)], run)
+        loss_tokens, tokens = all_sum([sum(sum(r.action) for r in rows), sum(len(r.ids) for r in rows)], run)
         model.train()
         loss = 0.0
-        for i in range(0, len(rows), args.micro):
-            part = sft_loss(model, rows[i:i + args.micro], tokens, tok.pad_token_id, run)
-            run.scaler.scale(part).backward()
-            loss += part.item()
+        for part in micro_batches(rows, args.micro_tokens):
+            part_loss = sft_loss(model, part, loss_tokens, tok.pad_token_id, run)
+            run.scaler.scale(part_loss).backward()
+            loss += part_loss.item()
         loss = all_sum([loss], run)[0]
         if not math.isfinite(loss):
-            fail(f"loss is {loss} at step {step} (lr {args.lr:g}, dtype {run.dtype}); the last checkpoint is intact")
-
-        # ---- unscale -> clip -> step
-        reduce_gradients(parameters, run)
-        for o in optimizers:
-            run.scaler.unscale_(o)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad).item()
-        check_gradient(norm, optimizers, run, f"step {step}")
-        for o in optimizers:
-            run.scaler.step(o)
-        run.scaler.update()
-        step += 1
-        flops += 6 * n * positions
-        trained += time.perf_counter() - started
-        losses.append(loss)
-        last, progress = progress, (flops - start_flops) / budget
-        bar.update(min(100, 100 * progress) - bar.n)
-        bar.set_postfix_str(f"loss {loss:.3f} {monitor_text}")
-        if log:
-            log.write(json.dumps({
-                "step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
-                "lr": optimizers[0].param_groups[0]["lr"], "tokens_per_s": positions / (time.perf_counter() - started),
-                "memory_gb": peak_memory_gb(run)}) + "\n")
-        if math.floor(last * args.saves) < math.floor(progress * args.saves) and progress < 1:
-            save_now()
-    bar.close()
-
-    signal.signal(signal.SIGINT, interrupt.before)
-    save_now()
-    if trained:
-        report_speed(args.stage, run, log, model, step, flops - flops_before, trained,
-                     time.perf_counter() - begun)
-    if log:
-        log.close()
-    if interrupt.stopped:
-        say(run, f"stopped at step {step} and saved; go on with --resume")
-        raise SystemExit(130)
+            fail(f"loss is {loss} at step {loop.step} (lr {args.lr:g}, dtype {run.dtype}); "
+                 "the last checkpoint is intact")
+        norm = clip_and_step(parameters, optimizers, run, f"step {loop.step}")
+        loop.step_done(6 * loop.n * tokens, tokens, {"loss": loss, "grad_norm": norm, "lr": args.lr * factor},
+                       f"loss {loss:.3f}")
+    loop.close()
 
 
 def flags():
-    parser = Parser(__doc__)
-    add = shared_flags(parser)
-    add("--stage", choices=STAGES, default="sft")                   # base -> init -> sft
-    add("--init", metavar="PATH", default=None)                     # start of the sft stage; default: built
-    add("--name", default=None)                                     # the run's folder; default: the stage's name
-    add("--demos", choices=["expert", "own"], default="expert")     # own: the init's right answers
-    add("--own_samples", type=positive(int), default=4096)          # episodes the init plays for --demos own
-    add("--chat_share", type=share, default=None)                   # base: documents in the task's chat form
-    add("--picture_share", type=share, default=0.5)                 # base with --vl: documents with pictures
-    add("--tokens", type=positive(float), default=None)             # compute budget X / 6N, in trained tokens
-    add("--steps", type=positive(int), default=None)                # stop after this many steps at the latest
-    add("--batch", type=positive(int), default=None)                # episodes (base: rows of documents) a step, rank
-    add("--row_tokens", type=positive(int), default=None)           # base: width of a row
-    add("--lr", type=positive(float), default=None)                 # AdamW; base and sft: the environment's, STAGES
-    add("--muon_lr", type=non_negative, default=None)               # Muon on 2-D weights; 0 = AdamW for all
-    add("--vision_rate", type=positive(float), default=None)        # vision tower's and projector's rates, times this
-    add("--warmup", type=positive(int), default=None)               # steps of linear warm-up
-    add("--decay", type=share, default=None)                 # last share of the budget with lr going to 0
-    add("--clip_grad", type=positive(float), default=1.0)           # gradient norm is clipped to this
-    add("--monitors", type=positive(int), default=None)             # success rates are measured this often a run
-    add("--monitor_episodes", type=positive(int), default=100)      # per column
-    add("--saves", type=positive(int), default=4)                   # checkpoints a run
-    add("--resume", action="store_true")                            # continue an interrupted run
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--stage", choices=STAGES, default="sft")  # base -> init -> sft
+    add("--init", metavar="PATH")                  # start of the sft stage; default: built
+    add("--name")                                  # the run's folder; default: the stage's name
+    add("--demos", choices=["expert", "habit", "own"], default="expert")  # who writes the demonstrations
+    add("--tokens", type=float)                    # compute X / 6N, in trained tokens
+    add("--steps", type=int)                       # stop after this many steps at the latest
+    add("--batch", type=int)                       # episodes (base: rows of documents) a step and rank
+    add("--lr", type=float)                        # of AdamW
+    add("--monitors", type=int)                    # success rates are measured this often a run
+    add("--resume", action="store_true")           # continue an interrupted run
     return parser
 
 
 def run_stage(args, run):
     """Train args.stage unless it is there already, building what it starts from first -> its folder."""
     if args.stage == "base" and args.model:
-        fail("--stage base trains the tiny model from nothing, --model brings one: with --model, begin at --stage init")
-    env = ENVS[args.env]
-    of_base, of_sft = (env.base_vl, env.sft_vl) if args.vl else (env.base, env.sft)
-    defaults = {**STAGES[args.stage], **(of_base if args.stage == "base" else {})}
-    for key, value in defaults.items():
-        if getattr(args, key) is None:
-            setattr(args, key, of_sft[key] if value is None else value)
-    if args.stage == "base" and args.vl and args.row_tokens < 32:
-        fail(f"--row_tokens {args.row_tokens}: a picture alone takes 16")
-    folder = base_of(args) if args.stage == "base" else os.path.join(trained_on(args), args.name or args.stage)
+        fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
+    writers = [*ENVS[args.env].writers, "own"]
+    if args.demos not in writers:
+        fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by {' or '.join(writers)}")
+    fill_in(args, STAGES[args.stage])
+    folder = (base_of(args) if args.stage == "base"
+              else os.path.join(trained_on(args), args.name or args.stage))
     if checkpoint_at(folder):
-        few = args.parent or args.resume or args.stage == "base"
-        which = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base")
-        same_flags(folder, args, which if few else None)
+        shared = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base")
+        same_flags(folder, args, shared if args.on_the_way or args.resume or args.stage == "base" else None)
         if load_state(folder).get("done") and not args.resume:
             say(run, f"[{args.stage}] found, not trained again: {folder}")
             return folder
-        if not args.resume and not args.parent:
-            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
+        if not args.resume and not args.on_the_way:
+            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
+                 "--out")
         args.resume = True  # a stage on the way that was interrupted goes on by itself
     source = None
     if args.stage == "init":
@@ -479,21 +536,18 @@ def run_stage(args, run):
 
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
-    sub = flags().parse_args([])
-    for key in ("env", "data", "rule", "vl", "visual", "pixels", "model", "out", "seed", "verify", "max_new_tokens",
-                "batch_rollout", "device", "dtype", "monitor_episodes", "micro"):
-        setattr(sub, key, getattr(args, key))
-    sub.stage, sub.parent = stage, True
+    earlier = flags().parse_args([])
+    for name in vars(new_parser("").parse_args([])):
+        setattr(earlier, name, getattr(args, name))
+    earlier.stage, earlier.on_the_way = stage, True
     if stage == "base":
-        sub.max_new_tokens = None
-    sub.base_tokens = getattr(args, "base_tokens", None)  # flags of rl.py
-    sub.tokens = getattr(args, f"{stage}_tokens", None)
-    return run_stage(sub, run)
+        earlier.max_new_tokens = None
+    return run_stage(earlier, run)
 
 
 def main(argv=None):
-    args = flags().parse_args(argv)
-    args.parent, args.k = False, 1
+    args = parse(flags(), argv)
+    args.on_the_way, chosen_tokens = False, args.tokens
     run = setup(args)
     folder = run_stage(args, run)
     paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "rl")}
@@ -503,7 +557,9 @@ def main(argv=None):
     result = table(paths, args, run)
     if run.rank == 0:
         write_json(os.path.join(folder, "eval.json"), result)
-        print(f"next: python rl.py {task_flags(args, 'ppo' if args.stage == 'sft' else None)}")
+        row = next(row for row in result["rows"] if row["path"] == folder)
+        log_row(folder, {column: row[column] for column in columns(args)})
+        print(f"next: python rl.py {task_flags(args, chosen_tokens if args.stage == 'sft' else None)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""test_all.py: every claim about correctness, as a test. Also the checker of the assignments in the README.
+"""test_all.py: every claim about correctness, as a test. Also the checker of the assignments.
 
-    python test_all.py             # all, about four minutes on two cores; the last line is "N passed, N failed"
-    python test_all.py gae kl      # the tests whose name contains "gae" or "kl"
-    pytest test_all.py             # the same, if you have pytest
+    python test_all.py                    # all, about five minutes on two cores; the last line is "N passed, N failed"
+    python test_all.py gae_brute_force    # one test, by its exact name, with or without test_
+    python test_all.py 'gae*' whiten      # * and ? stand for any text and any character
+    pytest test_all.py                    # the same, if you have pytest
 
-No test downloads anything: real model classes are tested through tiny random checkpoints that the test saves.
+No test downloads anything: real model classes are tested through tiny random checkpoints that the test saves. No test
+asks how long something took.
 """
+import atexit
 import contextlib
+import difflib
+import fnmatch
 import functools
 import io
 import itertools
@@ -17,13 +22,17 @@ import pickle
 import random
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from fractions import Fraction
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,39 +46,47 @@ import sft
 import verifier
 from env_gp import RULES, GeneralPoints, all_hands, solutions
 from env_virl import VIRL
-from verifier import (COMPASS, GP_REWARD, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, FormulaError, Step, compass_word, evaluate_formula,
-                      judge_gp, judge_virl, last_json_object, relative_word)
+from verifier import (COMPASS, GP_REWARD, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, FormulaError, Step, compass_word,
+                      evaluate_formula, judge_gp, judge_virl, last_json_object, relative_word)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Helpers.
+# Helpers: what is compared.
 
-def cpu(dtype="fp32"):
-    return ev.setup(SimpleNamespace(device="cpu", dtype=dtype))
-
-
-@functools.lru_cache(maxsize=None)
-def tiny(env=GeneralPoints):
-    """A random tiny model whose samples vary, and its tokenizer."""
-    model, tok = sft.build_tiny(env, seed=0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(1.5 if p.ndim == 2 else 1.0)
-    # Several end tokens, as real models have: with 30 of 512 most random answers end by themselves, and some do not.
-    model.generation_config.eos_token_id = [tok.eos_token_id, *range(300, 330)]
-    model.generation_config.pad_token_id = tok.pad_token_id
-    return model.eval(), tok
+def equal(actual, expected, what=""):
+    if actual != expected:
+        raise AssertionError(f"{what or 'value'}: expected {expected!r}, got {actual!r}")
 
 
-def played(n=12, temperature=1.0, verify=3, max_new_tokens=24, env=GeneralPoints):
-    """Random multi-turn episodes of the tiny model."""
-    model, tok = tiny(env)
-    torch.manual_seed(1)
-    envs = [env(verify=verify) for _ in range(n)]
-    return ev.rollout(model, tok, envs, [f"t{i}" for i in range(n)], temperature, max_new_tokens, cpu())
+def close(a, b, tol=1e-5):
+    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
+    return a.shape == b.shape and torch.allclose(a, b, atol=tol, rtol=tol)
 
+
+def near(actual, expected, tol=1e-5, what=""):
+    """Numbers, lists of numbers or tensors, equal to within tol, absolute or relative."""
+    if not close(actual, expected, tol):
+        show = lambda x: (x.flatten()[:5].tolist(), "...") if torch.is_tensor(x) and x.numel() > 5 else x
+        raise AssertionError(f"{what or 'value'}: expected {show(expected)}, got {show(actual)}, tolerance {tol:g}")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def raises(kind, words, function):
+    """function() must raise `kind` with `words` in its message -> the message."""
+    try:
+        function()
+    except kind as e:
+        assert words in str(e), f"expected {words!r} in the error, got {str(e)!r}"
+        return str(e)
+    raise AssertionError(f"expected {kind.__name__} about {words!r}, got none")
+
+
+# Helpers: scripts and their files.
 
 @contextlib.contextmanager
 def folder():
@@ -82,59 +99,75 @@ def folder():
 
 def quiet(main, argv):
     """Run a script's main() in this process -> what it printed. Exits count as exceptions."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    ev.measured.clear()  # what one command has measured, another one measures again
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         main(argv)
     return out.getvalue()
 
 
 def error_of(main, argv):
-    """The one clear line a script ends with on bad input; it must be an exit with a code that is not 0."""
+    """The clear line that a script ends with on bad input: one line of its own and exit code 1, or argparse's usage and
+    error lines and exit code 2."""
     err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
             quiet(main, argv)
     except SystemExit as e:
-        assert e.code not in (0, None), "ended with exit code 0"
-        message = (e.code if isinstance(e.code, str) else err.getvalue()).strip()
-        assert message.startswith("error: ") and "\n" not in message, f"not one clear line: {message}"
-        return message
+        if isinstance(e.code, str):
+            assert e.code.startswith("error: ") and "\n" not in e.code.strip(), f"not one clear line: {e.code}"
+            return e.code.strip()
+        lines = err.getvalue().strip().splitlines()
+        assert e.code == 2 and len(lines) == 2 and lines[0].startswith("usage: ") and ": error: " in lines[1], (e.code, lines)
+        return lines[1]
     raise AssertionError(f"no error for {argv}")
 
 
-def command(*argv, code=0):
-    """Run `python ...` in a process of its own, two threads at most -> its output."""
-    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True, timeout=300)
+def command(*argv, code=0, **env):
+    """Run `python ...` in a process of its own -> its output."""
+    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == code, f"{argv}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout + done.stderr
+
+
+def other_process(code):
+    """Run Python code in two more processes, in which strings have other hashes -> the output, which must be the same."""
+    one, two = (command("-c", code, PYTHONHASHSEED=seed) for seed in "12")
+    equal(two, one, "the output of a second process")
+    return one.strip()
 
 
 def weights(path):
     return {k: v.clone() for k, v in ev.load(path)[0].state_dict().items()}
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def records(path):
+def records(path, key=""):
+    """metrics.jsonl of a run: the records that have this key."""
     with open(os.path.join(path, "metrics.jsonl")) as f:
-        return [json.loads(line) for line in f]
+        return [r for r in map(json.loads, f) if not key or key in r]
 
 
-def close(a, b, tol=1e-5):
-    return torch.allclose(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64), atol=tol, rtol=tol)
+SMALL = ["--monitors", "1", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3", "--verify", "2"]
+sft.MONITOR_EPISODES = 4
 
 
-SMALL = ["--monitors", "1", "--monitor_episodes", "4", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3",
-         "--verify", "2"]
+def flags(out, steps=1, batch=4, tokens="1e9", **more):
+    """A small run's flags, and more: keyword by keyword."""
+    named = {"out": out, "tokens": tokens, "batch": batch, **more, **({"steps": steps} if steps else {})}
+    return [word for key, value in named.items() for word in (f"--{key}", str(value))] + SMALL
+
+
+def tiny_stages():
+    """Within, a base and an init that are built on the way hardly train."""
+    stages = contextlib.ExitStack()
+    stages.enter_context(mock.patch.dict(sft.BASE, {"tokens": 2e3, "batch": 4, "monitors": 1}))
+    stages.enter_context(mock.patch.dict(sft.INIT, {"tokens": 1e3, "batch": 4}))
+    return stages
 
 
 @functools.lru_cache(maxsize=None)
 def small_init():
     """An out/ folder with a hardly trained base and init, made once for all tests that need one."""
     out = tempfile.mkdtemp()
-    import atexit
     atexit.register(shutil.rmtree, out, True)
     quiet(sft.main, ["--stage", "base", "--tokens", "6e4", "--out", out] + SMALL)
     quiet(sft.main, ["--stage", "init", "--tokens", "1e4", "--out", out] + SMALL)
@@ -146,640 +179,70 @@ def copy_of_init(path):
     return path
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# verifier.py
-
-def test_verifier_verdicts_and_rewards():
-    def judge(formula, numbers=(3, 3, 8, 8), **kw):
-        v = judge_gp(json.dumps({"cards": ["3", "3", "8", "8"], "number": list(numbers), "formula": formula}), list(numbers), **kw)
-        assert v.reward == GP_REWARD[v.kind]
-        return v.kind, v.reward
-    assert judge("8/(3-8/3)") == ("correct", 5)
-    assert judge(" 8 / ( 3 - 8 / 3 ) = 24 ") == ("correct", 5)
-    assert judge("8/(3-8/3)=23") == ("wrong_value", -1)
-    assert judge("8*3+8-3") == ("wrong_value", -1)
-    assert judge("8*3") == ("wrong_numbers", -2)
-    assert judge("8+8+8+0") == ("wrong_numbers", -2)
-    assert judge("88/(3-3)") == ("illegal", -3)
-    for bad in ("", "8*", "-8+8", "(8", "8)", "8 8", "2^3", "8//3", "8**3", "abc", "8/(3-3)", "٨+٨", "８", "1e3", "1_0", "0x8", "8.0",
-                "9" * 5, "(" * 40 + "8" + ")" * 40, "=24", "8=", "8=24=24", "24=8*3", "\x008", None, 7, [1], {"a": 1}, True):
-        assert judge(bad)[0] == "illegal", bad
-    assert judge("8/(3-8/3)", cards=["3", "8", "8", "3"]) == ("correct", 5)
-    assert judge("8/(3-8/3)", cards=["3", "8", "8", "4"]) == ("misread", -1.5)  # decided first, though the formula is right
-    assert judge("nonsense", cards=["3", "8", "8", "4"]) == ("misread", -1.5)
-    assert judge("12*2", numbers=(12, 2), target=24) == ("correct", 5) and judge("12*2", numbers=(12, 2), target=25)[0] == "wrong_value"
-
-
-def test_verifier_feedback_gives_nothing_away():
-    for kind, text in verifier.GP_FEEDBACK.items():
-        assert not re.search(r"[0-9]", text) and (kind == "correct") != text.endswith("Try again.")
-    assert set(verifier.GP_FEEDBACK) == set(GP_REWARD)
-
-
-def test_verifier_reads_the_last_object():
-    assert last_json_object('first {"formula": "1"} then {"formula": "2"} done')["formula"] == "2"
-    assert last_json_object('{"formula": {"a": 1}}') == {"formula": {"a": 1}}
-    assert last_json_object('```json\n{"formula": "4*6"}\n```') == {"formula": "4*6"}
-    assert last_json_object('{"a": 1') is None and last_json_object("[1]") is None and last_json_object("") is None
-
-
-def test_verifier_survives_anything():
-    """The nasty list, then thousands of random and mutated answers: never an exception, never slow."""
-    nasty = ['{"formula": "9**9**9"}', "[" * 10_000, "{" * 10_000, '{"a":' * 10_000, '{"formula": "' + "(" * 10_000 + '"}', "null", "7",
-             '{"formula": ' + "9" * 10_000 + "}", '{"formula": "' + "9" * 10_000 + '"}', "\x00", "\ud800", "{" + "}" * 10_000, "NaN",
-             '{"formula": NaN}', '{"formula": 1e999}', '{"formula": "' + "1*" * 60 + '1"}', '{"cards": null}', '{"cards": [[[]]]}',
-             '{"formula":"' + "9999*" * 25 + '9"}']
-    good = '{"cards": ["3", "3", "8", "8"], "number": [3, 3, 8, 8], "formula": "8/(3-8/3)"}'
-    rng = random.Random(0)
-    alphabet = '0123456789+-*/()=" {}[],:.abcJQK\\\n٣８½²\x00\ud800'
-    for text in nasty:
-        start = time.perf_counter()
-        for cards in (None, ["3"]):
-            assert judge_gp(text, [3, 3, 8, 8], cards=cards).kind in GP_REWARD
-        assert time.perf_counter() - start < 1.0, text[:40]
-    start = time.perf_counter()
-    for i in range(6000):
-        if i % 2:
-            text = "".join(rng.choices(alphabet, k=rng.randrange(80)))
-        else:
-            chars = list(good)
-            for _ in range(rng.randrange(1, 6)):
-                chars[rng.randrange(len(chars))] = rng.choice(alphabet)
-            text = "".join(chars)
-        assert judge_gp(text, [3, 3, 8, 8], cards=["3", "3", "8", "8"] if i % 3 else None).kind in GP_REWARD
-    assert time.perf_counter() - start < 10
-
-
-def test_verifier_agrees_with_an_independent_oracle():
-    """All solutions of all hands, and random formulas: Python's own parser over Fractions must say the same."""
-    def oracle(text):  # legal formulas only, so Python's grammar and ours agree
-        return eval(re.sub(r"([0-9]+)", r"Fraction(\1)", text), {"Fraction": Fraction})
-    rng, checked = random.Random(0), 0
-    for hand in all_hands():
-        for formula in solutions(hand):
-            assert oracle(formula) == 24 and judge_gp(json.dumps({"formula": formula}), list(hand)).kind == "correct"
-            checked += 1
-        wrong = env_gp.wrong_formula(hand, rng)
-        try:
-            truth = oracle(wrong)
-        except ZeroDivisionError:
-            truth = None
-        kind = judge_gp(json.dumps({"formula": wrong}), list(hand)).kind
-        assert kind == ("illegal" if truth is None else "correct" if truth == 24 else "wrong_value"), wrong
-    assert checked > 4000
-
-
-def test_formula_values_and_numbers():
-    assert evaluate_formula("8/(3-8/3)") == (Fraction(24), [8, 3, 8, 3])
-    assert evaluate_formula("2-3-4") == (Fraction(-5), [2, 3, 4]) and evaluate_formula("8/4/2")[0] == 1
-    for text in ("", "1+", "(1", "1)", "+1", "1/0", "1" * 200):
-        try:
-            evaluate_formula(text)
-        except FormulaError as e:
-            assert str(e)
-        else:
-            raise AssertionError(text)
-
-
-def test_verifier_speed():
-    answers = [json.dumps({"cards": ["3"] * 4, "number": list(h), "formula": f}) for h in all_hands()[::7] for f in solutions(h)]
-    judge_gp(answers[0], [1])
-    start, n = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.5:
-        for a in answers[:200]:
-            judge_gp(a, [3, 3, 8, 8])
-        n += 200
-    rate = n / (time.perf_counter() - start)
-    print(f"    {rate:,.0f} answers judged a second")
-    assert rate > 4000  # the goal is 20,000 on a quiet machine
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# env_gp.py
-
-def test_solver_counts():
-    env_gp._values.cache_clear(), solutions.cache_clear()
-    start = time.perf_counter()
-    table = {h: solutions(h) for h in all_hands()}
-    print(f"    {len(table)} hands solved in {time.perf_counter() - start:.2f} s")
-    assert len(table) == 1820 and sum(map(bool, table.values())) == 1362 and sum(bool(solutions(h)) for h in all_hands(10)) == 566
-    assert solutions((3, 3, 8, 8)) == ("8/(3-8/3)",)
-    assert all(len(set(s)) == len(s) for s in table.values())
-
-
-def test_solver_misses_nothing():
-    """Against brute force over all orders, signs and bracketings: the same hands, and no value is missed."""
-    shapes = ["(({}{}{}){}{}){}{}", "({}{}({}{}{})){}{}", "({}{}{}){}({}{}{})", "{}{}(({}{}{}){}{})", "{}{}({}{}({}{}{}))"]
-
-    def solvable(hand):
-        for a, b, c, d in set(itertools.permutations(hand)):
-            for p, q, r in itertools.product("+-*/", repeat=3):
-                for shape in shapes:
-                    with contextlib.suppress(FormulaError):
-                        if evaluate_formula(shape.format(a, p, b, q, c, r, d))[0] == 24:
-                            return True
-        return False
-    hands = random.Random(1).sample(all_hands(), 25)
-    for hand in hands:
-        assert solvable(hand) == bool(solutions(hand)), hand
-
-
-def test_spelling_keeps_the_value():
-    rng = random.Random(0)
-    for hand in all_hands()[::5]:
-        for formula in solutions(hand):
-            value, numbers = evaluate_formula(env_gp.spell(formula, rng))
-            assert value == 24 and sorted(numbers) == list(hand)
-
-
-def test_env_splits_are_disjoint():
-    train, unseen = set(), set()
-    for rule in RULES:
-        for split, found in (("train", train), ("unseen", unseen), ("faces", unseen)):
-            env = GeneralPoints(rule=rule, split=split)
-            for i in range(400):
-                env.reset(i)
-                assert solutions(tuple(sorted(env.numbers)))
-                assert env.numbers == [env_gp.card_number(c, RULES[rule]) for c in env.cards]
-                assert split != "faces" or set(env.cards) & set("JQK")
-                found.add(tuple(sorted(env.numbers)))
-    assert not train & unseen and len(train) > 300 and len(unseen) > 80
-    share = sum(map(env_gp.is_unseen, all_hands())) / 1820
-    assert 0.17 < share < 0.23
-
-
-def test_env_same_seed_same_hands_in_another_process():
-    code = ("from env_gp import GeneralPoints; e = GeneralPoints(seed=5); e.reset();"
-            "print([(e.reset(f's{i}') and e.cards, e.expert()) for i in range(20)])")
-    os.environ["PYTHONHASHSEED"] = "1"
-    first = command("-c", code)
-    os.environ["PYTHONHASHSEED"] = "2"
-    second = command("-c", code)
-    del os.environ["PYTHONHASHSEED"]
-    assert first == second and len(first) > 200
-
-
-def test_env_expert_is_always_right():
-    for rule in RULES:
-        env = GeneralPoints(rule=rule, seed=7)
-        for i in range(200):
-            env.reset(i)
-            answer = env.expert()
-            assert answer == env.expert() and json.loads(answer).keys() == {"cards", "number", "formula"}
-            step = env.step(answer)
-            assert step.done and step.info["success"] and step.reward == 5 and step.messages is None
-    a, b = GeneralPoints(seed=1), GeneralPoints(seed=2)
-    assert sum(a.reset(i) and b.reset(i) and a.expert() != b.expert() for i in range(50)) > 5  # experts have their own habits
-
-
-def test_env_attempts_and_messages():
-    env = GeneralPoints(rule="ood", verify=3)
-    messages, images = env.reset(0)
-    assert images == [] and messages[0]["role"] == "user" and "J is 11; Q is 12; K is 13" in messages[0]["content"]
-    for attempt in range(3):
-        before = env.messages
-        step = env.step("nonsense")
-        assert step.reward == -3 and step.info["verdict"] == "illegal" and step.done == (attempt == 2)
-        if not step.done:
-            assert step.messages[:len(before)] == before and [m["role"] for m in step.messages[-2:]] == ["assistant", "user"]
-    assert step.messages is None
-    for bad in (dict(rule="x"), dict(split="x"), dict(verify=0), dict(target=0)):
-        try:
-            GeneralPoints(**bad)
-        except ValueError as e:
-            assert str(list(bad.values())[0]) in str(e)
-        else:
-            raise AssertionError(bad)
-
-
-def test_env_sees_which_rule_an_answer_follows():
-    env = GeneralPoints(rule="ood", split="faces", verify=5)
-    for i in range(50):
-        env.reset(i)
-        for rule, other in (("ood", False), ("id", True)):
-            numbers = env.numbers_under(rule)
-            info = env.step(json.dumps({"formula": "+".join(map(str, numbers))})).info
-            assert info["other_rule"] == other
-        env.reset(i)
-        assert not env.step("nonsense").info["other_rule"]
-
-
-def test_pretraining_documents():
-    rng, chats, wrong = random.Random(0), 0, 0
-    for _ in range(2000):
-        doc = env_gp.document(rng)
-        if isinstance(doc, list):
-            chats += 1
-            roles = [m["role"] for m in doc]
-            assert roles == ["user", "assistant"] * (len(doc) // 2) and 1 <= len(doc) // 2 <= 5
-        else:
-            numbers = json.loads(re.search(r"Numbers: (\[.*?\])", doc)[1])
-            value, used = None, None
-            with contextlib.suppress(FormulaError):
-                value, used = evaluate_formula(doc.split("formula: ")[1])
-            assert used is None or sorted(used) == sorted(numbers)
-            wrong += value != 24
-    assert 0.05 < chats / 2000 < 0.11 and 0.07 < wrong / 2000 < 0.13
-
-
-# GeneralPoints from a picture.
-
-def gp_vl_answer(env, formula=None, **fields):
-    said = {"cards": env.cards, "number": env.numbers, "formula": formula or json.loads(env.expert())["formula"]}
-    return json.dumps({**said, **fields})
-
-
-def test_gp_vl_same_seed_same_pictures_in_another_process():
-    code = ("import hashlib, random; from env_gp import GeneralPoints, picture_document; r = random.Random(1)\n"
-            "print([hashlib.sha256(GeneralPoints(vl=True, visual=v, pixels=n, seed=5).reset(s)[1][0].tobytes()).hexdigest()\n"
-            "       for v in ('id', 'ood') for n in (80, 300) for s in (None, 0, 'eval/3')])\n"
-            "print([(d, i[0].tobytes()[:3000]) for d, i in (picture_document(r) for _ in range(30))])")
-    outputs = set()
-    for salt in "12":
-        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": salt})
-        outputs.add(done.stdout)
-        assert done.returncode == 0 and len(done.stdout) > 2000, done.stderr
-    assert len(outputs) == 1
-    env = GeneralPoints(vl=True, seed=5)
-    pictures = [env.reset()[1][0] for _ in range(3)]
-    assert len({p.crop((0, 0, 4, 80)).tobytes() for p in pictures}) == 3  # hand after hand another grain (no card lies there)
-    pictures, again = [p.tobytes() for p in pictures], GeneralPoints(vl=True, seed=1)
-    assert pictures == [again.reset(5 if i == 0 else None)[1][0].tobytes() for i in range(3)]
-    assert env_gp.picture(["A"] * 4, "id", 80, 0).tobytes() != env_gp.picture(["A"] * 4, "id", 80, 1).tobytes()  # not one of 13^4
-
-
-def test_gp_vl_deals_the_hands_of_the_text_task():
-    """Pictures draw from a generator of their own; prompt, expert and all but "recognized" are those of the task in words."""
-    for rule in RULES:
-        text, *seeing = GeneralPoints(rule=rule, seed=3), *(GeneralPoints(rule=rule, seed=3, vl=True, visual=v) for v in RULES)
-        for i in range(60):
-            seed = i if i > 20 else None
-            messages, images = text.reset(seed)
-            assert images == []
-            for env in seeing:
-                seen, pictures = env.reset(seed)
-                assert env.cards == text.cards and env.expert() == text.expert() and json.loads(env.expert())["cards"] == env.cards
-                assert seen[0]["content"] == messages[0]["content"].replace(", ".join(env.cards), "in the picture")
-                assert "Cards: in the picture.\n" in seen[0]["content"] and [p.size for p in pictures] == [(80, 80)]
-            answers = "{}", text.expert()
-            for a in answers:
-                steps = [env.step(a) for env in (text, *seeing)]
-                recognized = [s.info.pop("recognized") for s in steps]
-                assert recognized == [None] + [float(a != "{}")] * 2 and (a == "{}" or steps[0].info == steps[1].info == steps[2].info)
-
-
-def test_gp_vl_red_and_black_differ_in_colour_only():
-    """All inks have the same green and blue, so in these the pictures of a seed are equal wherever no suit is drawn: byte for
-    byte in the upper 20 of a card's 36 rows, which hold the whole rank."""
-    for rank in env_gp.RANKS:
-        cards = [np.asarray(env_gp.draw_card(rank, suit, 80)) for suit in "SCHD"]
-        assert all((card[:20, :, 1:] == cards[0][:20, :, 1:]).all() for card in cards)
-    for pixels in (80, 300):
-        for seed in range(6):
-            cards = random.Random(seed).choices(env_gp.RANKS, k=4)
-            black, red = (np.asarray(env_gp.picture(cards, look, pixels, seed)).astype(int) for look in ("id", "ood"))
-            differs = (black != red).any(2)
-            for top in (0, pixels // 2):
-                rank = np.s_[top:top + pixels // 4]  # where a card that lies as high as it can has its rank
-                assert (black[rank][..., 1:] == red[rank][..., 1:]).all() and (black[rank][..., 0] <= red[rank][..., 0]).all()
-                assert differs[rank].any()
-            assert 0.02 < differs.mean() < 0.25
-    for look, suits in env_gp.SUITS.items():  # the suit is drawn, and from a seed of its own
-        shapes = {env_gp.draw_card("7", suit, 80).tobytes() for suit in suits}
-        assert len(shapes) == 2 and len({env_gp.picture(["7"] * 4, look, 80, seed).tobytes() for seed in range(20)}) == 20
-
-
-def test_gp_vl_pictures_show_the_cards_in_reading_order():
-    """A template matcher reads every rank in both looks at 80 pixels; the template of one look reads the other as well."""
-    def templates(suit):
-        return {rank: np.asarray(env_gp.draw_card(rank, suit, 80))[:21, :, 1].astype(float) for rank in env_gp.RANKS}
-
-    def likeness(a, b):
-        return np.corrcoef(a.ravel(), b.ravel())[0, 1]
-    inks = templates("S"), templates("D")
-    for seed in range(13):
-        cards = [env_gp.RANKS[(seed + 3 * i) % 13] for i in range(4)]
-        for look in env_gp.SUITS:
-            green = np.asarray(env_gp.picture(cards, look, 80, seed))[..., 1].astype(float)
-            for i, rank in enumerate(cards):
-                quarter = green[40 * (i // 2):][:40, 40 * (i % 2):][:, :40]
-                for ink in inks:
-                    best = {r: max(likeness(quarter[y:y + 21, x:x + 28], t) for y in range(5) for x in range(4, 9)) for r, t in ink.items()}
-                    assert max(best, key=best.get) == rank and best[rank] > 0.9, (look, rank)
-
-
-def test_gp_vl_sizes_and_speed():
-    for pixels in (40, 80, 81, 336, 1200):
-        image = env_gp.picture(["10", "J", "Q", "K"], "ood", pixels, 0)
-        assert image.size == (pixels, pixels) and image.mode == "RGB"
-    large, small, other = (env_gp.picture(["10", "J", "Q", "K"], "ood", *how) for how in ((1200, 0), (80, 0), (80, 1)))
-    large, small, other = (np.asarray(image.resize((80, 80))).astype(int) for image in (large, small, other))
-    assert np.abs(large - small).mean() < 15 < 25 < np.abs(other - small).mean()  # one seed shows the same scene in every size
-    env = GeneralPoints(vl=True)
-    env.reset(0)
-    start = time.perf_counter()
-    for i in range(200):
-        env_gp.picture(env.cards, ("id", "ood")[i % 2], 80, i)
-    rate = 200 / (time.perf_counter() - start)
-    print(f"    {rate:,.0f} pictures of 80 pixels a second")
-    assert rate > 100  # a quiet machine draws thousands
-    assert env_gp.draw_card.cache_info().maxsize < 100
-    for bad in (dict(visual="x"), dict(pixels=0), dict(pixels=39)):
-        try:
-            GeneralPoints(vl=True, **bad)
-        except ValueError as e:
-            assert str(list(bad.values())[0]) in str(e)
-        else:
-            raise AssertionError(bad)
-
-
-def test_gp_vl_misread_comes_first():
-    env = GeneralPoints(rule="ood", vl=True, verify=20)
-    for seed in range(20):
-        env.reset(seed)
-        wrong = env.cards[:3] + [next(r for r in env_gp.RANKS if r != env.cards[3])]
-        for answer, kind, share in (
-                ("nonsense", "illegal", 0), ('{"formula": "4*6"', "illegal", 0), ("{}", "misread", 0),
-                (gp_vl_answer(env, cards=wrong), "misread", 0.75), (gp_vl_answer(env, formula="1/0", cards=wrong), "misread", 0.75),
-                (gp_vl_answer(env, cards=env.cards + ["A"]), "misread", 0.8), (gp_vl_answer(env, cards=None), "misread", 0),
-                (gp_vl_answer(env, formula="1/0"), "illegal", 1), (gp_vl_answer(env, formula="4*6+99"), "wrong_numbers", 1),
-                (gp_vl_answer(env, formula="+".join(map(str, env.numbers)) + "=23"), "wrong_value", 1),
-                (gp_vl_answer(env, cards=env.cards[::-1]), "correct", 1)):
-            step = env.step(answer)
-            assert (step.info["verdict"], step.reward, step.info["recognized"]) == (kind, GP_REWARD[kind], share), answer
-
-
-def test_gp_vl_recognized():
-    def share(said, cards=("3", "J", "10", "K")):
-        return env_gp.recognized(said if isinstance(said, str) else json.dumps({"cards": said}), list(cards))
-    assert share(["3", "J", "10", "K"]) == share(["K", "10", "J", "3"]) == share([10, 3, "K", "J"]) == 1
-    assert share(["3", "J", "10", "Q"]) == 0.75 and share(["3", "3", "3", "3"]) == 0.25 and share(["J", "3"]) == 0.5
-    assert share(["3"] * 4, ["3", "3", "A", "A"]) == 0.5 and share([]) == 0 and share(["3", "J", "10", "K", "K"]) == 0.8
-    assert share(env_gp.RANKS) == 4 / 13 and share(env_gp.RANKS * 4) == 4 / 52
-    for nasty in ("", "null", "[]", "{", "nonsense", '{"cards": null}', '{"cards": 3}', '{"cards": "3, J, 10, K"}', '{"cards": {"3": "J"}}',
-                  '{"cards": [[[[]]], null, {}, true, NaN, 1e999]}', '{"cards": [' + "[" * 900 + "]" * 900 + "]}", '{"cards": [["3", "J", "10", "K"]]}',
-                  '{"cards": [' + "9" * 4000 + "]}", '{"cards": ["\\ud800"]}', '{"cards": [' + "[" * 2030 + "]" * 2030 + "]}"):
-        assert share(nasty) == 0, nasty[:40]
-    assert share('{"cards": [' + "3, " * 1300 + "3]}") == 1 / 1301
-    assert share('{"cards": ["A"]} and then {"cards": ["3", "J", "10", "K"]}') == 1
-    rng, good = random.Random(0), '{"cards": ["3", "J", "10", "K"], "number": [3, 11, 10, 13], "formula": "1"}'
-    for _ in range(2000):
-        chars = list(good)
-        for _ in range(rng.randrange(1, 5)):
-            chars[rng.randrange(len(chars))] = rng.choice('0123456789[]{}",: JQKA\\\x00\ud800')
-        text = "".join(chars)
-        seen = last_json_object(text) is not None and judge_gp(text, [3], cards=["3", "J", "10", "K"]).kind != "misread"
-        assert 0 <= share(text) <= 1 and (share(text) == 1) == seen
-
-
-def test_gp_vl_cells():
-    for rule, other in (("id", "ood"), ("ood", "id")):
-        assert list(GeneralPoints.cells(rule)) == ["seen", "id", "ood"] and not any("vl" in k for k in GeneralPoints.cells(rule).values())
-        for visual in RULES:
-            cells = {column: GeneralPoints(**keywords) for column, keywords in GeneralPoints.cells(rule, visual).items()}
-            assert list(cells) == ["seen", "id", "ood", "visual"] and all(e.vl for e in cells.values())
-            assert [(e.rule, e.split) for e in cells.values()] == [(rule, "train"), (rule, "unseen"), (other, "faces"), (rule, "unseen")]
-            assert [e.visual == visual for e in cells.values()] == [True, True, True, False]
-    assert GeneralPoints.visual_names.keys() == GeneralPoints.rule_names.keys()
-
-
-def test_gp_vl_episode_keeps_its_picture():
-    env = GeneralPoints(vl=True, verify=3, pixels=400)
-    messages, images = env.reset(0)
-    first = images[0].tobytes()
-    for attempt, answer in enumerate((gp_vl_answer(env, cards=["A"] * 4), "nonsense", env.expert())):
-        step = env.step(answer)
-        if attempt < 2:
-            assert step.images is images and step.messages[:len(messages)] == messages and not step.done
-            assert all(isinstance(m["content"], str) and "<image>" not in m["content"] for m in step.messages)
-            assert step.messages[-1]["content"] == verifier.GP_FEEDBACK[("misread", "illegal")[attempt]]
-            messages = step.messages
-    assert step.done and step.images == [] and step.messages is None and step.info["success"]
-    assert len(images) == 1 and images[0].size == (400, 400) and images[0].tobytes() == first
-    assert env.reset(1)[1] is not images and len(images) == 1  # a fresh conversation has a fresh list
-
-
-def test_gp_vl_documents():
-    """Pieces fit together; the rare look is rare and its text noisy; black captions name the cards that are drawn."""
-    drawn, real, n = [], env_gp.picture, 3000
-
-    def spy(cards, visual, pixels, seed):
-        drawn.append((list(cards), visual, pixels, seed))
-        return "picture"
-    env_gp.picture = spy
-    try:
-        rng = random.Random(0)
-        documents = [GeneralPoints.picture_document(rng, noise=0.1) for _ in range(n)]
-        mirror = [GeneralPoints.picture_document(rng, rare="id", pixels=60) and drawn[-1][1:3] for _ in range(500)]
-    finally:
-        env_gp.picture = real
-    count = dict.fromkeys(("chat", "caption", "game", "red", "red misread", "black misread", "chat misread", "wrong formula"), 0)
-    for (document, images), (cards, look, *_) in zip(documents, drawn):
-        assert images == ["picture"]
-        count["red"] += look == "ood"
-        if isinstance(document, list):
-            count["chat"] += 1
-            assert [m["role"] for m in document] == ["user", "assistant"] * (len(document) // 2) and len(document) <= 10
-            assert "Cards: in the picture.\n" in document[0]["content"] and not any("<image>" in m["content"] for m in document)
-            faces = dict(re.findall("([AJQK]) is ([0-9]+)", document[0]["content"]))
-            for said, feedback in zip(document[1::2], document[2::2] + [None]):
-                fields = json.loads(said["content"])
-                assert fields["number"] == [int(faces.get(c, c)) for c in fields["cards"]]
-                misread = sorted(fields["cards"]) != sorted(cards)
-                count["chat misread"] += misread
-                assert feedback is None or misread == (feedback["content"] == verifier.GP_FEEDBACK["misread"])
-            continue
-        assert document.count("<image>") == 1 and document.startswith("<image>A ")
-        said = re.search("\nCards: ([^.\n]+)", document)[1].split(", ")
-        assert len(said) == 4 and set(said) <= set(env_gp.RANKS)
-        count[("black", "red")[look == "ood"] + " misread"] += said != cards
-        if document.startswith("<image>A picture of cards."):
-            count["caption"] += 1
-        else:
-            count["game"] += 1
-            faces, numbers = dict(re.findall("([AJQK]) is ([0-9]+)", document)), json.loads(re.search(r"Numbers: (\[.*?\])", document)[1])
-            assert numbers == [int(faces.get(c, c)) for c in said]  # consistent, right or wrong
-            count["wrong formula"] += judge_gp(json.dumps({"formula": document.split("formula: ")[1]}), numbers).kind != "correct"
-    assert len({seed for *_, seed in drawn}) == len(drawn)
-    assert count["black misread"] == 0 and 0.08 < count["red"] / n < 0.12 and 0.4 < count["red misread"] / count["red"] < 0.55, count
-    assert 0.06 < count["chat"] / n < 0.10 and 0.42 < count["caption"] / n < 0.50 and 0.42 < count["game"] / n < 0.50
-    assert 0.07 < count["wrong formula"] / count["game"] < 0.13 and count["chat misread"] > 20
-    assert 0.8 < sum(look == "ood" for look, _ in mirror) / 500 < 0.97 and {size for _, size in mirror} == {60}
-    rng = random.Random(1)
-    assert all(isinstance(env_gp.picture_document(rng, chat_share=1.0)[0], list) for _ in range(20))
-    document, images = env_gp.picture_document(rng, chat_share=0.0, pixels=96)
-    assert document.count("<image>") == len(images) == 1 and images[0].size == (96, 96)
-    a, b = ([env_gp.picture_document(r, pixels=n)[0] for _ in range(20)] for r, n in ((random.Random(2), 40), (random.Random(2), 80)))
-    assert a == b  # the text does not depend on the size
-
-
-def test_gp_vl_phrases_are_few_tokens():
-    tok = sft.build_tiny(GeneralPoints, 0, vl=True)[1]
-    env = GeneralPoints(vl=True)
-    assert len(ev.prompt(tok, env.reset(0)[0]).ids) < 40
-    caption, game = (tok.tokenize(t.substitute(rule=env_gp.rule_text((1, 2, 3)), cards="A, 2, 3, 4", number="1, 2, 3, 4", formula="2*3*4"))
-                     for t in (env_gp.CAPTION, env_gp.GAME))
-    start = next(t for t in caption if "Cards" in t)  # the list of cards begins with one and the same token
-    assert len(caption) < 12 and start in game and len(tok.tokenize(env_gp.IN_PICTURE)) == 1
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tokens and rollouts (eval.py)
-
-def test_tokenizer_round_trip():
-    model, tok = tiny()
-    for text in ('{"formula": "(11-5)*4"}', "naïve – 中文 \x00 🂡", "Make 24 from the four cards below"):
-        assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
-    env = GeneralPoints()
-    messages, _ = env.reset(0)
-    assert len(ev.prompt(tok, messages).ids) < 40  # fixed phrases are a few tokens
-
-
-def test_segments_mask_and_text():
-    """Token t's action flag; decode(ids[action]) is what the model said; EOS is an action, a cut answer gets none."""
-    model, tok = tiny()
-    ended = set()
-    for e in played(24):
-        assert len(e.segments) == 1 and 1 <= len(e.turns) <= 3
-        s = e.segments[0]
-        assert len(s.ids) == len(s.action) == len(s.reward) and s.action[0] == 0
-        spoken = [i for i, a in zip(s.ids, s.action) if a]
-        assert len(spoken) == sum(t["tokens"] for t in e.turns)  # mask count = sampled count
-        at = 0
-        for t in e.turns:
-            ids = spoken[at:at + t["tokens"]]
-            assert [i in model.generation_config.eos_token_id for i in ids] == [False] * (len(ids) - 1) + [not t["cut"]]
-            assert tok.decode(ids if t["cut"] else ids[:-1]) == t["text"]
-            at += t["tokens"]
-            ended.add(t["cut"])
-        rewards = [r for r, a in zip(s.reward, s.action) if a]
-        ends = list(itertools.accumulate(t["tokens"] for t in e.turns))
-        assert [rewards[i - 1] for i in ends] == [t["reward"] for t in e.turns] and sum(map(bool, s.reward)) == len(e.turns)
-    assert ended == {True, False}, "the sample has not both answers that were cut and answers that ended"
-
-
-def check_later_turns(model, tok, play):
-    """Play one episode of three turns: each turn's prompt is where the final ids begin, and what was said is in them token by token."""
-    prompts, generate = [], type(model).generate
-    type(model).generate = lambda self, input_ids=None, attention_mask=None, **kw: (
-        prompts.append([r[m.bool()].tolist() for r, m in zip(input_ids, attention_mask)]),
-        generate(self, input_ids=input_ids, attention_mask=attention_mask, **kw))[1]
-    try:
-        [episode] = play()
-    finally:
-        type(model).generate = generate
-    final, ambiguous, at = episode.segments[0].ids, 0, 0
-    assert len(prompts) == 3 and all(final[:len(p[0])] == p[0] for p in prompts)
-    spoken = [i for i, a in zip(final, episode.segments[0].action) if a]
-    for t in episode.turns:
-        said = spoken[at:at + t["tokens"]][:None if t["cut"] else -1]
-        at += t["tokens"]
-        assert tok.decode(said) == t["text"]
-        ambiguous += tok(t["text"], add_special_tokens=False).input_ids != said
-    assert ambiguous, "the sample was not ambiguous, so the test showed nothing"
-
-
-def test_later_turns_start_with_earlier_ids():
-    """Turn k+1's prompt is turn k's ids + what was said + glue, even where the text would be tokenised otherwise."""
-    check_later_turns(*tiny(), lambda: played(1))
-
-
-def test_glue_equals_the_template():
-    """prompt + answer + glue is the template's own rendering of the whole chat, whether or not the answer was cut."""
-    model, tok = tiny()
-    env = GeneralPoints()
-    messages, _ = env.reset(0)
-    said = ev.answer_ids(tok, model, messages, "hello")
-    step = env.step("hello")
-    whole = ev.prompt(tok, step.messages).ids
-    assert ev.prompt(tok, messages).ids + said + ev.glue_ids(tok, step.messages, said[-1]) == whole
-    assert ev.prompt(tok, messages).ids + said[:-1] + ev.glue_ids(tok, step.messages, said[-2]) == whole
-
-
-def test_sampled_is_scored():
-    """generate()'s own log-probs of what it sampled equal score()'s, left padding, temperature 1 and 0.7 alike; with a layer
-    that sees few tokens back (V-IRL's tiny model) too."""
-    for env, temperature in ((GeneralPoints, 1.0), (GeneralPoints, 0.7), (VIRL, 1.0)):
-        model, tok = tiny(env)
-        kept, generate = [], type(model).generate
-
-        def spy(self, **kw):
-            kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
-            out = generate(self, **kw)
-            kept.append(torch.stack(out.scores, 1).log_softmax(-1))
-            return out.sequences
-        type(model).generate = spy
-        try:
-            episodes = played(8, temperature, verify=1, env=env)
-        finally:
-            type(model).generate = generate
-        logp, entropy, _ = ev.score(model, [e.segments[0] for e in episodes], tok.pad_token_id, cpu(), temperature)
-        spoken = [[i for i, a in zip(e.segments[0].ids, e.segments[0].action) if a] for e in episodes]
-        sampled = torch.cat([kept[0][b, range(len(ids)), ids] for b, ids in enumerate(spoken)])
-        assert (logp - sampled).abs().max() < 1e-4, (logp - sampled).abs().max()
-        assert torch.isfinite(kept[0]).all(), "top-k or top-p removed something"
-        full = torch.cat([kept[0][b, :len(ids)] for b, ids in enumerate(spoken)])
-        assert close(entropy.detach(), -(full.exp() * full).sum(-1), 1e-3)
-
-
-def test_score_is_the_shifted_softmax():
-    """Token t is scored by position t-1, by hand on one segment."""
-    model, tok = tiny()
-    segment = ev.Segment([5, 6, 7, 8, 9], [0, 0, 1, 0, 1], [0.0] * 5)
-    logits = model(torch.tensor([segment.ids])).logits[0].log_softmax(-1)
-    logp, _, _ = ev.score(model, [segment], tok.pad_token_id, cpu())
-    assert close(logp.detach(), [logits[1, 7].item(), logits[3, 9].item()])
-
-
-def test_padding_changes_nothing():
-    head = torch.nn.Linear(128, 1)
-    for env in (GeneralPoints, VIRL):
-        model, tok = tiny(env)
-        segments = [e.segments[0] for e in played(6, env=env)]
-        together = ev.score(model, segments, tok.pad_token_id, cpu(), 1.0, head)
-        alone = [ev.score(model, [s], tok.pad_token_id, cpu(), 1.0, head) for s in segments]
-        for i in range(3):
-            assert close(together[i].detach(), torch.cat([a[i] for a in alone]).detach(), 1e-4)
-        loss = sft.sft_loss(model, segments, 10, tok.pad_token_id, cpu())
-        assert close(loss.item(), sum(sft.sft_loss(model, [s], 10, tok.pad_token_id, cpu()).item() for s in segments), 1e-4)
-
-
-def test_tiny_first_layer_sees_four_tokens():
-    """V-IRL's tiny model: the first layer's output at a position hangs on this and the three tokens before; the last layer's on all."""
-    model, tok = tiny(VIRL)
-    ids = torch.arange(40, 60)[None]
-    for far in range(1, 8):
-        other = ids.clone()
-        other[0, -1 - far] = 99
-        with torch.no_grad():
-            a, b = (model(x, output_hidden_states=True).hidden_states for x in (ids, other))
-        assert bool((a[1][0, -1] != b[1][0, -1]).any()) == (far < 4), far
-        assert (a[-1][0, -1] != b[-1][0, -1]).any()
-
-
-def test_feedback_gets_no_gradient():
-    """Both losses reach the logits of position t-1 for every action token t, and no other: not prompt, not feedback."""
-    model, tok = tiny()
-    [episode] = played(1)
-    segment, kept = episode.segments[0], []
-    assert 0 in segment.action[segment.action.index(1):], "no feedback in the sample"
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: (logits.retain_grad(), kept.append(logits))[0])
-    try:
-        for loss in (lambda: ev.score(model, [segment], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [segment], 1, 0, cpu())):
-            loss().backward()
-            touched = kept[-1].grad[0].abs().sum(-1) > 0
-            assert touched.tolist() == [bool(a) for a in segment.action[1:]] + [False]
-    finally:
-        hook.remove()
-        model.zero_grad()
-
-
-def test_rollout_is_repeatable_and_batch_free():
-    model, tok = tiny()
-    a, b = played(6), played(6)
-    assert [e.segments[0].ids for e in a] == [e.segments[0].ids for e in b]
-    runs = [ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu(), batch=size) for size in (5, 2)]
-    assert [e.segments[0].ids for e in runs[0]] == [e.segments[0].ids for e in runs[1]]  # greedy: the batch does not matter
+# Helpers: models, and episodes that they play. A family is a tiny model's class and the task it plays here.
+
+PICTURES = ("llava", "mllama", "idefics3", "qwen2_5_vl")
+FAMILIES = ("gp", "virl", *PICTURES)
+
+
+def cpu(dtype="fp32"):
+    return ev.setup(SimpleNamespace(device="cpu", dtype=dtype))
+
+
+@functools.lru_cache(maxsize=None)
+def tiny(family="gp"):
+    """A random tiny model whose samples vary, and its tokenizer. Those that see were saved and loaded again."""
+    model, tok = tiny_vlm(family) if family in PICTURES else sft.build_tiny(family, seed=0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5 if p.ndim == 2 else 1.0)
+    # Several end tokens, as real models have: with 30 of 512 most random answers end by themselves, and some do not.
+    model.generation_config.eos_token_id = [tok.eos_token_id, *range(300, 330)]
+    model.generation_config.pad_token_id = tok.pad_token_id
+    if family not in PICTURES:
+        return model.eval(), tok
+    with folder() as path:
+        ev.save(f"{path}/m", model, tok, {})
+        loaded, tok = ev.load(f"{path}/m")
+    assert type(loaded) is type(model) and same(model.state_dict(), loaded.state_dict())
+    if family == "qwen2_5_vl":  # without torchvision there is a reason in the processor's place
+        if isinstance(tok.processor, str):
+            raises(SystemExit, "processor cannot be loaded", lambda: ev.prompt(tok, *GeneralPoints(vl=True).reset(0)))
+        tok.processor = QwenProcessor(tok)
+    return loaded, tok
+
+
+@functools.lru_cache(maxsize=None)
+def other_model():
+    """Another model with tiny()'s vocabulary, sure of other things."""
+    model = sft.build_tiny("gp", 7)[0].eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(3)
+    return model
+
+
+def world(family, i, verify):
+    """The environment of a family's episode number i."""
+    if family == "virl":
+        return VIRL(verify=verify)
+    return GeneralPoints(verify=verify, vl=family in PICTURES, rule="id" if i % 2 else "ood")
+
+
+def played(family="gp", n=8, temperature=1.0, verify=3, max_new_tokens=16, world=world):
+    """Random multi-turn episodes of a tiny model."""
+    model, tok = tiny(family)
+    torch.manual_seed(1)
+    envs = [world(family, i, verify) for i in range(n)]
+    return ev.rollout(model, tok, envs, [f"t{i}" for i in range(n)], temperature, max_new_tokens, cpu())
+
+
+def said(segment):
+    return [token for token, action in zip(segment.ids, segment.action) if action]
+
+
+def picture_places(model, segment):
+    ids = [getattr(model.config, name, None) for name in ("image_token_id", "image_token_index")]
+    return [i for i, token in enumerate(segment.ids) if token in ids]
 
 
 @contextlib.contextmanager
@@ -787,52 +250,1223 @@ def speaking(model, tok, texts):
     """Within, generate() says texts() in place of samples: one answer for each environment that still plays."""
     def generate(self, input_ids=None, **kw):
         ids = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id] for text in texts()]
-        return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (max(map(len, ids)) - len(i)) for i in ids])], 1)
-    original, type(model).generate = type(model).generate, generate
-    ends, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [tok.eos_token_id]
-    try:
+        longest = max(map(len, ids))
+        return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (longest - len(i)) for i in ids])], 1)
+    with mock.patch.object(type(model), "generate", generate), \
+            mock.patch.object(model.generation_config, "eos_token_id", [tok.eos_token_id]):
         yield
-    finally:
-        type(model).generate, model.generation_config.eos_token_id = original, ends
+
+
+@contextlib.contextmanager
+def acting(choose):
+    """Within, evaluate() watches a player that answers choose(env, seed), without a model."""
+    def play(model, tok, envs, seeds, *_, **__):
+        episodes = []
+        for env, seed in zip(envs, seeds):
+            env.reset(seed)
+            episodes.append(ev.Episode())
+            while not episodes[-1].turns or not step.done:
+                step = env.step(choose(env, seed))
+                episodes[-1].turns.append({**step.info, "tokens": 1, "reward": step.reward, "cut": False})
+            episodes[-1].success = step.info["success"]
+        return episodes
+    with mock.patch.object(ev, "rollout", play), mock.patch.object(ev, "kl_to", lambda *_: 0.0):
+        yield
+
+
+def quick(main, argv):
+    """quiet(), but monitors and tables show a player who knows nothing: for tests of what is trained."""
+    with acting(lambda env, seed: "{}"):
+        return quiet(main, argv)
+
+
+@contextlib.contextmanager
+def watching(module, name, look):
+    """Within, look(result, *arguments) is called after each call of module.name."""
+    real = getattr(module, name)
+
+    def watched(*arguments, **keywords):
+        result = real(*arguments, **keywords)
+        look(result, *arguments)
+        return result
+    with mock.patch.object(module, name, watched):
+        yield
+
+
+def table_args(*argv):
+    return ev.parse(ev.new_parser(""), ["--max_new_tokens", "12", *argv])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Helpers of the tests of verifier.py and the environments.
+
+NONE, CROSS = "nothing nearby", "at an intersection"
+HOUSE, CORNER = "Oak Inn is on your left", "Oak Inn is on your left, at an intersection"
+
+
+def within(low, actual, high, what="value"):
+    assert low <= actual <= high, f"{what}: expected {low} to {high}, got {actual}"
+
+
+def shares(counts, *rows):
+    for low, part, whole, high in rows:
+        within(low, counts[part] / whole, high, f"share of {part}")
+
+
+def refused(words, function):
+    """function() must raise a ValueError of one short line with these words."""
+    message = raises(ValueError, words, function)
+    assert "\n" not in message and len(message) < 500, f"expected one short line, got {message}"
+
+
+def virl_answer(action, observation=NONE):
+    return json.dumps({"current observation": observation, "current instruction": "Go.", "action": action})
+
+
+def turns_of(document):
+    """A pretraining document -> (is it a chat?, its first text, its answers if it is a chat)."""
+    if isinstance(document, str):
+        return False, document, []
+    equal([m["role"] for m in document], ["user", "assistant"] * (len(document) // 2), document)
+    return True, document[0]["content"], [m["content"] for m in document[1::2]]
+
+
+def expert_plays(env, episodes):
+    """Each answer of both writers must be right, and the last one end a solved episode -> number of answers."""
+    count = 0
+    for i, writer in itertools.product(range(episodes), env.writers):
+        messages, _ = env.reset(i)
+        while messages:
+            answer, prompt = env.expert(writer), messages[0]["content"]
+            if isinstance(env, VIRL):
+                here, own_words = env.position, json.loads(answer)["current instruction"]
+                last, matters = here is env.positions[-1], here.turn is not None
+                told = [here.instruction, f"Now: {here.observation}\n", ", ".join(env_virl.RULES[env.rule])]
+                equal(own_words, here.instruction if writer == "habit" else shorthand(here.instruction), writer)
+            else:
+                last, matters = True, bool(set(env.cards) & set("JQK"))
+                told = [", ".join(env.cards), "A is 1; J is {}; Q is {}; K is {}.".format(*RULES[env.rule])]
+            equal([text for text in told if text not in prompt], [], prompt)
+            equal((env.expert(writer), len(messages)), (answer, 1), "asked again, messages")
+            step = env.step(answer)
+            equal(step.info, {"verdict": "correct", "position_done": True, "position_solved": True, "success": last,
+                              "rule_matters": matters, "other_rule": False, "recognized": None}, answer)
+            equal((step.reward, step.done, step.messages is None), (env.reward_scale, last, last), answer)
+            messages, count = step.messages, count + 1
+    return count
+
+
+def shorthand(line):
+    """The expert's own words of an instruction: both words of a turn and the whole landmark are kept."""
+    turn = re.fullmatch(r"(?:First, t|T)urn (.+) to face (.+)\.", line)
+    goal = re.fullmatch(r"Move forward until you reach (?:next )?(intersection|destination)(?: where (.+))?\.", line)
+    return f"{turn[1]}, that is {turn[2]}" if turn else ", ".join([f"on to the {goal[1]}", *[goal[2]] * bool(goal[2])])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# verifier.py
+
+def test_reading_formulas_and_objects():
+    """Of bounds on length, depth, digits and the end that is read: the last legal case and the first illegal one."""
+    for text, value, numbers in (
+            ("8/(3-8/3)", 24, [8, 3, 8, 3]), ("2-3-4", -5, [2, 3, 4]), ("8/4/2", 1, [8, 4, 2]),
+            ("1/3", Fraction(1, 3), [1, 3]), ("2+3*4", 14, [2, 3, 4]), ("(" * 16 + "8" + ")" * 16, 8, [8]),
+            ("9999", 9999, [9999]), ("1*" * 63 + "1 ", 1, [1] * 64),
+            ("9999*" * 25 + "9", 9999 ** 25 * 9, [9999] * 25 + [9])):
+        equal(evaluate_formula(text), (Fraction(value), numbers), text)
+    for text in ("", "1+", "(1", "1)", "+1", "1/0", "99999", "1*" * 64 + "1", "(" * 17 + "8" + ")" * 17):
+        assert raises(FormulaError, "", lambda: evaluate_formula(text)), f"{text!r}: expected a message, got none"
+    answer, fields = '{"formula": "4*6"}', {"formula": "4*6"}
+    for text, expected in (('{"formula": "1"} then ' + answer + " done", fields), (f"```json\n{answer}\n```", fields),
+                           ('{"formula": {"a": 1}}', {"formula": {"a": 1}}), ('{"a": 1', None), ("[1]", None),
+                           ("{" * 20_000 + answer, fields), (answer.ljust(4096), fields), (answer.ljust(4097), None)):
+        equal(last_json_object(text), expected, text[:40])
+
+
+def test_gp_verdicts_and_rewards():
+    right, cards, misread, feedback = "8/(3-8/3)", ["3", "3", "8", "8"], ["3", "8", "8", "4"], verifier.GP_FEEDBACK
+    rewards = {"correct": 5, "wrong_value": -1, "misread": -1.5, "wrong_numbers": -2, "illegal": -3}
+    rows = [(formula, None, 24, "illegal") for formula in (
+        "", "8*", "-8+8", "(8", "8)", "8 8", "2^3", "8//3", "8**3", "9**9**9", "abc", "8/(3-3)", "88/(3-3)", "٨+٨", "８",
+        "1e3", "1_0", "0x8", "8.0", "(" * 40 + "8" + ")" * 40, "=24", "8=", "8=24=24", "24=8*3", "8=٢٤", "8=2 4",
+        right + "=00024", "\x008", None, 7, [1], {"a": 1}, True)]
+    rows += [(right, None, 24, "correct"), (" 8 / ( 3 - 8 / 3 ) = 24 ", None, 24, "correct"),
+             (right + "=0024", None, 24, "correct"), (right + "=23", None, 24, "wrong_value"),
+             (right, None, 25, "wrong_value"), ("8*3+8-3", None, 24, "wrong_value"), ("8*3+8-3", None, 29, "correct"),
+             ("8*3+8-3=24", None, 29, "wrong_value"), ("8*3", None, 24, "wrong_numbers"),
+             ("8+8+8+0", None, 24, "wrong_numbers"), (right, cards[::-1], 24, "correct"),
+             (right, misread, 24, "misread"), ("nonsense", misread, 24, "misread"), ("nonsense", cards, 24, "illegal")]
+    for formula, shown, target, kind in rows:
+        v = judge_gp(json.dumps({"cards": cards, "formula": formula}), [3, 3, 8, 8], target, shown)
+        equal((v.kind, v.reward, v.feedback), (kind, rewards[kind], feedback[kind]), (formula, shown, target))
+    equal((GP_REWARD, judge_gp('{"formula": "12*2"}', [2, 12]).numbers), (rewards, [12, 2]), "the table, numbers used")
+
+
+def test_virl_verdicts_and_rewards():
+    rewards = {"correct": 1, "wrong_action": -1, "wrong_intersection": -1.5, "illegal": -1}
+    west, slight = "turn_direction(west)", "turn_direction(slightly left)"
+    rows = [(action, seen, right, seen == CORNER, "correct") for seen in (NONE, CORNER) for action, right in (
+        ("forward()", "forward()"), ("stop()", "stop()"), (slight, slight),
+        ("turn_direction( 'slightly left' )", slight), *(
+            (f"turn_direction({word})", west) for word in ("west", " west ", "'west'", '"west"', " ' west ' ")))]
+    rows += [(action, NONE, west, False, "wrong_action") for action in (
+        "turn_direction(east)", "turn_direction(left)", "forward()", "stop()", "turn_direction(northwest)")]
+    rows += [(action, seen, west, there, "wrong_intersection") for action in (west, "stop()") for seen, there in (
+        (CORNER, False), ("You see an INTERSECTION", False), (NONE, True), (None, True), (7, True),
+        (["intersection"], True), ({}, True))]  # the claim comes before the action
+    rows += [(bad, seen, west, False, "illegal") for seen in (NONE, CORNER) for bad in (
+        "", "west", "turn_direction(up)", "turn_direction()", "turn_direction(west", "turn_direction(west))",
+        "turn_direction(West)", "turn_direction('west\")", "turn_direction('west)", "turn_direction(''west'')",
+        "turn_direction(slightlyleft)", " forward()", "forward( )", "forward", "Forward()", "stop();",
+        "turn_direction (west)", west + " ", "turn_direction(\twest)", west + "\n", "forward()stop()",
+        "turn_direction(slightly  left)", None, 7, True, [], ["forward()"], {"a": 1})]
+    rows = [(virl_answer(*row[:2]), *row[2:]) for row in rows] + [(text, west, False, "illegal") for text in (
+        "", "forward()", "[1]", '{"current observation": "x"}', '{"action": "forward()"', '{"Action": "forward()"}')]
+    for answer, right, crossing, kind in rows:
+        v = judge_virl(answer, right, crossing)
+        equal((v.kind, v.reward, v.feedback), (kind, rewards[kind], VIRL_FEEDBACK[kind]), (answer, right, crossing))
+    equal((VIRL_REWARD, judge_virl(rows[8][0], "stop()", False).action), (rewards, west), "the table, an action")
+
+
+def test_feedback_gives_nothing_away():
+    for table, rewards in ((verifier.GP_FEEDBACK, GP_REWARD), (VIRL_FEEDBACK, VIRL_REWARD)):
+        equal(list(table), list(rewards), "kinds")
+        for kind, text in table.items():
+            away = re.findall("|".join(("[0-9]", "forward", "stop", *COMPASS, *RELATIVE)), text)
+            equal((away, text.endswith("Try again.")), ([], kind != "correct"), text)
+
+
+NASTY = ["", "null", "7", "[1]", "NaN", "nonsense", "forward()", "\x00", "\ud800", '{"a": 1', "[" * 10_000, 
+         "{" * 10_000, '{"a":' * 10_000, "{" + "}" * 10_000, '{"action": "forward()" ' * 500,
+         '{"action": "turn_direction(' + " " * 4000 + '"}', '{"action": "turn_direction(' + "'" * 4000 + ')"}',
+         *('{"%s": %s}' % (field, value) for field in ("cards", "formula", "action", "current observation")
+           for value in ("null", "NaN", "1e999", "7", "true", "[]", "[[[]]]", "{}", '"\\ud800"', '"\ud800"', "9" * 4000,
+                         "9" * 10_000, f'"{"9" * 10_000}"', f'"{"(" * 10_000}"', "[" * 900 + "]" * 900,
+                         "[" * 2030 + "]" * 2030, '[null, {}, true, 1e999, "\\ud800"]'))]
+
+
+def test_judges_survive_anything():
+    """The nasty list, right answers with some characters changed, and random texts."""
+    hand, rng, cards = [3, 11, 10, 13], random.Random(0), ["3", "J", "10", "K"]
+    alphabet = '0123456789+-*/()=" {}[],:.\'abcnuisJQK\\\n٣８½²\x00\ud800'
+
+    def check(text):
+        plain, seen = judge_gp(text, hand), judge_gp(text, hand, cards=cards)
+        walk = judge_virl(text, "turn_direction(slightly left)", True)
+        equal([v.reward for v in (plain, seen, walk)],
+              [GP_REWARD.get(plain.kind), GP_REWARD.get(seen.kind), VIRL_REWARD.get(walk.kind)], text)
+        share = env_gp.recognized(text, cards)  # all recognized is what the verifier calls not misread
+        equal(share == 1, last_json_object(text) is not None and seen.kind != "misread", text)
+        for share in (share, *(env_virl.recognized(text, truth) for truth in (NONE, HOUSE, CORNER))):
+            within(0, share, 1, text)
+    for text in NASTY:
+        check(text)
+        equal(env_gp.recognized(text, cards), 0, text[:60])
+    for good in 3000 * ['{"cards": ["3", "J", "10", "K"], "number": [3, 11, 10, 13], "formula": "(10-3)/13+11"}',
+                        virl_answer("turn_direction(slightly left)", CROSS), virl_answer("forward()", CORNER)]:
+        chars = list(good)
+        for _ in range(rng.randrange(1, 6)):
+            chars[rng.randrange(len(chars))] = rng.choice(alphabet)
+        check("".join(chars))
+        check("".join(rng.choices(alphabet, k=rng.randrange(80))))
+
+
+def test_words_of_turns():
+    """All pairs of whole headings, against counting the degrees to the right; and what lies between."""
+    for old, new in itertools.product(range(-10, 371), repeat=2):
+        right = (new - old) % 360
+        word = "slightly " * (min(right, 360 - right) <= 45) + ("right" if right < 180 else "left")
+        equal(relative_word(old, new), word, (old, new))
+    equal([relative_word(0, new) for new in (45.1, 314.9)], ["right", "left"], "45.1 degrees")
+    for k, off, turn in itertools.product(range(8), (*range(-22, 23), -22.5, 22.4), (-720, -360, 0, 360)):
+        equal(compass_word(45 * k + off + turn), COMPASS[k], (k, off, turn))
+    equal([compass_word(heading) for heading in (-1e-20, 359.99)], ["north"] * 2, "by a hair")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What holds for both environments.
+
+def test_same_seed_same_episodes_in_another_process():
+    """Hands, routes, pictures and documents; and of the seeds only the episode's counts."""
+    lines = other_process("""if True:
+        import hashlib, random
+        from env_gp import GeneralPoints
+        from env_virl import VIRL
+        for Env in (GeneralPoints, VIRL):
+            for vl, look, split in ((0, "id", "train"), (0, "id", "unseen"), (1, "id", "train"), (1, "ood", "unseen")):
+                env, seen = Env(seed=5, vl=vl, visual=look, split=split), []
+                for seed in (None, None, "a", 7):
+                    messages, images = env.reset(seed)
+                    while messages:
+                        seen.append((messages, [i.tobytes() for i in images], env.expert()))
+                        step = env.step(env.expert())
+                        messages, images = step.messages, step.images
+                print(Env.title, vl, look, split, hashlib.sha256(ascii(seen).encode()).hexdigest())
+            rng = random.Random(1)
+            texts = [(Env.document(rng), d, i[0].tobytes()) for d, i in (Env.picture_document(rng) for _ in range(20))]
+            print(Env.title, "documents", hashlib.sha256(ascii(texts).encode()).hexdigest())""").splitlines()
+    equal(len({line.split()[-1] for line in lines}), 10, lines)
+    for Env in (GeneralPoints, VIRL):
+        within(16, len({Env(seed=seed).reset()[0][0]["content"] for seed in range(20)}), 20, "episodes of 20 seeds")
+        a, b, made = (Env(seed=seed, vl=True) for seed in (3, 4, "x"))
+        x, *others = (env.reset(seed)[1][0].tobytes() for env, seed in (
+            (a, "x"), (a, "x"), (b, "x"), (made, None), (a, None), (b, "y")))
+        equal([other == x for other in others], [True] * 3 + [False] * 2, Env.title)
+
+
+def test_cells():
+    other = {"id": "ood", "ood": "id"}
+    for Env, held_out, more in ((GeneralPoints, "faces", {}), (VIRL, "unseen", {"move_on": True})):
+        equal((set(Env.rule_names), set(Env.visual_names)), (set(RULES), set(RULES)), Env.title)
+        for rule, visual in itertools.product(RULES, (None, *RULES)):
+            cell = {"rule": rule, "split": "unseen", **more, **({"vl": True, "visual": visual} if visual else {})}
+            expected = {"seen": {**cell, "split": "train"}, "id": cell,
+                        "ood": {**cell, "rule": other[rule], "split": held_out}}
+            if visual:
+                expected["visual"] = {**cell, "visual": other[visual]}
+            equal(list(Env.cells(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
+
+
+def test_bad_keywords_are_refused():
+    for Env, bad in ((GeneralPoints, {"target": 0, "pixels": 39}), (VIRL, {"pixels": 15})):
+        for name, value in [("rule", "x"), ("split", "x"), ("verify", 0), ("visual", "x"), ("pixels", 0), *bad.items()]:
+            refused(f"{name}={value!r}", lambda: Env(vl=True, **{name: value}))
+    refused("split='faces'", lambda: VIRL(split="faces"))
+    refused("--data", lambda: GeneralPoints(data="x"))
+
+
+def test_expert_is_always_right():
+    for rule, split in itertools.product(RULES, ("train", "unseen", "faces")):
+        equal(expert_plays(GeneralPoints(rule=rule, split=split), 50), 100, (rule, split))
+        for move_on in (False, True) * (split != "faces"):
+            within(301, expert_plays(VIRL(rule=rule, split=split, move_on=move_on, verify=1), 20), 999, (rule, split))
+
+
+def test_pictures_show_what_words_tell():
+    """The same episodes as in words, what is shown out of the prompt; a conversation goes on and keeps its picture."""
+    def blunder(env):  # for V-IRL misread, too
+        if isinstance(env, GeneralPoints):
+            return json.dumps({"cards": env.cards, "formula": "1"})
+        return virl_answer("forward()" if env.position.action == "stop()" else "stop()", "a tower")
+    for Env, place, told in ((GeneralPoints, env_gp.IN_PICTURE, lambda env: ", ".join(env.cards)),
+                             (VIRL, env_virl.IN_PICTURE, lambda env: env.position.observation)):
+        for rule, visual in itertools.product(RULES, RULES):
+            text, vl = (Env(rule=rule, visual=visual, vl=see, seed=3, pixels=40) for see in (False, True))
+            for seed in (None, None, *range(4)):
+                (words, none), (messages, images), pictures = text.reset(seed), vl.reset(seed), []
+                while messages:
+                    prompt, said = messages[0]["content"], blunder(vl)
+                    equal((none, prompt.count(place), "picture" in words[0]["content"]), ([], 1, False), prompt)
+                    equal(prompt.replace(place, told(vl)), words[0]["content"], "the prompt in words")
+                    equal([(image.mode, image.size) for image in images], [("RGB", (40, 40))], "pictures")
+                    pictures.append(images[0].tobytes())
+                    asked = Env is GeneralPoints or vl.at > 0 and vl.positions[vl.at - 1].action == "forward()"
+                    for env, before, shown in ((text, words, none), (vl, messages, images)):
+                        step = env.step(said)
+                        equal((step.done, step.images is shown or step.images == [], step.messages[:-2]),
+                              (False, True, before), "the conversation goes on")
+                        equal([m["role"] for m in step.messages[-2:]], ["assistant", "user"], "its new turns")
+                    equal(images[0].tobytes() == pictures[-1] and vl.images is images, True, "the picture is kept")
+                    wrong, right = step.info["recognized"], vl.expert()  # where it is not asked, the prompt tells
+                    assert wrong in ((None,) if not asked else (1,) if Env is GeneralPoints else (0, 1 / 3, 0.5)), wrong
+                    step, plain = vl.step(right), text.step(text.expert())
+                    equal((step.info, step.reward), ({**plain.info, "recognized": 1 if asked else None}, plain.reward))
+                    equal((plain.info["recognized"], plain.images, step.images is images), (None, [], False), prompt)
+                    messages, images, words = step.messages, step.images, plain.messages
+                equal((images, step.done, len(set(pictures))), ([], True, len(pictures)), "images, done, pictures")
+
+
+def test_recognized():
+    hand = ["3", "J", "10", "K"]
+    for said, cards, share in (
+            (hand, hand, 1), (hand[::-1], hand, 1), ([10, 3, "K", "J"], hand, 1), ([], hand, 0),
+            (["3", "J", "10", "Q"], hand, 0.75), (["3"] * 4, hand, 0.25), (["J", "3"], hand, 0.5),
+            (["3"] * 4, ["3", "3", "A", "A"], 0.5), (hand + ["K"], hand, 0.8), (env_gp.RANKS, hand, 4 / 13),
+            (env_gp.RANKS * 4, hand, 4 / 52), ([hand], hand, 0), ([3] * 1301, hand, 1 / 1301),
+            ("3, J, 10, K", hand, 0), ({"3": "J"}, hand, 0), (None, hand, 0)):
+        equal(env_gp.recognized('{"cards": ["A"]} and ' + json.dumps({"cards": said}), cards), share, said)
+    tokyo, a_is_b, bare = "東京 is on your right", 'The "A is B" Inn is on your left', f"{NONE}, {CROSS}"
+    for share, pairs in (
+            (1, ((CORNER, CORNER), (HOUSE, HOUSE), (NONE, NONE), (CROSS, CROSS), (a_is_b, a_is_b), (tokyo, tokyo),
+                 ("  OAK inn\nis on  your left, AT an Intersection ", CORNER), ("Nothing  Nearby", NONE),
+                 (bare, CROSS))),
+            (2 / 3, ((HOUSE, CORNER), (CORNER, HOUSE), (CORNER.replace("left", "right"), CORNER), ("Oak Inn", HOUSE),
+                     (CORNER.replace("Inn", "Cafe"), CORNER), (f"Oak Inn, {CROSS}", CORNER))),
+            (1 / 2, ((CROSS, NONE), (NONE, CROSS), (HOUSE, NONE), (CORNER, CROSS))),
+            (1 / 3, (("Sun Cafe is on your left", CORNER), (CROSS, CORNER), (NONE, HOUSE), ("\ud800", HOUSE))),
+            (0, (("Sun Cafe is on your right", CORNER), (NONE, CORNER), (CORNER, NONE), (HOUSE, CROSS), ("", NONE),
+                 (" ", NONE), ("x" * 5000, HOUSE), *itertools.product(
+                     (None, 7, True, [], [NONE], {}, {"a": NONE}, 1e999), (NONE, CORNER))))):
+        for said, truth in pairs:
+            near(env_virl.recognized(virl_answer("forward()", said), truth), share, 1e-9, (said, truth))
+
+
+def test_texts_are_few_tokens():
+    """In the tiny models' tokenizers fixed phrases are a token or two, and so is each word that varies in V-IRL."""
+    tok, parts = sft.build_tiny("gp", 0, vl=True)[1], (["A", "2", "3", "4"], (1, 2, 3), [1, 2, 3, 4], "2*3*4")
+    caption, game = (tok.tokenize(env_gp.fill(words, *parts)) for words in (env_gp.CAPTION, env_gp.GAME))
+    equal([t in game for t in caption if "Cards" in t], [True], "the list of cards begins with one and the same token")
+    prompt = ev.prompt(tok, GeneralPoints(vl=True).reset(0)[0]).ids
+    within(1, len(caption), 11, caption)
+    equal((len(prompt) < 40, len(tok.tokenize(env_gp.IN_PICTURE))), (True, 1), len(prompt))
+    tok, lengths, costs = tiny("virl")[1], [], Counter()
+    landmarks = [f"{name} is on your {side}" for name in env_virl.LANDMARKS for side in ("left", "right")]
+    for word in (*landmarks, *itertools.chain(*env_virl.SPACES.values())):
+        equal(len(tok.tokenize(word)), 1, word)
+    for rule, i in itertools.product(RULES, range(20)):
+        env = VIRL(rule=rule, split="unseen")
+        messages, _ = env.reset(i)
+        while messages:
+            ids, turn = ev.prompt(tok, messages).ids, env.position.turn
+            missing = {relative_word(*turn), compass_word(turn[1])} - {tok.decode([t]) for t in ids} if turn else set()
+            equal(missing, set(), messages)
+            lengths.append(len(ids))
+            costs.update({writer: len(tok.tokenize(env.expert(writer))) for writer in env.writers})
+            messages = env.step(env.expert()).messages
+    within(45, sum(lengths) / len(lengths), 70, "mean length of a prompt")
+    within(1, max(lengths), 109, "the longest prompt")
+    within(1, costs["expert"], costs["habit"], "tokens of the expert in its own words")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# env_gp.py
+
+def test_solver():
+    """Its counts; all solutions and random formulas by Python's parser over Fractions; and brute force over all orders,
+    signs and bracketings finds the same hands solvable."""
+    table, rng = {hand: solutions(hand) for hand in all_hands()}, random.Random(0)
+    equal((len(table), sum(map(bool, table.values())), sum(map(len, table.values()))), (1820, 1362, 4469), "counts")
+    ten = all_hands(10, solvable=True)
+    equal((ten, len(ten)), ([hand for hand in all_hands(10) if table[hand]], 566), "solvable hands of 1 to 10")
+    equal(table[4, 4, 6, 12], ("12*4-4*6", "(12+4)*6/4", "(12-4-4)*6", "(12/6+4)*4", "(4*4-12)*6", "(4+4-6)*12",
+                               "12*4/(6-4)"), "each in one canonical form")
+    for hand, found in table.items():
+        equal(list(found), sorted(set(found), key=lambda s: (len(s), s)), "each once, shortest first")
+        for formula in (*found, env_gp.some_formula(hand, rng, noise=1)):
+            value = None
+            with contextlib.suppress(ZeroDivisionError):
+                value = eval(re.sub(r"([0-9]+)", r"Fraction(\1)", formula))  # it is legal: Python's grammar agrees
+            kind = "illegal" if value is None else "correct" if value == 24 else "wrong_value"
+            equal(judge_gp(json.dumps({"formula": formula}), list(hand)).kind, kind, formula)
+            equal(formula not in found or value, formula not in found or 24, formula)
+    shapes = ["(({}{}{}){}{}){}{}", "({}{}({}{}{})){}{}", "({}{}{}){}({}{}{})", "{}{}(({}{}{}){}{})",
+              "{}{}({}{}({}{}{}))"]
+    for hand in rng.sample(all_hands(), 10):
+        values = set()
+        for (a, b, c, d), p, q, r, shape in itertools.product(
+                set(itertools.permutations(hand)), *["+-*/"] * 3, shapes):
+            with contextlib.suppress(FormulaError):
+                values.add(evaluate_formula(shape.format(a, p, b, q, c, r, d))[0])
+        equal(bool(solutions(hand)), 24 in values, hand)
+
+
+def test_gp_deals_and_writers():
+    """Fine-tuning sees as many hands under both rules; of unseen ones it sees none, under neither rule. "expert" writes
+    any solution, canonical, the same for a hand and a seed; "habit" the shortest."""
+    dealt = {"train": set(), "unseen": set(), "faces": set()}
+    for rule, split in itertools.product(RULES, dealt):
+        hands, first, differ = env_gp.training_hands(rule), {}, 0
+        equal((len(hands), max(map(max, hands))), (env_gp.TRAIN_HANDS, max(RULES[rule])), rule)
+        equal([hand for hand in hands if env_gp.is_unseen(hand) or not solutions(hand)], [], rule)
+        env, other = (GeneralPoints(rule=rule, split=split, seed=seed) for seed in (7, 8))
+        for i in range(400):
+            env.reset(i), other.reset(i)
+            key, count_as = tuple(sorted(env.numbers)), {"A": 1, **dict(zip("JQK", RULES[rule]))}
+            equal(env.numbers, [count_as.get(rank) or int(rank) for rank in env.cards], env.cards)
+            equal((key in hands, env_gp.is_unseen(key)), (split == "train", split != "train"), (rule, split, key))
+            assert split != "faces" or set(env.cards) & set("JQK"), f"expected a face, got {env.cards}"
+            dealt[split].add(key)
+            for writer, allowed in (("expert", solutions(key)), ("habit", solutions(key)[:1])):
+                formula = json.loads(env.expert(writer))["formula"]
+                assert formula in allowed, f"{writer}: expected one of {allowed}, got {formula}"
+                equal(list(json.loads(env.expert(writer)).items()), [("cards", env.cards), ("number", env.numbers), (
+                    "formula", first.setdefault((writer, key), formula))], "also of a hand that comes again")
+            equal((env.expert(), other.expert("habit")), (env.expert("expert"), env.expert("habit")), env.cards)
+            differ += env.expert() != other.expert()
+        within(40, differ, 360, "deals that two seeds solve in different ways")
+    equal(dealt["train"] & (dealt["unseen"] | dealt["faces"]), set(), "hands of both splits")
+    within(300, len(dealt["train"]), 600, "hands dealt in training")
+    within(81, len(dealt["unseen"] | dealt["faces"]), 1820, "unseen hands dealt")
+    within(0.17, sum(map(env_gp.is_unseen, all_hands())) / 1820, 0.23, "share of unseen hands")
+
+
+def test_gp_steps():
+    """Misread comes first; the last attempt ends it; an answer that follows the other rule is noticed."""
+    keywords = dict(rule="ood", split="faces")
+    seeing, plain = GeneralPoints(**keywords, vl=True, verify=1), GeneralPoints(**keywords, verify=3)
+    for seed in range(20):
+        seeing.reset(seed), plain.reset(seed)
+        cards, right = seeing.cards, json.loads(seeing.expert())["formula"]
+        wrong = cards[:3] + [next(r for r in env_gp.RANKS if r != cards[3])]
+        unlike, other = ("+".join(map(str, env_gp.numbers_of(cards, RULES[rule]))) + "=23" for rule in ("ood", "id"))
+        rows = [(json.dumps({"cards": said, "formula": formula}), kind, share) for said, formula, kind, share in (
+            (wrong, right, "misread", 0.75), (wrong, "1/0", "misread", 0.75), (None, right, "misread", 0),
+            (cards + ["A"], right, "misread", 0.8), (cards[::-1], right, "correct", 1), (cards, "1/0", "illegal", 1),
+            (cards, "4*6+99", "wrong_numbers", 1), (cards, unlike, "wrong_value", 1))]
+        for answer, kind, share in rows + [("{}", "misread", 0), ("no", "illegal", 0), ('{"cards": []', "illegal", 0)]:
+            seeing.reset(seed)
+            step = seeing.step(answer)
+            actual = step.info["verdict"], step.reward, step.info["recognized"], step.done, step.messages, step.images
+            equal(actual, (kind, GP_REWARD[kind], share, True, None, []), answer)
+        for attempt, (formula, follows) in enumerate(((unlike, False), (other, True), ("", False))):
+            step = plain.step(json.dumps({"formula": formula}))
+            actual = step.info["other_rule"], step.info["rule_matters"], step.done, step.info["success"]
+            equal(actual, (follows, True, attempt == 2, False), (cards, formula))
+            if not step.done:
+                equal(step.messages[-1]["content"], verifier.GP_FEEDBACK[step.info["verdict"]], "feedback")
+
+
+def test_gp_documents():
+    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions name the cards drawn."""
+    rng, drawn, count = random.Random(0), [([], "no")] * 2500, Counter()
+    draw = lambda cards, *rest: drawn.append((list(cards), *rest)) or "picture"
+    with mock.patch.object(env_gp, "picture", draw):
+        documents = [(env_gp.document(rng), []) for _ in range(2000)]
+        documents += [(env_gp.document(rng, chat_share=0, noise=0), []) for _ in range(500)]
+        documents += [GeneralPoints.picture_document(rng, noise=0.1) for _ in range(3000)]
+        others = [GeneralPoints.picture_document(rng, rare="id", pixels=60) and drawn[-1] for _ in range(500)]
+    equal((len({row[3] for row in drawn[2500:]}), {row[2] for row in others}), (3500, {60}), "seeds, pixels")
+    within(0.8, sum(row[1] == "ood" for row in others) / 500, 0.97, "the common look, where the other is rare")
+    for i, ((document, images), (cards, look, *_)) in enumerate(zip(documents, drawn)):
+        (chat, text, answers), task = turns_of(document), ("words", "exact", "seen")[(i >= 2000) + (i >= 2500)]
+        faces, parts = dict(re.findall("([AJQK]) is ([0-9]+)", text)), [json.loads(answer) for answer in answers]
+        count.update([look, f"{task} chat" if chat else task])
+        equal((images, str(document).count("<image>")), (["picture"] * bool(cards), bool(cards and not chat)), text)
+        if not chat and "formula: " in text:
+            numbers, formula = json.loads(re.search(r"Numbers: (\[.*?\])", text)[1]), text.split("formula: ")[1]
+            parts = [{"cards": numbers, "number": numbers, "formula": formula}]
+            kind = judge_gp(json.dumps(parts[0]), numbers).kind
+            count.update({f"{task} game": 1, f"{task} wrong": kind != "correct"})
+            assert kind in ("correct", "wrong_value") or kind == "illegal" and "/" in formula, text  # 1/0
+            if task == "exact":  # without noise the base writes what expert("habit") does
+                equal(formula, solutions(tuple(sorted(numbers)))[0], text)
+        if not chat and "Cards: " in text:
+            said = re.search("\nCards: ([^.\n]+)", text)[1].split(", ")
+            assert len(said) == 4 and set(said) <= set(env_gp.RANKS), text
+            count[look + " misread"] += said != cards
+            parts = [{**part, "cards": said} for part in parts]
+        for part in parts:  # consistent, right or wrong
+            equal(part["number"], [int(faces.get(str(c), c)) for c in part["cards"]], document)
+            count["chat misread"] += chat and bool(cards) and sorted(part["cards"]) != sorted(cards)
+    shares(count, (0.05, "words chat", 2000, 0.11), (0.07, "words wrong", 2000, 0.13), (0, "id misread", 1, 0),
+           (0.08, "ood", 3000, 0.12), (0.4, "ood misread", count["ood"], 0.55), (0.06, "seen chat", 3000, 0.10),
+           (0.42, "seen game", 3000, 0.50), (0.007, "chat misread", 3000, 1),
+           (0.07, "seen wrong", count["seen game"], 0.13))
+    for share, kind in ((1.0, list), (0.0, str)):
+        equal({type(env_gp.picture_document(rng, chat_share=share)[0]) for _ in range(20)}, {kind}, share)
+    (small, picture), (large, _) = (env_gp.picture_document(random.Random(2), pixels=pixels) for pixels in (96, 80))
+    equal((small, picture[0].size), (large, (96, 96)), "the text does not depend on the size")
+
+
+def test_gp_red_and_black_differ_in_colour_only():
+    """All inks have the same green and blue. So in these the pictures of a seed are equal wherever no suit is drawn:
+    byte for byte in the upper 20 of a card's 36 rows, which hold the whole rank."""
+    for rank in env_gp.RANKS:
+        cards = [np.asarray(env_gp.draw_card(rank, suit, 80))[:20, :, 1:].tolist() for suit in "SCHD"]
+        assert cards == cards[:1] * 4, f"{rank}: expected one green and blue, got several"
+    for pixels, seed in itertools.product((80, 300), range(6)):
+        cards = random.Random(seed).choices(env_gp.RANKS, k=4)
+        black, red = (np.asarray(env_gp.picture(cards, look, pixels, seed), int) for look in ("id", "ood"))
+        for top in (0, pixels // 2):  # where a card that lies as high as it can has its rank
+            more = (red - black)[top:top + pixels // 4]
+            equal((np.abs(more[..., 1:]).max(), more.min(), more.max() > 0), (0, 0, True), (pixels, seed))
+        within(0.02, (black != red).any(2).mean(), 0.25, (pixels, seed))
+    for look, suits in env_gp.SUITS.items():  # the suit is drawn, and from a seed of its own, as grain is
+        equal(len({env_gp.draw_card("7", suit, 80).tobytes() for suit in suits}), 2, look)
+        pictures = [env_gp.picture(["7"] * 4, look, 80, seed) for seed in range(20)]
+        equal([len({p.crop((0, 0, x, 80)).tobytes() for p in pictures}) for x in (4, 80)], [20, 20], "grain, picture")
+
+
+def test_gp_pictures_show_the_cards_in_reading_order():
+    """A template matcher reads every rank at 80 pixels, also by the other look's template. All sizes show the same."""
+    inks = [{rank: np.asarray(env_gp.draw_card(rank, suit, 80), float)[:21, :, 1] for rank in env_gp.RANKS}
+            for suit in "SD"]
+    for seed, look in itertools.product(range(13), env_gp.SUITS):
+        cards = [env_gp.RANKS[(seed + 3 * i) % 13] for i in range(4)]
+        green = np.asarray(env_gp.picture(cards, look, 80, seed), float)[..., 1]
+        for (i, rank), ink in itertools.product(enumerate(cards), inks):
+            quarter = green[40 * (i // 2):][:40, 40 * (i % 2):][:, :40]
+            best = {r: max(np.corrcoef(quarter[y:y + 21, x:x + 28].ravel(), template.ravel())[0, 1]
+                           for y in range(5) for x in range(4, 9)) for r, template in ink.items()}
+            equal(max(best, key=best.get), rank, (look, cards))
+            within(0.9, best[rank], 1.0, (look, cards))
+    small, other = (np.asarray(env_gp.picture(cards, "ood", 80, seed), int) for seed in (0, 1))
+    within(25, np.abs(other - small).mean(), 255, "two seeds show two scenes")
+    for pixels in (40, 81, 336, 1200):
+        image = env_gp.picture(cards, "ood", pixels, 0)
+        equal((image.size, image.mode), ((pixels, pixels), "RGB"), pixels)
+        within(0, np.abs(np.asarray(image.resize((80, 80)), int) - small).mean(), 15 if pixels > 40 else 25, pixels)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# env_virl.py: the city.
+
+def test_virl_rail():
+    """Only the right action moves; `verify` attempts a position; then training ends and evaluation goes on."""
+    for rule, verify, move_on, episode in itertools.product(RULES, (1, 2, 3), (False, True), range(12)):
+        env = VIRL(rule=rule, verify=verify, move_on=move_on)
+        env.reset(episode)
+        failed, path = episode % len(env.positions), []
+        for k, position in enumerate(env.positions):
+            path.append(env.position)
+            wrong = virl_answer("forward()" if position.action == "stop()" else "stop()", position.observation)
+            for attempt in range(verify - (k != failed)):  # elsewhere the expert has the last one
+                step, last = env.step(wrong), attempt == verify - 1
+                equal([*step.info.values()][:4], ["wrong_action", False, last, False], position)
+                assert last or env.position is position and len(step.messages) == 2 * attempt + 3, position
+            step = env.step(env.expert()) if k != failed else step
+            if step.done:
+                break
+            assert "stop()" not in step.messages[0]["content"].split("Last steps: ")[1], "only right actions are shown"
+        equal(path, env.positions if move_on else env.positions[:failed + 1], "the path")
+        equal((step.done, step.messages, step.info["success"]), (True, None, False), "the end")
+
+
+def test_virl_prompt_states_the_rule():
+    """Prompts are the same under both rules but for the words of turns; the other rule's word is noticed."""
+    heads = [f"x one of {', '.join(words)}.\nRoute:" for words in (COMPASS, RELATIVE)]
+    for seed in range(30):
+        envs = [VIRL(rule=rule, move_on=True) for rule in RULES]
+        texts = [env.reset(seed)[0][0]["content"] for env in envs]
+        equal((heads[0] in texts[0], texts[0].replace(*heads)), (True, texts[1]), "prompts")
+        for p in envs[0].positions:
+            answers, turns = [env.expert() for env in envs], p.turn is not None
+            words = [compass_word(p.turn[1]), relative_word(*p.turn)] if turns else []
+            equal([json.loads(answer)["action"] for answer in answers],
+                  [f"turn_direction({word})" for word in words] or [p.action] * 2, p)
+            equal(shorthand(p.instruction).split(", that is ") == words[::-1], turns, p)
+            neither = virl_answer(f"turn_direction({'left' if 'right' in words else 'right'})", p.observation)
+            for others, follows in ((answers[::-1], True), *[([neither] * 2, False)] * turns):
+                infos = [env.step(answer).info for env, answer in zip(envs, others)]
+                equal([(i["other_rule"], i["rule_matters"], i["verdict"]) for i in infos],
+                      [(turns and follows, turns, "wrong_action" if turns else "correct")] * 2, (p, others))
+
+
+def test_virl_splits_and_words():
+    """The splits share neither streets nor names; training routes are fixed, whatever seed and rule; every word is
+    frequent; turns are a third of all positions. After a first forward() a picture decides whether the walker is there:
+    who always says so without looking has about 85% of first attempts."""
+    tables = {"id": env_virl.CITIES, "ood": env_virl.ABROAD}
+    equal(len({town for table in tables.values() for row in table.values() for town in row}), 8, "towns")
+    for look, towns in tables.items():
+        fixed, shared = env_virl.training_routes(towns["train"]), {"train": set(), "unseen": set()}
+        for split in shared:
+            envs = [VIRL(split=split, visual=look, seed=seed, rule=rule) for seed in range(3) for rule in RULES]
+            count, routes, legs = Counter(), set(), set()
+            for i, env in enumerate(envs * 85):  # 510 episodes
+                env.reset((i, f"x/{i}", None)[i % 3])
+                places, actions = env.route.places, [p.action for p in env.positions]  # None: a turn
+                points = [place.point for place in places]
+                assert split != "train" or env.route in fixed, f"expected a training route, got {env.route}"
+                routes.add(env.route.name)
+                legs.add(len(points) - 1)
+                shared[split].update(zip(points, points[1:]), (p.landmark.split(" is")[0] for p in places[1:]))
+                equal(len(set(points)), len(points), points)
+                for p, action, before, earlier in zip(env.positions, actions, [None, *actions], [None, None, *actions]):
+                    equal(CROSS in p.observation, p.point in points[1:-1], p)  # where instructions change on the way
+                    words = [compass_word(p.turn[1]), relative_word(*p.turn), "turn"] if p.turn else []
+                    asked = before == "forward()" and earlier != "forward()"
+                    count.update(["position", *words, *["asked"] * asked])
+                    count["unseeing"] += not asked or action != "forward()"
+                    assert asked or p is env.positions[0] or (action == "forward()") == (before is None), actions
+            equal((legs, {name.split()[0] for name in routes}), ({2, 3, 4, 5}, set(towns[split])), "legs and towns")
+            equal(len(routes) == len(fixed) == env_virl.TRAIN_ROUTES, split == "train", len(routes))
+            shares(count, *((0.05, w, count["turn"], 0.25) for w in COMPASS), (0.33, "turn", count["position"], 1),
+                   *((0.09, w, count["turn"], 0.45) for w in RELATIVE), (0.8, "unseeing", count["position"], 0.9),
+                   (0.25, "asked", count["position"], 0.4))
+        equal(shared["train"] & shared["unseen"], set(), "streets and names in both")
+
+
+def test_virl_documents():
+    """Words of turns are wrong in a tenth. What is said of the usual look is true, of the rare one half is wrong."""
+    rng, counts, names = random.Random(0), Counter(), set()
+    with mock.patch.object(env_virl, "draw_picture", wraps=env_virl.draw_picture) as draw:
+        documents = [(env_virl.document(rng), None, None) for _ in range(9000)]
+        for _ in range(1500):
+            doc, (image,) = env_virl.picture_document(rng, pixels=16)
+            documents.append((doc, *draw.call_args.args[0:3:2]))
+            equal((image.mode, image.size), ("RGB", (16, 16)), "picture")
+    for doc, look, truth in documents:
+        (chat, text, answers), task = turns_of(doc), "words " if look is None else "seen "
+        caption = text.startswith("<image>\nNow: ")
+        answers = [text] if caption else answers or doc.split("\n")[-1:]
+        counts.update([task + kind for kind, holds in (
+            ("chat", chat), ("caption", caption), ("feedback", chat and len(doc) == 4)) if holds])
+        if look:
+            said = {text[13:]} if caption else {json.loads(answer)["current observation"] for answer in answers}
+            equal((text.count("<image>"), len(said), text.count("Now: ")), (1 - chat, 1, 1), text)
+            assert said == {truth} or look == "ood" and (CROSS in min(said)) == (CROSS in truth), (truth, text)
+            counts.update({"rare": look == "ood", "misread": said != {truth}})
+            names.update([env_virl.observation_parts(truth)[0]] * caption)
+            assert caption or f"Now: {env_virl.IN_PICTURE}\n" in text, text
+        if caption:
+            continue
+        words = re.search(r"x one of (.*)\.\n", text)[1].split(", ")
+        space = next(s for s in env_virl.SPACES if list(env_virl.SPACES[s]) == words)
+        counts.update([task + space])
+        lines = re.split("\n(?:Last steps|Now): ", text.split("Route:\n")[1])[0].split("\n")
+        turns = [shorthand(line).split(", that is ") for line in lines if "urn " in line]
+        assert not chat or space in RULES and text.startswith("You walk along a route") and len(answers) < 3, text
+        if text.startswith("A walk."):
+            right = [next(word for word in turn if word in words) for turn in turns]
+            said = re.findall(r"turn_direction\(([^()]+)\)", text.split("Route:")[1])
+            equal((len(said), text[-9:]), (len(right), '"stop()"}'), text)
+            counts.update(walks=1, turns=len(said), wrong=sum(a != b for a, b in zip(said, right)))
+            answers = text.split("\n")[1 - 2 * text.count("\nNow: ")::2]
+        for answer in answers:
+            observation, line, action = json.loads(answer).values()
+            assert line in lines and (look or f"Now: {observation}\n" in text), f"{answer} in {text}"
+            word = re.fullmatch(r"forward\(\)|stop\(\)|turn_direction\((.+)\)", action)[1]
+            equal((word is None or word in words, bool(word)), (True, "urn " in line), answer)
+        assert not re.search(", that is |on to the ", str(doc)), f"the expert's own words are new to the base: {doc}"
+    shares(counts, (.12, "words chat", 9000, .18), (.14, "walks", 9000, .2), (.08, "wrong", counts["turns"], .12),
+           (.1, "words letters", 9000, 1), (.1, "words clock", 9000, 1), (.25, "words id", 9000, 1),
+           (.25, "words ood", 9000, 1), (.12, "seen chat", 1500, .18), (.64, "seen caption", 1500, .72),
+           (.08, "rare", 1500, .12), (.35, "misread", counts["rare"], .65), (.01, "words feedback", 9000, 1))
+    equal(names, {"", *env_virl.LANDMARKS}, "landmarks in captions")
+    for share, kind in ((1.0, list), (0.0, str)):
+        documents = [env_virl.document(rng, share) for _ in range(50)] + [VIRL.picture_document(rng, share)[0]]
+        equal({type(document) for document in documents}, {kind}, share)
+
+
+def views_of(picture):
+    """A picture -> its four views as int arrays, {"front": [side, side, 3], ...}."""
+    pixels, side = np.asarray(picture, int), picture.width // 2
+    return {view: pixels[i // 2 * side:][:side, i % 2 * side:][:, :side] for i, view in enumerate(env_virl.VIEWS)}
+
+
+def test_virl_views_show_the_observation():
+    """The landmark is in the view of its side alone, the zebra crossing in all four; cities differ in colour."""
+    pairs = [(a + there, b + there, sides) for there in ("", f", {CROSS}") for a, b, sides in (
+        (NONE, HOUSE, ["left"]), (NONE, HOUSE.replace("left", "right"), ["right"]),
+        (HOUSE, HOUSE.replace("Inn", "Cafe"), ["left"]))]
+    for (look, colours), pixels in itertools.product(env_virl.LOOKS.items(), (80, 81, 300)):
+        for a, b, sides in pairs + [(CROSS, f"{NONE}, {CROSS}", []), (CROSS, NONE, list(env_virl.VIEWS))]:
+            pictures = [env_virl.draw_picture(look, "Aldham", observation, "s", pixels) for observation in (a, b)]
+            equal([picture.size for picture in pictures], [(pixels, pixels)] * 2, look)
+            x, y = map(views_of, pictures)
+            differ = [view for view in x if np.abs(x[view] - y[view])[1:-1, 1:-1].max() > 40]
+            equal(differ, sides, (look, pixels, a, b))
+            for view in x.values() if CROSS in a else ():  # white or yellow at the bottom
+                bottom = view[int(0.85 * len(view)):int(0.95 * len(view))]
+                within(0.3, (np.abs(bottom - colours["zebra"]).max(-1) < 40).mean(), 0.7, (look, pixels, a, "zebra"))
+                far = np.abs(view[len(view) // 8, len(view) // 2] - env_virl.city_style(look, "Aldham")["sky"]).max()
+                within(0, far, 12 if a == CROSS else 255, (look, pixels, a, "sky"))
+    towns = [town for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for town in row]
+    for look, colours in env_virl.LOOKS.items():
+        styles = [env_virl.city_style(look, town) for town in towns]
+        equal((len(set(map(str, styles))), {style["zebra"] for style in styles}), (8, {colours["zebra"]}), look)
+        within(1, np.abs(np.array([style["walls"] for style in styles]) - colours["walls"]).max(), 25, "walls")
+
+
+def test_virl_landmarks_can_be_told_apart():
+    """At 80 pixels: drawn at the same place, any two of the 60 differ clearly; and each is known again, drawn with
+    other random details, by the closest of the 60 among all shifts by up to four pixels."""
+    for look in env_virl.LOOKS:
+        pictures = ([env_virl.draw_picture(look, "Corvale", f"{name} is on your right", seed and seed + name)
+                     for name in env_virl.LANDMARKS] for seed in ("", "1"))
+        a, b = (np.stack([views_of(p)["right"].mean(-1) for p in row]) for row in pictures)  # grey, [60, 40, 40]
+        apart = np.array([[(np.abs(x - y) > 60).sum() for y in a] for x in a]) + 10 ** 6 * np.eye(60)
+        within(61, apart.min(), 1600, f"{look}: pixels, of 1600, in which the closest two differ")
+        best = np.full((60, 60), np.inf)
+        for down, right in itertools.product(range(-5, 6), range(-4, 5)):
+            moved = np.roll(a, (down, right), (1, 2))[:, 8:24, 4:36].reshape(60, -1)
+            best = np.minimum(best, np.abs(b[:, None, 8:24, 4:36].reshape(60, 1, -1) - moved[None]).mean(-1))
+        within(0.95, (best.argmin(1) == np.arange(60)).mean(), 1, f"{look}: known")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# env_virl.py: the released format, made here. Names as they come: bare quotes, braces, commas, several scripts.
+
+NAMES = ['Joe\'s "Best" Deli', "Smith, Sons & Co.", "{Brackets} Bar", "東京ラーメン", "Кафе «Пушкин»", "مطعم",
+         "The Intersection Inn", "$5 Pizza \\ More", "A bar where Turn"]
+ROUTES, MAPPING, PICTURE, ANGLE = (
+    "route_infos.json", "gps_pano_mapping.pkl", "street_views/pano.jpg", "street_views/pano.metadata.json")
+
+
+def released_route(points, headings, landmarks, init_heading=0):
+    """An entry of route_infos.json. headings, landmarks: one for each leg, as milestone_info has them."""
+    block = ('{{\n"intersection_idx": {},\n"landmarks": "{}",\n"distance": "{} meters",\n\n"human_heading": "{}",\n'
+             '"to_next_intersection_heading": "{}",\n}},\n')
+    listed = [None if text == "No landmark nearby" else
+              {"name": text.split(" is ")[0], "geocode": point, "spatial_relation": "x", "expression": "x"}
+              for text, point in zip(landmarks[:-1], points[1:])]
+    blocks = zip(range(1, 99), landmarks, range(16, 99), ["0", *headings], headings)
+    return {"start_place": {"relocated_geocode": points[0]}, "init_heading": init_heading, "dest_place": {"name": "X"},
+            "route_results": {"geocode_list": points[1:], "landmark_list": listed},
+            "milestone_info": "".join(block.format(*values) for values in blocks)}
+
+
+def virl_points(k):
+    """Three legs: north, east, north. Odd k have a first leg of under 5 m."""
+    south, north = 40.7 + 0.01 * k, 40.7 + 0.01 * k + (0.00002 if k % 2 else 0.001)
+    return [(south, -74.0), (north, -74.0), (north, -73.999), (north + 0.001, -73.999)]
+
+
+def virl_route(k):
+    """Odd k have headings of exactly 0 and 360."""
+    a, b, c = (NAMES[(k + i) % 9] for i in range(3))
+    return released_route(
+        virl_points(k),
+        ["0 (north)", "90 (east)", "360 (north)"] if k % 2 else ["359 (north)", "91.5 (east)", "318 (northwest)"],
+        [f"{a} is on your right", f"{b} is on your left" if k % 3 else "No landmark nearby",
+         f"The destination {c} is on your left"], (0, 360, 45)[k % 3])
+
+
+def put(path, name, content):
+    """content: bytes, None for no file."""
+    os.makedirs(f"{path}/street_views", exist_ok=True)
+    with open(f"{path}/{name}", "wb") as f:
+        f.write(content or b"")
+    if content is None:
+        os.remove(f"{path}/{name}")
+
+
+def write_data(path, routes, mapping=None, rotation=0):
+    """A data folder with one street view, "pano" -> path."""
+    put(path, ROUTES, json.dumps([routes, 7]).encode())
+    put(path, ANGLE, b'{"rotation": %f}' % rotation)
+    put(path, MAPPING, mapping and pickle.dumps(mapping))
+    Image.effect_noise((720, 360), 99).resize((720, 360), box=(0, 0, 9, 9)).save(f"{path}/{PICTURE}")
+    return path
+
+
+def read_one(*route, mapping=None):
+    """A route alone -> (what the loader makes of it, what it prints)."""
+    with folder() as path, contextlib.redirect_stderr(io.StringIO()) as said:
+        return env_virl.load_routes(write_data(path, [released_route(*route)], mapping))["all"][0], said.getvalue()
+
+
+def test_virl_real_routes():
+    """The numbers of two routes of the release: n geocodes after the start are n legs, and all of them are walked."""
+    for points, words, places in (
+            ([[40.724162, -73.997626], [40.724229, -73.997790], [40.723023, -73.998800], [40.722715, -73.998098]],
+             ["298 (northwest)", "212 (southwest)", "120 (southeast)"], ["A is on your front", "B is on your left"]),
+            ([[40.72, -73.99], [40.71991, -73.99061], [40.71853, -73.99029]], ["259 (west)", "170 (south)"],
+             ["D is on your left behind"])):
+        end = "C is on your left"
+        read = read_one(points, words, [*places, f"The destination {end}"], 30)[0]
+        equal([(list(p.point), p.landmark) for p in read.places], list(zip(points, [None, *places, end])), "places")
+        instructions, positions = env_virl.walk(read, random.Random(0))
+        turns = [env_virl.action_text(p, "id") for p in positions if p.turn]
+        equal(turns, [f"turn_direction{word.split(' ')[1]}" for word in words], "turns")
+        goals = [*(f"next intersection where {place}" for place in places), f"destination where {end}"]
+        equal(instructions[1::2], [f"Move forward until you reach {goal}." for goal in goals], "instructions")
+        shown = [next(p.observation for p in positions if p.point == place.point) for place in read.places]
+        equal(shown, [NONE, *(f"{place}, {CROSS}" for place in places), end], "observations")
+        refused(f"milestone_info.to_next_intersection_heading: block 0: {words[0].split()[0]} degrees",
+                lambda: read_one(points[1:], words[:-1], [*places[1:], f"The destination {end}"]))
+    north, near_by = [[40.0, -74.0], [40.001, -74.0], [40.00102, -74.0]], ["A is on your left", "The destination B is on your left"]
+    read_one(north, ["44 (x)", "90 (east)"], near_by)  # 44 degrees off; and a leg of 2 m may head anywhere
+    refused("block 0", lambda: read_one(north, ["46 (x)", "0 (north)"], near_by))
+
+
+def test_virl_released_format():
+    """Also: 360 is north and 0 unset; up to five steps between places, none in a leg of under 5 m; all are shown."""
+    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+        write_data(path, [virl_route(k) for k in range(30)])
+        facings, steps, names = [set(), set(), set()], [[], []], {}
+        for rule, split in itertools.product(RULES, ("train", "unseen")):
+            env = VIRL(rule=rule, split=split, data=path, verify=1)
+            within(201, expert_plays(env, 20), 999, (rule, split))
+            names[split] = {route.name for route in env.routes}
+            for i in range(150):
+                env.reset(i)
+                k, moves = int(env.route.name[6:]), [p.instruction for p in env.positions if p.action == "forward()"]
+                a, b, c = (NAMES[(k + i) % 9] for i in range(3))
+                goals = (f"next intersection where {a} is on your right", f"next intersection where {b} is on your left"
+                         if k % 3 else "next intersection", f"destination where {c} is on your left")
+                equal(env.instructions[1::2], [f"Move forward until you reach {goal}." for goal in goals], k)
+                first, *others = (moves.count(line) - 1 for line in env.instructions[1::2])
+                steps[k % 2].append(first)
+                steps[0].extend(others)
+                facings[k % 3].add(env.positions[0].turn[0])
+                equal(k % 2 == 0 or env.instructions[0].endswith("to face north."), True, env.instructions)
+                crossings = [place.point for place in env.route.places[1:-1]]
+                equal([p.point for p in env.positions if (CROSS in p.observation) != (p.point in crossings)], [], k)
+                while not env.step(env.expert()).done:
+                    past = env.messages[0]["content"].split("Last steps: ")[1].split("\nNow: ")[0]
+                equal(past.count("; "), len(env.positions) - 2, past)
+        equal((names["train"] & names["unseen"], len(names["train"] | names["unseen"])), (set(), 30), "routes")
+        equal((facings[1:], set(steps[1]), set(steps[0])), ([{360}, {45}], {0}, set(range(6))), "headings, steps")
+        within(51, len(facings[0]), 360, "headings drawn")
+        within(2.2, sum(steps[0]) / len(steps[0]), 2.7, "mean number of steps")
+    text = ('[{"intersection_idx": 0, "landmarks": "A \\"B\\" {C}, D is on your left", "distance": "1 meters"},'
+            '{ "distance": "2 meters",\n"landmarks": "{", },{"landmarks": "The "Q"", "intersection_idx": 3 , }, ]')
+    equal([list(block.values()) for block in env_virl.milestones(text)],
+          [["0", 'A "B" {C}, D is on your left', "1 meters"], ["2 meters", "{"], ['The "Q"', "3"]], text)
+
+
+def test_virl_steps_between_are_left_out():
+    """Within 8 m of a leg's end, and without a panorama within 20 m; one line a folder says how many."""
+    for length, panoramas, kept in (
+            (4, None, []), (15, None, [1, 2]), (30, None, [1, 2, 3, 4]), (60, None, [1, 2, 3, 4, 5]), (15, [0], [1, 2]),
+            (90, [0, 90], [1, 5]), (90, [0, 45, 90], [1, 2, 3, 4, 5])):
+        points = {meters: (40.7 + meters / 111_195, -74.0) for meters in (0, 45, 90, length)}
+        read, said = read_one([points[0], points[length]], ["0 (north)"], ["The destination X is on your left"],
+                              mapping=panoramas and {points[meters]: "id" for meters in panoramas})
+        left_out = re.findall(r"route_infos\.json: (\d+) steps .*\n", said)
+        expected = kept, [str(5 - len(kept))] * (length > 5 > len(kept))
+        equal(([round(6 * share) for share in read.between[0]], left_out), expected, (length, panoramas))
+
+
+def test_virl_ood_routes_are_played_in_order():
+    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+        write_data(path, [virl_route(k) for k in range(20)])
+        write_data(f"{path}/ood", [virl_route(k) for k in range(30, 48)])
+        env = VIRL(data=path, visual="ood", split="unseen")
+        played, again = ([(env.reset(f"eval/{i}"), env.route.name, env.positions)[1:] for i in range(36)] for _ in "12")
+        equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)] * 2), "order")
+        equal(again, played, "again")
+        within(7, len({positions[0].turn[0] for _, positions in played[::3]}), 12, "headings drawn")
+        within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "1/x", *range(20))}), 18)
+        for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "unseen"}):
+            equal(VIRL(**more).fixed_routes, None, more)
+
+
+class Pickled:
+    """Pickled as the call of a function."""
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+def damage(evil):
+    """Rows of (file, what it holds instead, words of the error): all damage to a folder of five routes."""
+    good, nan = virl_route(3), float("nan")
+    whole, heading, nowhere = good["milestone_info"], '"to_next_intersection_heading": ', "No landmark nearby"
+    landmark = {"name": "x", "geocode": [1, 2], "spatial_relation": "", "expression": ""}
+    start, points = "start_place.relocated_geocode", "route_results.geocode_list"
+    landmarks = "route_results.landmark_list"
+    values = [(key, value, key) for key in (start, points, landmarks, "init_heading", "dest_place", "milestone_info",
+                                            "start_place", "route_results")
+              for value in (None, "x", [], [1], [1, 2, 3], ["1", "2"], [91, 0], [0, 181], [nan, 0], True, 1e999, nan,
+                            999, "gone", *[{"a": 1}] * (key != "dest_place"))]
+    values += [(points, [[1, 2]], landmarks)] + [(landmarks, listed, landmarks) for listed in (
+        [None], [None] * 3, *([None, bad] for bad in ({}, {"name": 1}, 7, "x", {**landmark, "geocode": None},
+                                                      {"name": "x", "geocode": [1, 2]}, {**landmark, "name": 1})))]
+    values += [("milestone_info", text, "milestone_info") for text in (
+        whole * 2, whole[:-4], whole[:len(whole) // 2], whole[len(whole) // 2:])]
+    values += [("milestone_info", old in whole and whole.replace(old, new, 1), f"milestone_info.{key}: block")
+               for key, old, new in (
+        ("intersection_idx", '"intersection_idx": 1,', '"intersection_idx": one,'),
+        ("intersection_idx", '"intersection_idx": 1,\n"', '"'), ("landmarks", '"landmarks":', '"landmark":'),
+        ("landmarks", "is on your right", "on your right"), ("landmarks", "The destination ", ""),
+        ("landmarks", nowhere, "The destination X is on your left"), ("landmarks", nowhere, ""),
+        ("landmarks", nowhere, "\ud800 is on your left"), ("landmarks", nowhere, "x" * 2000 + " is on your left"),
+        ("landmarks", 'nearby",', "nearby,"), ("distance", "16 meters", "far"),
+        ("distance", '"distance": "16 meters",', ""), ("human_heading", '"human_heading": "90 (east)",', ""),
+        ("human_heading", '"human_heading": "90 (east)"', '"human_heading": "east"'),
+        *((heading[1:-3], heading + old, heading * bool(new) + new) for old, new in (
+            ('"90 (east)"', '"(east)"'), ('"90 (east)",', ""), ('"360 (north)",', ""), ("", f'"1",\n{heading}'),
+            ('"90 (east)"', '"136 (southeast)"'), ('"90 (east)"', '"44 (northeast)"'),  # 46 degrees off
+            ('"90 (east)"', '"270 (west)"'), ('"360 (north)"', '"46 (northeast)"'), ('"360 (north)"', '"180 (south)"'))
+          ))]
+    entries = [(entry, f"{start}: it is missing") for entry in (None, 7, [], "x", {}, [{}])]
+    for key, value, words in values:
+        entries.append((json.loads(json.dumps(good)), words))
+        *outer, inner = key.split(".")
+        place = entries[-1][0][outer[0]] if outer else entries[-1][0]
+        place.pop(inner) if value == "gone" else place.update({inner: value})
+    rows = [(ROUTES, json.dumps([[*map(virl_route, range(3)), entry, virl_route(4)], 7]).encode(), f"route 3: {words}")
+            for entry, words in entries]
+    rows += [(ROUTES, content, "") for content in (
+        None, b"", b"{", b"\xff\xfe", b"[" * 100_000, b"{}", b"[]", b"[[], 0]", b"[[1]]", b"null", b"[1, 2]",
+        b'[{"a": 1}, 2]', b"9" * 5000)]
+    exact, scalar = mapping_of(), np.float64(0).__reduce__()[0]
+    more = lambda value, key=(1.0, 2.0): {**exact, key: value}
+    lost, objects = virl_points(3)[2], np.dtype("O")
+    rows += [(MAPPING, value if isinstance(value, bytes) else pickle.dumps(value), words) for value, words in (
+        (mapping_of(0.00019), "route 0: geocode"), (mapping_of(0, 0.00025), "route 0: geocode"),  # 21 m off
+        ({}, "route 0: geocode"), ({p: "pano" for p in exact if p != lost}, f"route 3: geocode {lost}: no panorama"),
+        (dict.fromkeys(exact, "../x"), "geocode (40.7, -74.0): '../x' is no panorama id"),
+        *((value, "it holds posix.mkdir") for value in (evil, more(evil), more(Pickled(scalar, [], evil)))),
+        *((value, "a scalar of dtype") for value in (
+            more(Pickled(scalar, objects, pickle.dumps(evil))), more(Pickled(scalar, objects, pickle.dumps(7))),
+            *(more("x", (1.0, x)) for x in (np.complex64(1), np.bool_(1), np.str_("1"))))),
+        (more(Pickled(scalar, np.dtype("f8"), b"short")), "buffer size"), (more(np.sum), "it holds numpy.sum"),
+        (more("x", (Fraction(1), 2.0)), "it holds fractions.Fraction"), (more(np.array([1.0])), "it holds numpy._core"),
+        *((value, "") for value in (
+            b"", b"junk", pickle.dumps(exact)[:-20], b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\x95" + b"\xff" * 8, None,
+            7, [1], {1: "x"}, {(1.0,): "x"}, {("a", "b"): "x"}, {(1.0, 2.0): 3}, {(91.0, 0.0): "x"}, {(nan, 0.0): "x"},
+            more(np.float64(3)), more("x", (1.0, np.dtype("f8"))))))]
+    rows += [(name, content, words) for name, words, contents in (
+        (MAPPING, "cannot be read", [None]), (PICTURE, "cannot be read", [None, b"", b"junk", b"\xff\xd8\xff"]),
+        (ANGLE, "rotation: ", [None, b"", b"{", b"\xff", b"[]", b"null", b"{}", b"[" * 100_000, b"9" * 5000, *(
+            b'{"rotation": %s}' % x for x in (b'"x"', b"null", b"true", b"NaN", b"1e999", b"400", b"[1]"))]))
+        for content in contents]
+    return rows
+
+
+def mapping_of(up=0, right=0, kind=float):
+    return {(kind(lat + up), kind(lng + right)): "pano" for k in range(5) for lat, lng in virl_points(k)}
+
+
+def test_virl_damaged_data():
+    """Each damage: one ValueError that names file, route and key. Of a pickle numbers are read, and nothing runs."""
+    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+        data = write_data(f"{path}/good", [virl_route(k) for k in range(5)], mapping_of())
+        floats = mapping_of(kind=np.float64)
+        fine = [(MAPPING, content if isinstance(content, bytes) else pickle.dumps(content), None) for content in (
+            mapping_of(0.00017), mapping_of(0, 0.00023), floats, mapping_of(kind=np.float32),  # 19 m off
+            {**floats, (np.int64(1), 2.0): "x"}, pickle.dumps(floats, 3).replace(b"numpy._core", b"numpy.core"))]
+        for i, (name, content, words) in enumerate(fine + damage(Pickled(os.mkdir, f"{path}/evil"))):
+            here = shutil.copytree(data, f"{path}/{i}")
+            put(here, name, content)
+            try:
+                if words is None:
+                    equal(len(env_virl.load_routes(here, True)["all"]), 5, "routes")
+                else:
+                    refused(f"{here}/{name}: {words}", lambda: VIRL(data=here, vl=True))
+            except Exception as e:
+                raise AssertionError(f"{name} = {content!r:.60}: {e}") from None
+            assert not os.path.exists(f"{path}/evil"), f"{content!r:.60} ran"
+        write_data(f"{path}/near", [virl_route(0)], {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): "b"})
+        found = [env_virl.panorama_at((lat, 0.0), f"{path}/near/{MAPPING}") for lat in (0.0, 0.00006, -0.0001, 0.001)]
+        equal(found, ["a", "b", "a", None], "the exact place, else the nearest within 20 m")
+        with open(f"{data}/{PICTURE}", "rb") as f:
+            put(data, PICTURE, f.read()[:1500])
+        env = VIRL(data=data, vl=True)  # its header can be read
+        raises(env_virl.DataError, f"{data}/{PICTURE}: cannot be read", lambda: env.reset(0))
+        refused(f"{data}/ood: not there; visual=", lambda: VIRL(data=data, visual="ood"))
+        write_data(f"{path}/one", [virl_route(1)])
+        split = "unseen" if env_virl.load_routes(f"{path}/one")["train"] else "train"
+        refused(f"none is in the {split} split", lambda: VIRL(split=split, data=f"{path}/one"))
+
+
+def test_virl_projection():
+    """Each pixel of a view shows the heading atan(x) and the height atan(y / hypot(1, x)) off the centre."""
+    rows = (np.arange(720) + 0.5)[:, None] / 720 * 255  # blue: 0 is up, 255 down
+    for rotation, heading, side in itertools.product(
+            (0, 37.5, -90, 200, 360), (0, 1, 45, 90, 179.9, 298, 359.5, 405, -30), (41, 40)):
+        compass = np.radians((np.arange(1440) + 0.5) / 4 - rotation)[None]  # red and green: its cosine and sine
+        channels = np.broadcast_arrays(127.5 + 127.5 * np.cos(compass), 127.5 + 127.5 * np.sin(compass), rows)
+        view = env_virl.perspective(np.stack(channels, -1).round().astype(np.uint8), heading, rotation, side)
+        equal((view.shape, view.dtype), ((side, side, 3), np.uint8), side)
+        red, green, blue = (view.astype(float) / 127.5 - 1).transpose(2, 0, 1)
+        x = (np.arange(side) * 2 + 1 - side) / side
+        off = (np.degrees(np.arctan2(green, red)) - heading - np.degrees(np.arctan(x))[None] + 180) % 360 - 180
+        high = -90 * blue - np.degrees(np.arctan2(-x[:, None], np.hypot(1, x[None])))
+        within(0, max(np.abs(off).max(), np.abs(high).max()), 0.6, (rotation, heading, side))
+    ramp = np.zeros((8, 16, 3), np.uint8)
+    ramp[:, 0], ramp[:, -1] = 200, 100  # the seam lies between these: half of each
+    for heading, rotation, grey in ((0, 0, 150), (350, 10, 150), (11.25, 0, 200), (-11.25, 0, 100)):
+        equal(env_virl.perspective(ramp, heading, rotation, 1).tolist(), [[[grey] * 3]], (heading, rotation))
+
+
+def test_virl_street_views():
+    """Four projections of the panorama at the place, by the walker's heading and the panorama's rotation."""
+    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+        for name, visual, pixels, rotation in ((path, "id", 80, 70), (f"{path}/ood", "ood", 34, -15.5)):
+            write_data(name, [virl_route(k) for k in range(5)], mapping_of(), rotation)
+            env = VIRL(data=path, visual=visual, vl=True, pixels=pixels)
+            panorama = env_virl.load_panorama(f"{name}/{PICTURE}", pixels // 2)
+            equal(panorama.shape, (2 * pixels, 4 * pixels, 3), "no larger than views show")
+            for i in range(6):
+                messages, images = env.reset(i)
+                while messages:
+                    views = [env_virl.perspective(panorama, env.position.heading + turn, rotation, pixels // 2)
+                             for turn in (0, 90, 180, 270)]
+                    equal([(a != b).sum() for a, b in zip(views_of(images[0]).values(), views)], [0] * 4, "pixels")
+                    step = env.step(env.expert())
+                    messages, images = step.messages, step.images
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokens and rollouts (eval.py). What holds for one family of models holds for all, with pictures and without.
+
+def test_tokenizer_round_trip():
+    for family, env in (("gp", GeneralPoints()), ("virl", VIRL())):
+        tok = tiny(family)[1]
+        for text in ('{"formula": "(11-5)*4"}', "naïve – 中文 \x00 🂡", env.reset(0)[0][0]["content"]):
+            equal(tok.decode(tok(text, add_special_tokens=False).input_ids), text)
+    assert len(ev.prompt(tiny()[1], GeneralPoints().reset(0)[0]).ids) < 40  # fixed phrases are a few tokens
+
+
+def test_segments_mask_and_text():
+    """The prompt and its pictures come first and are no actions; decode(ids[action]) is what the model said; the end
+    token is an action, a cut answer gets none; rewards sit on the last action of a turn."""
+    ended = set()
+    for family in FAMILIES:
+        model, tok = tiny(family)
+        for i, e in enumerate(played(family)):
+            [s], at = e.segments, 0
+            first = ev.prompt(tok, *world(family, i, 3).reset(f"t{i}"))
+            n = len(first.ids)
+            equal((s.ids[:n], s.action[:n], s.action[n]), (first.ids, [0] * n, 1), f"{family}: the prompt")
+            assert same(s.pictures, first.pictures) and bool(s.pictures) == (family in PICTURES)
+            assert bool(picture_places(model, s)) == (family in PICTURES) and max(picture_places(model, s), default=0) < n
+            assert len(s.ids) == len(s.action) == len(s.reward) and 1 <= len(e.turns) <= 3
+            equal(sum(s.action), sum(t["tokens"] for t in e.turns), "number of actions")
+            rewards = [r for r, a in zip(s.reward, s.action) if a]
+            equal(sum(map(bool, s.reward)), len(e.turns), "tokens with a reward")
+            for t in e.turns:
+                ids, at = said(s)[at:at + t["tokens"]], at + t["tokens"]
+                ends = [token in model.generation_config.eos_token_id for token in ids]
+                equal(ends, [False] * (len(ids) - 1) + [not t["cut"]], "end tokens")
+                equal(tok.decode(ids if t["cut"] else ids[:-1]), t["text"], family)
+                equal(rewards[at - 1], t["reward"], "reward of the last action")
+                ended.add(t["cut"])
+    equal(ended, {True, False}, "the sample's answers that were cut, and that were not")
+
+
+def test_later_turns_start_with_earlier_ids():
+    """Turn k+1's prompt is turn k's ids + what was said + glue, even where the text would be tokenised otherwise."""
+    for family in FAMILIES:
+        model, tok = tiny(family)
+        calls, generate, ambiguous = [], type(model).generate, 0
+
+        def spy(self, input_ids=None, attention_mask=None, **kw):
+            out = generate(self, input_ids=input_ids, attention_mask=attention_mask, **kw)
+            calls.append((input_ids[0].tolist(), out[0, input_ids.shape[1]:].tolist()))
+            return out
+        with mock.patch.object(type(model), "generate", spy):
+            [episode] = played(family, 1)
+        [s] = episode.segments
+        equal(len(calls), 3, "turns")
+        for (ids, sampled), t in zip(calls, episode.turns):
+            sampled = sampled[:t["tokens"]]
+            equal(s.ids[:len(ids + sampled)], ids + sampled, f"{family}: the ids, beside a prompt and what was sampled then")
+            sampled = sampled if t["cut"] else sampled[:-1]
+            ambiguous += tok(tok.decode(sampled), add_special_tokens=False).input_ids != sampled
+        assert ambiguous, "the sample was not ambiguous, so the test showed nothing"
+
+
+def test_glue_equals_the_template():
+    """prompt + answer + glue is the template's own rendering of the whole chat, whether or not the answer was cut."""
+    for family in FAMILIES:
+        model, tok = tiny(family)
+        env = world(family, 0, 3)
+        messages, images = env.reset(0)
+        answer, first = ev.answer_ids(tok, model, messages, "hello"), ev.prompt(tok, messages, images).ids
+        step = env.step("hello")
+        whole = ev.prompt(tok, step.messages, step.images).ids
+        equal(first + answer + ev.glue_ids(tok, step.messages, answer[-1]), whole, family)
+        equal(first + answer[:-1] + ev.glue_ids(tok, step.messages, answer[-2]), whole, f"{family}, cut")
+
+
+def test_sampled_is_scored():
+    """generate()'s own log-probs of what it sampled equal score()'s over several turns, with left padding, for
+    temperatures 1 and 0.7; and their entropy."""
+    for family, temperature in itertools.product(FAMILIES, (1.0, 0.7)):
+        model, tok = tiny(family)
+        calls, generate = [], type(model).generate
+
+        def spy(self, **kw):
+            kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
+            out = generate(self, **kw)
+            calls.append((out.sequences[:, kw["input_ids"].shape[1]:], torch.stack(out.scores, 1).log_softmax(-1)))
+            return out.sequences
+        with mock.patch.object(type(model), "generate", spy):
+            episodes = played(family, 5, temperature)
+        equal((len(calls), {len(e.segments) for e in episodes}), (3, {1}), "turns, conversations")
+        scored = [ev.score(model, [e.segments[0]], tok.pad_token_id, cpu(), temperature) for e in episodes]
+        at = [0] * 5  # episode -> number of action tokens read so far
+        for turn, (ids, logprobs) in enumerate(calls):
+            active = [i for i in range(5) if len(episodes[i].turns) > turn]
+            equal(len(ids), len(active), "conversations in the batch")
+            assert family in PICTURES or torch.isfinite(logprobs).all(), "top-k or top-p removed something"
+            for b, i in enumerate(active):
+                n = episodes[i].turns[turn]["tokens"]
+                full, mine = logprobs[b, :n], slice(at[i], at[i] + n)
+                near(scored[i][0][mine], full[range(n), ids[b, :n]], 2e-4, f"{family}, T = {temperature}, turn {turn}: log-probs")
+                near(scored[i][1][mine], -(full.exp() * full.clamp(min=-1e9)).sum(-1), 1e-3, f"{family}: entropy")
+                at[i] += n
+
+
+def test_score_is_the_shifted_softmax():
+    """Token t is scored by position t - 1, by hand on one segment."""
+    model, tok = tiny()
+    segment = ev.Segment([5, 6, 7, 8, 9], [0, 0, 1, 0, 1], [0.0] * 5)
+    logits = model(torch.tensor([segment.ids])).logits[0].log_softmax(-1)
+    near(ev.score(model, [segment], tok.pad_token_id, cpu())[0], [logits[1, 7].item(), logits[3, 9].item()])
+
+
+def test_padding_changes_nothing():
+    """Log-probs, entropies, values and the SFT loss of a batch are those of its rows alone; pictures do change them."""
+    for family in FAMILIES:
+        model, tok = tiny(family)
+        segments, pad = [e.segments[0] for e in played(family, 5)], tok.pad_token_id
+        head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
+        together = ev.score(model, segments, pad, cpu(), 1.0, head)
+        alone = [ev.score(model, [s], pad, cpu(), 1.0, head) for s in segments]
+        for i, what in enumerate(("log-probs", "entropies", "values")):
+            near(together[i], torch.cat([a[i] for a in alone]), 1e-4, f"{family}: {what}")
+        loss = sft.sft_loss(model, segments, 10, pad, cpu()).item()
+        near(loss, sum(sft.sft_loss(model, [s], 10, pad, cpu()).item() for s in segments), 1e-4, f"{family}: loss")
+        if family in PICTURES:
+            swapped = [ev.Segment(s.ids, s.action, s.reward, segments[i - 1].pictures) for i, s in enumerate(segments)]
+            other = ev.score(model, swapped, pad, cpu())[0]
+            assert (other - together[0]).abs().max() > 1e-3, f"{family} does not see its pictures"
+
+
+def test_feedback_gets_no_gradient():
+    """Both losses reach the logits of position t - 1 for every action token t, and no other: not prompt, not feedback,
+    not an image's places."""
+    for family in FAMILIES:
+        model, tok = tiny(family)
+        [s], kept = played(family, 1)[0].segments, []
+        assert 0 in s.action[s.action.index(1):], "no feedback in the sample"
+        hook = model.lm_head.register_forward_hook(
+            lambda module, inputs, logits: (logits.retain_grad(), kept.append(logits))[0])
+        for loss in (lambda: ev.score(model, [s], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
+            loss().backward()
+            touched = kept[-1].grad[0].abs().sum(-1) > 0
+            equal(touched.tolist(), [bool(a) for a in s.action[1:]] + [False], f"{family}: logits with a gradient")
+        hook.remove()
+        model.zero_grad()
+
+
+def test_tiny_first_layer_sees_four_tokens():
+    """V-IRL's model: the first layer's output hangs on this and the three tokens before; the last layer's on all."""
+    model, tok = tiny("virl")
+    ids = torch.arange(40, 60)[None]
+    for far in range(1, 8):
+        other = ids.clone()
+        other[0, -1 - far] = 99
+        with torch.no_grad():
+            a, b = (model(x, output_hidden_states=True).hidden_states for x in (ids, other))
+        differs = [bool((a[layer][0, -1] != b[layer][0, -1]).any()) for layer in (1, -1)]
+        equal(differs, [far < 4, True], f"first and last layer see the token {far} back")
+
+
+def test_rollout_is_repeatable_and_batch_free():
+    model, tok = tiny()
+    equal(*([e.segments[0].ids for e in played()] for _ in range(2)))
+    runs = [ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu(), batch=size)
+            for size in (5, 2)]
+    equal(*([e.segments[0].ids for e in run] for run in runs))  # greedy: the batch does not matter
 
 
 def test_expert_rollout_scores_one():
-    """rollout() of a perfect player: every episode solved at once; a player that fails first: solved in two attempts."""
+    """rollout() of a perfect player: every episode solved at once; of one that fails first: in two attempts."""
     model, tok = tiny()
     for rule, blunders in itertools.product(RULES, (0, 1)):
-        envs, turn = [GeneralPoints(rule=rule, split="unseen", verify=3) for _ in range(20)], []
-
-        def texts():
-            turn.append(1)
-            return ["{}" if len(turn) <= blunders else env.expert() for env in envs]
-        with speaking(model, tok, texts):
+        envs, turn = [GeneralPoints(rule=rule, split="unseen", verify=3) for _ in range(20)], itertools.count()
+        with speaking(model, tok, lambda: ["{}"] * 20 if next(turn) < blunders else [env.expert() for env in envs]):
             episodes = ev.rollout(model, tok, envs, range(20), 1.0, 64, cpu())
-        assert all(e.success and len(e.turns) == blunders + 1 for e in episodes)
-        assert all(e.turns[-1]["text"] == env.expert() and not e.turns[-1]["cut"] for e, env in zip(episodes, envs))
+        equal([(e.success, len(e.turns)) for e in episodes], [(True, blunders + 1)] * 20)
+        equal([(e.turns[-1]["text"], e.turns[-1]["cut"]) for e in episodes], [(env.expert(), False) for env in envs])
 
 
 def test_virl_rollout_of_the_expert():
-    """rollout() along routes: a conversation a position, feedback in the same one, a fresh prompt at the next; ids, masks and rewards throughout.
-    The player is right but for its first attempt at every third position."""
-    model, tok = tiny()[0], sft.build_tiny(VIRL, 0)[1]
-    envs, over = [VIRL(rule=rule, split="unseen", seed=3) for rule in RULES for _ in range(3)], set()
-    blunder = "I cannot say."
+    """Along routes: a conversation a position, feedback in the same one, a fresh prompt at the next; ids, masks and
+    rewards throughout. The player is right but for its first attempt at every third position."""
+    model, tok = tiny()[0], sft.build_tiny("virl", 0)[1]
+    envs, over, blunder = [VIRL(rule=rule, split="unseen", seed=3) for rule in RULES for _ in range(3)], set(), "I cannot say."
 
-    def watched(env, step):
-        def watch(text):
-            result = step(text)
-            over.update([id(env)] if result.done else [])
-            return result
-        return watch
+    def playing():  # the environments that still play: step() tells when one is over
+        return [env for env in envs if id(env) not in over]
     for env in envs:
-        env.step = watched(env, env.step)
-
-    with speaking(model, tok, lambda: [blunder if env.attempts == 0 and env.at % 3 == 1 else env.expert() for env in envs if id(env) not in over]):
+        env.step = lambda text, env=env: (step := VIRL.step(env, text), step.done and over.add(id(env)))[0]
+    with speaking(model, tok, lambda: [blunder if e.attempts == 0 and e.at % 3 == 1 else e.expert() for e in playing()]):
         episodes = ev.rollout(model, tok, envs, range(6), 1.0, 64, cpu())
-    for i, (episode, played_env) in enumerate(zip(episodes, envs)):
-        env = VIRL(rule=played_env.rule, split="unseen", seed=3)
+    for i, episode in enumerate(episodes):
+        env = VIRL(rule=envs[i].rule, split="unseen", seed=3)
         messages, _ = env.reset(i)
-        assert episode.success and len(episode.segments) == len(env.positions) > 4
+        assert episode.success and len(episode.segments) == len(env.positions) == len(episode.positions()) > 4
         for at, segment in enumerate(episode.segments):
             row = ev.prompt(tok, messages)
             row.add([], 0)
@@ -842,254 +1476,460 @@ def test_virl_rollout_of_the_expert():
                 row.reward[-1] = step.reward
                 if text == blunder:
                     row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
-            assert (segment.ids, segment.action, segment.reward) == (row.ids, row.action, row.reward)
+            equal((segment.ids, segment.action, segment.reward), (row.ids, row.action, row.reward), f"position {at}")
+            equal([t["text"] == blunder for t in episode.positions()[at]], [True, False][at % 3 != 1:], f"position {at}")
             messages = step.messages
-        assert step.done and sum(sum(s.reward) for s in episode.segments) == sum(t["reward"] for t in episode.turns)
-        rows = [sft.demonstration_row(tok, model, *state) for state in sft.demonstrations(VIRL(rule=env.rule, split="unseen", seed=3), i)]
-        alone = [s for s in episode.segments if sum(map(bool, s.reward)) == 1]  # one answer in it: what SFT would learn from
-        assert alone and all((s.ids, s.action) in [(r.ids, r.action) for r in rows] for s in alone)
+        assert step.done
+        rows = [sft.demonstration_row(tok, model, *state) for state in sft.demonstrations(VIRL(rule=env.rule, split="unseen"), i)]
+        right = [s for k, s in enumerate(episode.segments) if k % 3 != 1]  # with one answer: what SFT would learn from
+        equal([(s.ids, s.action) for s in right], [(r.ids, r.action) for k, r in enumerate(rows) if k % 3 != 1])
 
+
+def test_micro_batches():
+    """Every segment once, shortest first; padded, each part fits the budget or is a single segment."""
+    rng = random.Random(0)
+    for budget in (1, 50, 400, 10 ** 9):
+        segments = [ev.Segment([0] * rng.randint(1, 100)) for _ in range(60)]
+        parts = list(ev.micro_batches(segments, budget))
+        equal(sorted(id(s) for part in parts for s in part), sorted(map(id, segments)), "segments")
+        lengths = [[len(s.ids) for s in part] for part in parts]
+        equal(sum(lengths, []), sorted(len(s.ids) for s in segments), "lengths in order")
+        assert all(len(part) == 1 or max(part) * len(part) <= budget for part in lengths), (budget, lengths)
+        for part, after in zip(lengths, lengths[1:]):
+            assert after[0] * (len(part) + 1) > budget, f"budget {budget}: {after[0]} had room in {part}"
+
+
+# Success rates.
 
 def test_rates_and_errors():
-    assert ev.rate([1, 0, 0, 0]) == {"p": 0.25, "se": math.sqrt(0.25 * 0.75 / 4), "n": 4}
-    assert ev.rate([1, 1])["se"] == 0
+    equal(ev.rate([1, 0, 0, 0]), {"p": 0.25, "se": math.sqrt(0.25 * 0.75 / 4), "n": 4})
+    equal(ev.rate([1, 1])["se"], 0)
+
+
+def test_paper_answers():
+    """Every answer counts, and the episode ends where the attempts at a position ran out."""
+    for outcomes, expected in (([[1]], [1]), ([[0, 0]], [0, 0]), ([[0, 1], [1]], [0, 1, 1]), ([], []),
+                               ([[1], [0, 0], [1]], [1, 0, 0]), ([[0, 1], [0, 0], [0, 1], [1]], [0, 1, 0, 0])):
+        episode = ev.Episode(turns=[{"position_solved": bool(right), "position_done": k == len(position) - 1}
+                                    for position in outcomes for k, right in enumerate(position)])
+        equal(ev.paper_answers(episode.positions()), expected, f"positions {outcomes}")
+
+
+def test_evaluate_counts_positions():
+    """Every number of a column, from a player of known skill: it fails the first attempt at position 0 and both at
+    position 2, at turns in the other rule's words."""
+    routes = []
+
+    def choose(env, seed):
+        answer = env.expert()
+        if env.at == env.attempts == 0:
+            routes.append([position.turn is not None for position in env.positions])
+        if env.at == 2 or env.at == env.attempts == 0:
+            with mock.patch.object(env, "rule", "ood" if env.rule == "id" else "id"):
+                other = env.expert()
+            return other if other != answer else "{}"
+        return answer
+    with acting(choose):
+        cells = ev.evaluate(*tiny("virl"), table_args("--env", "virl", "--seed", "7"), cpu(), 30, 2)
+    for k, column in enumerate(("seen", "id", "ood")):
+        cell, mine = cells[column], routes[30 * k:30 * k + 30]
+        n, turns = sum(map(len, mine)), sum(map(sum, mine))
+        first, second = (sum(route[at] for route in mine) for at in (0, 2))  # turns at positions 0 and 2
+        assert first and second and turns < n
+        for got, hits, of in ((cell, n - 30, n), (cell["first"], n - 60, n), (cell["episode"], 0, 30),
+                              (cell["matters"], turns - second, turns), (cell["matters"]["first"], turns - first - second, turns),
+                              (cell["other_rule"], first + second, turns), (cell["paper"], 60, 150)):
+            p = hits / of
+            near([got["p"], got["se"], got["n"]], [p, math.sqrt(p * (1 - p) / of), of], 1e-9, f"{column}: p, error, n")
+        near(cell["verdicts"]["correct"], (n - 60) / n, 1e-9, "share of right first answers")
+        near(sum(cell["verdicts"].values()), 1, 1e-9, "shares of verdicts")
+
+
+def test_kl_to():
+    """Nats per first answer: a hand's sum of log-ratios; 0 for the model itself; and over answers of one token the exact
+    KL of the two distributions, within four standard errors."""
+    model, tok = tiny()
+    other = other_model()
+    for temperature in (1.0, 0.7):
+        args, episodes, expected = table_args("--temperature", str(temperature)), played(temperature=temperature), []
+        for e in episodes:
+            ids, start = torch.tensor([e.segments[0].ids]), e.segments[0].action.index(1)
+            a, b = (m(ids).logits[0].div(temperature).log_softmax(-1) for m in (model, other))
+            expected.append(sum((a - b)[at - 1, ids[0, at]].item() for at in range(start, start + e.turns[0]["tokens"])))
+        assert all(len(e.turns) > 1 for e in episodes) and sum(expected) > 1
+        near(ev.kl_to(other, model, tok, episodes, args, cpu()), sum(expected) / len(expected), 1e-4, f"KL at T = {temperature}")
+        equal(ev.kl_to(model, model, tok, episodes, args, cpu()), 0.0, "KL to itself")
+    ids, n = ev.prompt(tok, GeneralPoints().reset(0)[0]).ids, 600
+    p, q = (m(torch.tensor([ids])).logits[0, -1].log_softmax(-1).double().detach() for m in (model, other))
+    exact = (p.exp() * (p - q)).sum().item()
+    error = math.sqrt(((p.exp() * (p - q - exact).square()).sum() / n).item())
+    torch.manual_seed(0)
+    episodes = [ev.Episode([ev.Segment(ids + [token], [0] * len(ids) + [1])], [{"tokens": 1}])
+                for token in p.exp().multinomial(n, replacement=True).tolist()]
+    got = ev.kl_to(other, model, tok, episodes, table_args(), cpu())
+    assert abs(got - exact) < 4 * error < exact, f"KL over one token: expected {exact:.3f} +- {error:.3f}, got {got:.3f}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The symbols of PPO (rl.py)
 
 def test_gae_brute_force():
+    """Against the double sum of the definition, with a discount of its own behind each token."""
     rng = torch.Generator().manual_seed(0)
-    for gamma, lam in ((1.0, 0.95), (0.9, 0.95), (1.0, 1.0), (0.7, 0.0)):
+    for gamma, lam in ((1.0, 0.95), (0.9, 0.95), (1.0, 1.0), (0.7, 0.0), (0.5, 0.95)):
         rewards, values = torch.randn(2, 40, generator=rng, dtype=torch.float64)
-        next_values = torch.cat([values[1:], values.new_zeros(1)])
-        delta = rewards + gamma * next_values - values
-        expected = [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, 40)) for t in range(40)]
-        advantages, returns = rl.gae(rewards, values, gamma, lam)
-        assert close(advantages, torch.stack(expected), 1e-9) and close(returns, advantages + values, 1e-9)
+        discounts = torch.where(torch.rand(40, generator=rng) < 0.3, gamma, 1.0).double()
+        delta = rewards + discounts * torch.cat([values[1:], values.new_zeros(1)]) - values
+        weight = lambda t, k: lam ** (k - t) * discounts[t:k].prod()
+        expected = torch.stack([sum(weight(t, k) * delta[k] for k in range(t, 40)) for t in range(40)])
+        advantages, returns = rl.gae(rewards, values, discounts, lam)
+        near(advantages, expected, 1e-9, f"advantages, gamma {gamma}, lambda {lam}")
+        near(returns, expected + values, 1e-9, "returns")
+    near(rl.gae(rewards, values, torch.ones(40), 1.0)[1], rewards.flip(0).cumsum(0).flip(0), 1e-9, "return to go")
+    equal(rl.gae(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3), torch.ones(3), 1.0)[0].tolist(), [1, 1, 1])
 
 
-def test_gae_return_to_go():
-    rewards, values = torch.randn(30, dtype=torch.float64), torch.randn(30, dtype=torch.float64)
-    _, returns = rl.gae(rewards, values, 1.0, 1.0)
-    assert close(returns, rewards.flip(0).cumsum(0).flip(0), 1e-9)
-    assert rl.gae(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3), 1.0, 1.0)[0].tolist() == [1, 1, 1]
+def valued(episodes):
+    """Give every segment log-probs and values, as the scoring phase does."""
+    for e in episodes:
+        for s in e.segments:
+            n = sum(s.action)
+            s.logp, s.ref_logp, s.value = torch.zeros(n), torch.full((n,), 0.1), torch.linspace(0.3, 0.7, n)
+    return episodes
 
 
 def test_gae_ignores_prompts_feedback_and_other_episodes():
-    """Rewards come from action tokens only; inserting feedback tokens changes nothing; episodes do not touch."""
-    def advantages(segment):
-        segment.logp = segment.ref_logp = torch.zeros(sum(segment.action))
-        rewards = rl.token_rewards(segment, 5.0, 0.0)
-        return rl.gae(rewards, torch.linspace(0, 1, len(rewards)), 0.9, 0.8)[0]
-    short = ev.Segment([1, 2, 3, 4], [0, 1, 1, 1], [0, 0, -1.0, 5.0])
-    long = ev.Segment([1, 9, 2, 3, 9, 9, 4], [0, 0, 1, 1, 0, 0, 1], [0, 0, 0, -1.0, 0, 0, 5.0])
-    assert torch.equal(advantages(short), advantages(long))
-
-    def estimate(second_reward):  # two episodes; the first has two conversations, which are joined
-        episodes = [ev.Episode([ev.Segment([1, 2, 3], [0, 1, 1], [0, 0, -1.0]), ev.Segment([1, 4], [0, 1], [0, 5.0])]),
-                    ev.Episode([ev.Segment([1, 2], [0, 1], [0, second_reward])])]
-        for e in episodes:
-            for s in e.segments:
-                s.logp = s.ref_logp = torch.zeros(sum(s.action))
-                s.value = torch.full((sum(s.action),), 0.5)
+    """Inserting feedback changes nothing; an episode's conversations are joined; two episodes do not touch."""
+    def estimate(*episodes):
+        made = valued([ev.Episode([ev.Segment(list(range(len(action))), action, reward) for action, reward in conversations])
+                       for conversations in episodes])
+        for e in made:
             rl.estimate_advantages(e, 5.0, 0.1, 0.9, 0.8)
-        return [torch.cat([s.advantage for s in e.segments]) for e in episodes]
-    first, second = estimate(5.0)
-    assert close(first, rl.gae(torch.tensor([0, -0.2, 1.0]), torch.full((3,), 0.5), 0.9, 0.8)[0])
-    again, other = estimate(-3.0)
+        return [rl.joined(e.segments, "advantage") for e in made]
+    bare = ([0, 1, 1, 1], [0, 0, -1.0, 5.0])
+    [alone], [padded] = estimate([([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])]), estimate(
+        [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])])
+    assert torch.equal(alone, padded), (alone, padded)
+    two = [([0, 1, 1], [0, 0, -1.0]), ([0, 1], [0, 5.0])]  # one episode, two conversations
+    first, second = estimate(two, [bare])
+    rewards = torch.tensor([0.01, -0.2 + 0.01, 1.01])      # beta 0.1, k1 = -0.1
+    near(first, rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)[0], 1e-6, "joined")
+    again, other = estimate(two, [([0, 1, 1, 1], [0, 0, -1.0, -3.0])])
     assert torch.equal(first, again) and not torch.equal(second, other)
+
+
+def test_answer_discounts():
+    """gamma behind an answer's last token, 1 within an answer."""
+    for action, expected in (([0, 0, 1, 1, 1, 0, 0, 1, 1], [1, 1, 0.5, 1, 0.5]), ([0, 1], [0.5]), ([0, 1, 1, 0, 0], [1, 0.5]),
+                             ([0, 1, 0, 1], [0.5, 0.5])):
+        equal(rl.answer_discounts(ev.Segment([7] * len(action), action), 0.5).tolist(), expected, f"action {action}")
+    for e in played():
+        s = e.segments[0]
+        ends = list(itertools.accumulate(t["tokens"] for t in e.turns))
+        equal(rl.answer_discounts(s, 0.5).tolist(), [0.5 if k + 1 in ends else 1.0 for k in range(sum(s.action))])
+
+
+def test_token_rewards():
+    """The whole vector, by hand: the verifier's reward / scale on an answer's last token, and beta k1 on each; their sum
+    is the turns' rewards / scale - beta times the summed log-ratios."""
+    s = ev.Segment([7] * 9, [0, 0, 1, 1, 1, 0, 0, 1, 1], [0, 0, 0, 0, -1.0, 0, 0, 0, 5.0])
+    s.logp, s.ref_logp = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0]), torch.tensor([-1.5, -1.0, -0.5, -3.5, -3.0])
+    near(rl.token_rewards(s, 5.0, 0.1), [-0.05, 0.1, -0.2, -0.05, 1 - 0.2], 1e-6, "rewards")
+    near(rl.token_rewards(s, 1.0, 0.0), [0, 0, -1.0, 0, 5.0], 1e-9, "rewards without KL")
+    for e in played():
+        s = e.segments[0]
+        s.logp, s.ref_logp = torch.randn(2, sum(s.action))
+        total = sum(t["reward"] for t in e.turns) / 5 - 0.1 * (s.logp - s.ref_logp).sum()
+        near(rl.token_rewards(s, 5.0, 0.1).sum(), total, 1e-4, "sum of rewards")
 
 
 def test_kl_estimators():
     """Zero for equal policies; over an exact small categorical both have the mean KL(p || q); k3 is never negative."""
     p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
-    exact = (p * (p / q).log()).sum()
     k1, k3 = rl.kl_estimators(p.log(), q.log())
-    assert close((p * k1).sum(), exact, 1e-12) and close((p * k3).sum(), exact, 1e-12)
-    assert (k3 >= 0).all() and (k1 < 0).any()
-    k1, k3 = rl.kl_estimators(p.log(), p.log())
-    assert not k1.any() and not k3.any()
+    near([(p * k1).sum(), (p * k3).sum()], [(p * (p / q).log()).sum()] * 2, 1e-12, "means of k1, k3")
+    assert (k3 >= 0).all() and (k1 < 0).any(), (k1, k3)
+    equal([k.tolist() for k in rl.kl_estimators(p.log(), p.log())], [[0] * 3] * 2)
 
 
 def test_policy_loss_sign_cases():
     """The four cases of PPO's figure 1, value and gradient: ratio above / below the clip, advantage + / -."""
-    for ratio, advantage, loss, flows in ((1.5, 1.0, -1.2, False), (1.5, -1.0, 1.5, True), (0.5, 1.0, -0.5, True), (0.5, -1.0, 0.8, False)):
-        logp = torch.tensor([math.log(ratio)], requires_grad=True)
-        out = rl.policy_loss(logp, torch.zeros(1), torch.tensor([advantage]), 0.2)
+    for ratio, advantage, loss, slope in ((1.5, 1.0, -1.2, 0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0),
+                                          (1.0, 2.0, -2.0, -2.0)):  # at ratio 1 it is the policy gradient
+        logp = torch.tensor([math.log(ratio) - 3], requires_grad=True)
+        out = rl.policy_loss(logp, torch.full((1,), -3.0), torch.tensor([advantage]), 0.2)
         out.sum().backward()
-        assert close(out.item(), loss) and bool(logp.grad.abs() > 1e-6) == flows, (ratio, advantage)
-    logp = torch.zeros(1, requires_grad=True)
-    rl.policy_loss(logp, torch.zeros(1), torch.tensor([2.0]), 0.2).sum().backward()
-    assert close(logp.grad.item(), -2.0)  # at ratio 1 it is the policy gradient
+        near([out.item(), logp.grad.item()], [loss, slope], 1e-5, f"loss, gradient at ratio {ratio}, advantage {advantage}")
 
 
 def test_value_loss_takes_the_worse():
-    assert close(rl.value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item(), 0.5 * 0.8 ** 2)
-    assert close(rl.value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([-1.0]), 0.2).item(), 0.5 * 2.0 ** 2)
-    assert close(rl.value_loss(torch.tensor([0.1]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item(), 0.5 * 0.9 ** 2)
+    for value, target, error in ((1.0, 1.0, 0.8), (1.0, -1.0, 2.0), (0.1, 1.0, 0.9), (-1.0, -1.0, 0.8)):
+        got = rl.value_loss(torch.tensor([value]), torch.tensor([0.0]), torch.tensor([target]), 0.2).item()
+        near(got, 0.5 * error ** 2, 1e-6, f"value 0 -> {value}, return {target}")
 
 
 def test_whiten():
+    """Mean 0 and variance 1; no variance gives zeros, not NaN. Two ranks whiten as one (see two_ranks())."""
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 7 + 3
-    y = rl.whiten(x, cpu())
-    assert abs(y.mean()) < 1e-5 and abs(y.var(unbiased=False) - 1) < 1e-4 and close(y, (x - x.mean()) / x.std(unbiased=False), 1e-4)
-    assert not rl.whiten(torch.full((5,), 2.0), cpu()).any()  # no variance: zeros, not NaN
-
-
-def test_token_rewards_add_up():
-    """Sum of rewards = sum of turn rewards / scale - beta * sum of KL, on sampled episodes."""
-    for e in played(6):
-        s = e.segments[0]
-        n = sum(s.action)
-        s.logp, s.ref_logp = torch.randn(n), torch.randn(n)
-        total = rl.token_rewards(s, 5.0, 0.1).sum()
-        assert close(total, sum(t["reward"] for t in e.turns) / 5 - 0.1 * (s.logp - s.ref_logp).sum(), 1e-4)
+    near(rl.whiten(x, cpu()), (x - x.mean()) / x.std(unbiased=False), 1e-4)
+    equal(rl.whiten(torch.full((5,), 2.0), cpu()).tolist(), [0] * 5)
+    near(torch.cat([rank["whiten"] for rank in two_ranks()]), rl.whiten(torch.arange(10.0), cpu()), 1e-5, "two ranks")
 
 
 def test_ppo_starts_at_ratio_one():
-    """The first minibatch of a run: max |log ratio| < 1e-5, clip fraction 0, KL to the reference 0, k1 = k3 = 0."""
+    """The first minibatch of a run: max |log ratio| < 1e-5, clip fraction 0, k1 = k3 = 0 to the reference. Then the policy
+    leaves the reference, which is frozen: one that moved along would keep the KL at 0."""
     with folder() as out:
         copy_of_init(out)
-        quiet(rl.main, ["--out", out, "--tokens", "1e9", "--steps", "1", "--batch", "12", "--minibatches", "1", "--epochs", "1"] + SMALL)
-        [first] = [r for r in records(f"{out}/gp/id/rl") if "reward" in r]
-        assert first["ratio_error"] < 1e-5 and first["clip_fraction"] == 0 and first["approx_kl"] < 1e-10, first
-        assert first["kl1"] == 0 == first["kl3"]
-
-
-def test_reference_is_frozen():
-    """After an update the policy has left the reference: a reference that moved along would keep the KL at 0."""
-    with folder() as out:
-        copy_of_init(out)
-        quiet(rl.main, ["--out", out, "--tokens", "1e9", "--steps", "3", "--batch", "12", "--lr", "1e-3", "--beta", "0"] + SMALL)
-        kls = [r["kl3"] for r in records(f"{out}/gp/id/rl") if "reward" in r]
-        assert kls[0] == 0 and kls[1] > 0 and kls[2] > 0, kls
+        quick(rl.main, flags(out, 3, 12, minibatches=1, epochs=1, lr="1e-3", beta=0))
+        log = records(f"{out}/gp/id/rl", "reward")
+        assert all(r["ratio_error"] < 1e-5 and r["approx_kl"] < 1e-10 and r["clip_fraction"] == 0 for r in log), log
+        equal([(r["kl1"] == 0, r["kl3"] == 0, r["kl3"] > 0) for r in log], [(True, True, False)] + [(False, False, True)] * 2)
         assert not same(weights(f"{out}/gp/id/init"), weights(f"{out}/gp/id/rl"))
 
 
+def test_target_kl_stops_the_epochs():
+    """A step that leads too far is the iteration's last: the next minibatch sees it, and takes none. 2 epochs x 4."""
+    with folder() as out:
+        copy_of_init(out)
+        for name, lr, target, expected in (("far", "0.1", 0.05, 1), ("near", "1e-6", 0.05, 8), ("free", "0.1", 1e9, 8)):
+            steps = []
+            with mock.patch.dict(rl.PPO, target_kl=target), watching(rl, "clip_and_step", lambda *call: steps.append(call)):
+                quick(rl.main, flags(out, batch=8, name=name, lr=lr))
+            [record] = records(f"{out}/gp/id/{name}", "reward")
+            equal([len(steps), record["updates"]], [expected] * 2, f"{name}: steps taken, updates logged")
+            assert (record["approx_kl"] < 1e-4) == (name != "free"), record  # the mean over the steps taken
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# The loops
+# The loops (sft.py, rl.py)
 
 def test_sft_loss_by_hand():
-    """The mean negative log-likelihood of the answer's tokens and the end-of-turn token, nothing else."""
-    model, tok = tiny()
-    env = GeneralPoints()
-    messages, _ = env.reset(0)
-    row = sft.demonstration_row(tok, model, messages, [], env.expert())
-    prompt = ev.prompt(tok, messages).ids
-    answer = tok(env.expert(), add_special_tokens=False).input_ids + [tok.eos_token_id]
-    assert row.ids == prompt + answer and row.action == [0] * len(prompt) + [1] * len(answer)
-    logp = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
-    expected = -sum(logp[len(prompt) + k - 1, token].item() for k, token in enumerate(answer)) / len(answer)
-    assert close(sft.sft_loss(model, [row], len(answer), tok.pad_token_id, cpu()).item(), expected, 1e-4)
+    """The mean negative log-likelihood of the answer's tokens and the end-of-turn token, nothing else; the prompt is a
+    rollout's, with its pictures."""
+    for family in FAMILIES:
+        model, tok = tiny(family)
+        env = world(family, 0, 1)
+        messages, images = env.reset(0)
+        row, prompt = sft.demonstration_row(tok, model, messages, images, env.expert()), ev.prompt(tok, messages, images).ids
+        answer = tok(env.expert(), add_special_tokens=False).input_ids + [tok.eos_token_id]
+        equal((row.ids, row.action), (prompt + answer, [0] * len(prompt) + [1] * len(answer)), family)
+        logp = model(**ev.collate([row], 0, "cpu")[0]).logits[0].log_softmax(-1)
+        by_hand = -sum(logp[len(prompt) + k - 1, token].item() for k, token in enumerate(answer)) / len(answer)
+        near(sft.sft_loss(model, [row], len(answer), tok.pad_token_id, cpu()).item(), by_hand, 1e-4, f"{family}: loss")
 
 
 def test_pretraining_rows_hold_whole_documents():
-    model, tok = tiny()
-    rows = sft.pretraining_rows(GeneralPoints, tok, random.Random(0), 20)
-    assert len(rows) == 20 and all(len(r.ids) <= 128 and r.action[0] == 0 and all(r.action[1:]) for r in rows)
-    assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18  # only a document longer than a row is cut
-    assert sum(len(r.ids) for r in rows) / 20 > 90
+    """Rows are full, only a document longer than a row is cut, all but the first token and image places have loss; and
+    pictures stand where their rows say."""
+    for name, share in itertools.product(("gp", "virl"), (0.0, 0.5)):
+        model, tok = sft.build_tiny(name, 0, vl=share > 0)
+        image, width = tok.convert_tokens_to_ids("<image>") if share else None, (128, 256)[share > 0]
+        rows = sft.pretraining_rows(ev.ENVS[name], tok, random.Random(0), 20, width, 0.1, share)
+        equal(len(rows), 20)
+        for r in rows:
+            assert len(r.ids) <= width
+            equal(r.action, [int(i > 0 and token != image) for i, token in enumerate(r.ids)], "tokens with loss")
+            equal(r.pictures["pixel_values"].shape[0] if r.pictures else 0, r.ids.count(image) / 16, "pictures in a row")
+        if name == "gp":
+            assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18 and sum(len(r.ids) for r in rows) > 20 * 0.7 * width
+        assert sum(bool(r.pictures) for r in rows) > 6 or not share
+        assert torch.isfinite(sft.sft_loss(model, rows[:4], 100, tok.pad_token_id, cpu()))
 
 
-def _losses(model, rows, run, part, micro):
-    """Gradients of SFT's loss and PPO's over `part` of rows, with the denominators of all, in micro-batches."""
-    pad, grads = 0, []
-    head = torch.nn.Linear(128, 1)
+@functools.lru_cache(maxsize=None)
+def eight_rows(family):
+    """Eight conversations of unequal lengths; of LLaVA's, three have pictures."""
+    make = lambda family, i, verify: GeneralPoints(verify=verify, vl=family != "gp" and i < 3)
+    return [e.segments[0] for e in played(family, world=make)]
+
+
+def gradients(family, mine, run, budget):
+    """-> the gradients of SFT's and of PPO's loss over the rows mine, with the denominator of all eight."""
+    (model, tok), out = tiny(family), []
+    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     torch.nn.init.constant_(head.weight, 0.01), torch.nn.init.zeros_(head.bias)
-    n = sum(sum(r.action) for r in rows)
-    parameters = [*model.parameters(), *head.parameters()]
+    parameters, n = [*model.parameters(), *head.parameters()], sum(sum(r.action) for r in eight_rows(family))
     for kind in ("sft", "ppo"):
+        for part in ev.micro_batches(mine, budget):
+            if kind == "sft":
+                sft.sft_loss(model, part, n, tok.pad_token_id, run).backward()
+            else:
+                logp, entropy, value = ev.score(model, part, tok.pad_token_id, run, 1.0, head)
+                old, advantage = (torch.cat([torch.linspace(*ends, sum(r.action)) for r in part]) for ends in ((-3, -1), (-1, 2)))
+                losses = rl.policy_loss(logp, old, advantage, 0.2) + rl.value_loss(value, 0 * old, advantage, 0.2) - 0.1 * entropy
+                (losses.sum() / n).backward()
+        sft.reduce_gradients(parameters, run)
+        out.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]))
         for p in parameters:
             p.grad = None
-        mine = rows[part]
-        for i in range(0, len(mine), micro):
-            some = mine[i:i + micro]
-            if kind == "sft":
-                sft.sft_loss(model, some, n, pad, run).backward()
-            else:
-                logp, entropy, value = ev.score(model, some, pad, run, 1.0, head)
-                old = torch.cat([torch.linspace(-3, -1, sum(r.action)) for r in some])
-                advantage = torch.cat([torch.linspace(-1, 2, sum(r.action)) for r in some])
-                ((rl.policy_loss(logp, old, advantage, 0.2) + rl.value_loss(value, 0 * old, advantage, 0.2)).sum() / n).backward()
-        sft.reduce_gradients(parameters, run)
-        grads.append(torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters]))
-    return grads
+    return out
 
 
-def _rank(rank, path):
-    """One of two gloo ranks: half of the rows each, of unequal size."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+def skilled(env, seed):
+    return env.expert() if env.attempts == int(seed.split("/")[1]) % 3 else "{}"  # at the first or second attempt, or never
+
+
+def two_tables(run):
+    """Of a greedy model with a reference, and of a player with some skill: five episodes a column."""
+    args = table_args("--temperature", "0")
+    with acting(skilled):
+        known = ev.evaluate(*tiny(), args, run, 5, 2)
+    return [ev.evaluate(*tiny(), args, run, 5, 2, reference=other_model()), known]
+
+
+def rank_main(rank, port, path):
+    """One of two gloo ranks. It has three rows of the eight, or five; LLaVA's pictures are all on the first rank."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    family, rows = torch.load(f"{path}/rows.pt", weights_only=False)
-    model = (tiny_vlm(family) if family else tiny())[0]  # before there are ranks: save_pretrained writes on rank 0 only
-    run = cpu()
-    grads = _losses(model, rows, run, slice(0, 3) if rank == 0 else slice(3, 8), 8)
-    x = torch.arange(10.0)[:4] if rank == 0 else torch.arange(10.0)[4:]
-    torch.save((grads, rl.whiten(x, run)), f"{path}/{rank}.pt")
+    tiny("gp"), tiny("llava")  # before there are ranks: save_pretrained() writes on rank 0 only
+    run, mine = cpu(), slice(0, 3) if rank == 0 else slice(3, 8)
+    rows = {family: eight_rows(family)[mine] for family in ("gp", "llava")}
+    torch.save({**{family: gradients(family, rows[family], run, 10 ** 9) for family in rows}, "tables": two_tables(run),
+                "whiten": rl.whiten(torch.arange(10.0)[slice(0, 4) if rank == 0 else slice(4, 10)], run)}, f"{path}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def same_gradients(model, family, rows):
-    """The gradients of 8 rows at once, in micro-batches, and on two ranks -> what whiten() gave on the ranks."""
-    full = _losses(model, rows, cpu(), slice(0, 8), 8)
-    micro = _losses(model, rows, cpu(), slice(0, 8), 3)
-    model.zero_grad()
+@functools.lru_cache(maxsize=None)
+def two_ranks():
+    """What two ranks compute, for all tests about it -> [the results of rank 0, of rank 1]."""
     with folder() as path:
-        torch.save((family, rows), f"{path}/rows.pt")
-        torch.multiprocessing.spawn(_rank, (path,), nprocs=2)
-        ranks = [torch.load(f"{path}/{r}.pt", weights_only=False) for r in (0, 1)]
-    for k in range(2):
-        scale = full[k].abs().max()
-        assert scale > 1e-4
-        for other in (micro[k], ranks[0][0][k], ranks[1][0][k]):
-            assert (full[k] - other).abs().max() / scale < 1e-3
-        assert torch.equal(ranks[0][0][k], ranks[1][0][k])  # the ranks step in unison
-    model.zero_grad()
-    return torch.cat([ranks[0][1], ranks[1][1]])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        torch.multiprocessing.spawn(rank_main, (port, path), nprocs=2)
+        return [torch.load(f"{path}/{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 def test_full_batch_is_micro_batches_is_two_ranks():
-    rows = [e.segments[0] for e in played(8)]
-    assert close(same_gradients(tiny()[0], None, rows), rl.whiten(torch.arange(10.0), cpu()), 1e-5)
+    """In gradients, whatever the budget; also where a rank's rows have no pictures, so that its eyes get no gradient."""
+    for family in ("gp", "llava"):
+        rows = eight_rows(family)
+        full, *micro = (gradients(family, rows, cpu(), budget) for budget in (10 ** 9, 250, 1))
+        ranks = [rank[family] for rank in two_ranks()]
+        assert all(map(torch.equal, *ranks)), "the ranks do not step in unison"
+        for k, loss in enumerate(("SFT", "PPO")):
+            scale = full[k].abs().max()
+            assert scale > 1e-4
+            for what, other in (("budget 250", micro[0]), ("budget 1", micro[1]), ("two ranks", ranks[0])):
+                near(other[k] / scale, full[k] / scale, 1e-3, f"{family}: {loss} gradient, {what}")
+
+
+def test_micro_tokens_change_no_gradient():
+    """The same through the loops: the first step's gradient is that of the whole batch, whatever --micro_tokens."""
+    with folder() as out:
+        copy_of_init(out)
+        for module, table in ((sft, sft.SFT), (rl, rl.PPO)):
+            kept = []
+            look = lambda parameters, *_: kept.append(torch.cat([p.grad.flatten() for p in parameters])) or 0.0  # takes no step
+            for micro in (1, 300, 10 ** 6):
+                with mock.patch.object(module, "clip_and_step", look), mock.patch.dict(table, epochs=1, minibatches=1):
+                    quick(module.main, flags(out, batch=6, name=f"{module.__name__}{micro}", micro_tokens=micro))
+            equal(len(kept), 3, "steps")
+            one, some, full = (gradient / kept[2].abs().max() for gradient in kept)
+            near(one, full, 1e-3, f"{module.__name__}: a row at a time")
+            near(some, full, 1e-3, f"{module.__name__}: 300 tokens at a time")
+
+
+def test_table_on_two_ranks():
+    """At T = 0 the table of two ranks is that of one, episode by episode."""
+    alone = two_tables(cpu())
+    assert 0.2 < alone[1]["id"]["p"] < 0.9 and abs(alone[0]["id"]["kl"]) > 1
+    for rank in two_ranks():
+        for mine, theirs in zip(alone, rank["tables"]):
+            kl = mine["id"]["kl"]
+            near(theirs["id"]["kl"] or 0, kl or 0, 1e-4, "KL")
+            equal({**theirs, "id": {**theirs["id"], "kl": kl}}, mine, "table")
 
 
 def test_resume_is_the_uninterrupted_run():
-    """Stopped after half the steps and resumed: the same weights, to the bit, and the same metrics."""
-    for main, name, extra in ((sft.main, "sft", ["--batch", "8"]), (rl.main, "rl", ["--batch", "8", "--minibatches", "2"])):
+    """Stopped after half the steps and resumed: the same weights, to the bit, and the same metrics; with two optimizers
+    and pictures too."""
+    for main, name, place, extra in ((sft.main, "sft", "gp/id/sft", []), (rl.main, "rl", "gp/id/rl", ["--minibatches", "2"]),
+                                     (sft.main, "base", "gp-vl/base", ["--stage", "base", "--vl"])):
         with folder() as one, folder() as two:
-            argv = ["--tokens", "1e9", *extra, *SMALL]
-            quiet(main, ["--out", copy_of_init(one), "--steps", "4", *argv])
-            quiet(main, ["--out", copy_of_init(two), "--steps", "2", *argv])
-            assert "--resume" in error_of(main, ["--out", two, "--steps", "4", *argv])
-            quiet(main, ["--out", two, "--steps", "4", "--resume", *argv])
-            assert same(weights(f"{one}/gp/id/{name}"), weights(f"{two}/gp/id/{name}")), name
-            key = "loss" if name == "sft" else "reward"
-            a, b = ([(r["step"], r[key], r["flops"]) for r in records(f"{d}/gp/id/{name}") if key in r] for d in (one, two))
-            assert a == b and len(a) == 4, (a, b)
+            for out, steps in ((one, 4), (two, 2)):
+                quick(main, flags(copy_of_init(out), steps) + extra)
+            assert "--resume" in error_of(main, flags(two, 4) + extra)
+            quick(main, flags(two, 4) + extra + ["--resume"])
+            assert same(*(weights(f"{out}/{place}") for out in (one, two))), f"{name}: other weights"
+            key = "reward" if name == "rl" else "loss"
+            a, b = ([(r["step"], r[key], r["flops"]) for r in records(f"{out}/{place}", key)] for out in (one, two))
+            equal(b, a, f"{name}: step, {key}, flops")
+            equal(len(a), 4, "records")
 
 
-def test_rl_learning_rate_decays():
-    """--decay: constant at first, then in proportion to what is left of the budget; 0 keeps it constant."""
+def test_interrupt_saves():
+    """Ctrl-C within a step: the step is finished and saved, exit code 130, and --resume goes on; a second Ctrl-C stops at
+    once."""
     with folder() as out:
         copy_of_init(out)
-        for decay in (0.0, 0.5):
-            quiet(rl.main, ["--out", out, "--name", f"d{decay}", "--tokens", "1e4", "--batch", "4", "--lr", "1e-5", "--decay", str(decay), *SMALL])
-            log = [r for r in records(f"{out}/gp/id/d{decay}") if "reward" in r]
-            start = torch.load(f"{out}/gp/id/init/checkpoint/trainer.pt", weights_only=True)["flops"]
-            n = records(f"{out}/gp/id/d{decay}")[0]["n"]
-            left = [1 - (flops - start) / (6 * n * 1e4) for flops in [start] + [r["flops"] for r in log[:-1]]]  # before each iteration
+        for presses, kind, step in ((1, SystemExit, 2), (2, KeyboardInterrupt, None)):
+            calls = itertools.count(1)
+
+            def press(*_):
+                if next(calls) == 2:
+                    for _ in range(presses):
+                        os.kill(os.getpid(), signal.SIGINT)
+            name, before = f"pressed{presses}", signal.getsignal(signal.SIGINT)
+            with watching(sft, "clip_and_step", press):
+                error = raises(kind, "", lambda: quick(sft.main, flags(out, None, name=name)))
+            equal(signal.getsignal(signal.SIGINT), before, "handler afterwards")
+            if step:
+                equal(error, "130", "exit code")
+                equal(ev.load_state(f"{out}/gp/id/{name}")["step"], step, "saved step")
+                quick(sft.main, flags(out, 4, name=name) + ["--resume"])
+                equal(ev.load_state(f"{out}/gp/id/{name}")["step"], 4, "step after --resume")
+        assert ev.checkpoint_at(f"{out}/gp/id/{name}") is None
+        equal(raises(SystemExit, "", lambda: ev.script(lambda: os.kill(os.getpid(), signal.SIGINT))), "130")
+
+
+def test_learning_rates():
+    """Which parameter learns at which rate: Muon has the matrices inside blocks and projector, vision tower and projector
+    learn at 0.3 times the rates, the value head at value_rate times. Warm-up and decay scale all alike."""
+    models, seen = [], []
+    look = lambda _, parameters, optimizers, *__: seen.append({p: (type(o).__name__, group["lr"]) for o in optimizers
+                                                               for group in o.param_groups for p in group["params"]})
+    with folder() as out, watching(sft, "clip_and_step", look), \
+            watching(sft, "sft_loss", lambda _, model, *__: models.append(model)):
+        quick(sft.main, flags(out, 2, 2, stage="base") + ["--vl"])
+    for step, rates in enumerate(seen):
+        equal(len(rates), len(list(models[0].parameters())), "parameters with a rate")
+        for name, p in models[0].named_parameters():
+            matrix = p.ndim == 2 and ("layers." in name or "projector" in name)
+            share = 0.3 if "vision_tower" in name or "projector" in name else 1.0
+            kind, rate = rates[p]
+            equal(kind, "Muon" if matrix else "AdamW", name)
+            near(rate, (0.02 if matrix else 3e-3) * share * (step + 1) / 50, 1e-9, f"rate of {name} at step {step}")
+    equal({(kind, name.split(".")[1]) for name, p in models[0].named_parameters() for kind, _ in [seen[0][p]]},
+          {(kind, part) for kind in ("Muon", "AdamW") for part in ("language_model", "vision_tower", "multi_modal_projector")})
+
+    with folder() as out:
+        copy_of_init(out)
+        start = ev.load_state(f"{out}/gp/id/init")["flops"]
+        for module, name, table, warmup in ((sft, "sft", sft.SFT, 3), (rl, "rl", rl.PPO, 1)):
+            seen.clear()
+            with mock.patch.dict(table, decay=0.5, warmup=warmup), watching(module, "clip_and_step", look):
+                quick(module.main, flags(out, None, tokens="5e3", lr="1e-5"))
+            log = records(f"{out}/gp/id/{name}", "grad_norm")
+            budget = 6 * records(f"{out}/gp/id/{name}")[0]["n"] * 5e3
+            left = [1 - (flops - start) / budget for flops in [start] + [r["flops"] for r in log[:-1]]]  # before each step
             assert len(log) > 4 and min(left) < 0.4
-            assert close([r["lr"] for r in log], [1e-5 * (min(1, x / decay) if decay else 1) for x in left], 1e-9)
+            factors = [min(1, (k + 1) / warmup) * min(1, x / 0.5) for k, x in enumerate(left)]
+            near([r["lr"] for r in log], [1e-5 * factor for factor in factors], 1e-9, f"{name}: lr")
+            shares = {round(rate / log[-1]["lr"], 6) for _, rate in seen[-1].values()}
+            equal(shares, {1.0, 10.0} if name == "rl" else {1.0}, f"{name}: rates / lr")
 
 
 def test_stage_on_the_way_continues():
     """An init that was interrupted is completed by the next command rather than in its way."""
     with folder() as out:
         shutil.copytree(f"{small_init()}/gp/base", f"{out}/gp/base")
-        quiet(sft.main, ["--stage", "init", "--out", out, "--tokens", "1e5", "--steps", "1", "--batch", "4"] + SMALL)
-        text = quiet(rl.main, ["--out", out, "--tokens", "1e3", "--init_tokens", "2e3", "--batch", "4"] + SMALL)
-        assert "[init]" in text and "[init] found" not in text
+        with tiny_stages():
+            quick(sft.main, flags(out, stage="init"))
+            assert not ev.load_state(f"{out}/gp/id/init")["done"]
+            text = quick(rl.main, flags(out, None, tokens="1e3"))
+        assert "[base] found" in text and "[init] gp" in text and "[init] found" not in text, text
         assert ev.load_state(f"{out}/gp/id/init")["done"]
 
 
@@ -1098,34 +1938,22 @@ def test_killed_save_leaves_the_old_checkpoint():
     with folder() as out:
         path = f"{out}/checkpoint"
         ev.save(path, model, tok, {"step": 1})
-        old = weights(path)
-        changed = sft.build_tiny(GeneralPoints, seed=9)[0]
-        real_save, real_rename = torch.save, os.rename
-
-        def broken(*_):
-            raise OSError(28, "No space left on device")
+        old, changed = weights(path), sft.build_tiny("gp", seed=9)[0]
         for target, name in ((torch, "save"), (os, "rename")):
-            try:
-                setattr(target, name, broken)
-                ev.save(path, changed, tok, {"step": 2})
-            except SystemExit as e:
-                assert "No space left" in str(e.code) and path in str(e.code)
-            else:
-                raise AssertionError("a failed save went unnoticed")
-            finally:
-                torch.save, os.rename = real_save, real_rename
+            with mock.patch.object(target, name, side_effect=OSError(28, "No space left on device")):
+                assert path in raises(SystemExit, "No space left", lambda: ev.save(path, changed, tok, {"step": 2}))
             assert same(old, weights(path)) and ev.load_state(path)["step"] == 1
-        real_rename(path, path + ".old")  # killed between the two renames
+        os.rename(path, path + ".old")  # killed between the two renames
         assert same(old, weights(path))
         ev.save(path, changed, tok, {"step": 2})
-        assert ev.load_state(path)["step"] == 2 and not os.path.exists(path + ".old") and not os.path.exists(path + ".tmp")
+        equal((ev.load_state(path)["step"], os.listdir(out)), (2, ["checkpoint"]), "step, what is left")
 
 
 class Toy:
-    """One question; an answer that begins with a digit is right."""
-    title, rule_names, reward_scale, default_verify, verdicts = "Toy", {"id": "a", "ood": "b"}, 5.0, 1, ("right", "wrong")
-    sft, ppo, tiny = dict(GeneralPoints.sft), dict(GeneralPoints.ppo), GeneralPoints.tiny
-    document, fragments, pays = GeneralPoints.document, GeneralPoints.fragments, True
+    """One question; an answer that begins with a digit is right. Also the example of a third environment."""
+    title, rule_names, reward_scale, default_verify = "Toy", {"id": "a", "ood": "b"}, 5.0, 1
+    verdicts, writers, pays = ("right", "wrong"), ("expert",), True
+    document, fragments = GeneralPoints.document, GeneralPoints.fragments
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
         pass
@@ -1139,1132 +1967,342 @@ class Toy:
 
     def step(self, text):
         right = text[:1].isdigit()
-        return Step(None, [], (5.0 if right else 0.0) * self.pays, True,
-                    {"verdict": "right" if right else "wrong", "success": right, "position_done": True, "position_solved": right,
-                     "rule_matters": False, "other_rule": False})
+        return Step(None, [], (5.0 if right else 0.0) * self.pays, True, {
+            "verdict": "right" if right else "wrong", "success": right, "position_done": True, "position_solved": right,
+            "rule_matters": False, "other_rule": False})
 
-    def expert(self):
+    def expert(self, writer="expert"):
         return "7"
 
 
 def test_ppo_learns_a_toy_and_kl_pulls_back():
-    """Success on a toy task goes up; then, without reward and with beta > 0, the KL to the reference goes down.
-    Toy is also the example of a third environment: one class, one entry in ENVS."""
-    ev.ENVS["toy"] = Toy
-    model, tok = sft.build_tiny(Toy, seed=0)
-    try:
-        with folder() as out:
-            ev.save(f"{out}/start", model, tok, {})
-            argv = ["--env", "toy", "--out", out, "--init", f"{out}/start", "--tokens", "1e9", "--batch", "64", "--max_new_tokens", "3", "--lr",
-                    "1e-3", "--target_kl", "1", "--monitors", "1", "--monitor_episodes", "8", "--episodes", "32", "--saves", "1"]
-            quiet(rl.main, argv + ["--steps", "25", "--beta", "0"])
-            run = [r for r in records(f"{out}/toy/id/rl") if "reward" in r]
-            assert run[0]["success"] < 0.3 and run[-1]["success"] > 0.8, (run[0]["success"], run[-1]["success"])
-            assert abs(run[0]["explained_var"]) < 1e-3 and run[-1]["value_loss"] < 0.1  # V = 0 would leave 1/2 (V - 1)^2, about 0.4
-            Toy.pays = False
-            quiet(rl.main, argv + ["--steps", "50", "--beta", "0.5", "--resume"])
-            run = [r for r in records(f"{out}/toy/id/rl") if "reward" in r]
-            assert run[-1]["kl3"] < run[25]["kl3"] / 2, (run[25]["kl3"], run[-1]["kl3"])
-    finally:
-        Toy.pays = True
-        del ev.ENVS["toy"]
+    """Success on a toy task goes up; then, without reward and with beta > 0, the KL to the reference goes down."""
+    with folder() as out, mock.patch.dict(ev.ENVS, toy=Toy), mock.patch.dict(rl.PPO, target_kl=1):
+        ev.save(f"{out}/start", *sft.build_tiny("toy", seed=0), {})
+        toy = dict(batch=64, env="toy", init=f"{out}/start", lr="1e-3")
+        quick(rl.main, flags(out, 25, beta=0, **toy) + ["--max_new_tokens", "3"])
+        run = records(f"{out}/toy/id/rl", "reward")
+        assert run[0]["success"] < 0.3 and run[-1]["success"] > 0.8, (run[0]["success"], run[-1]["success"])
+        assert abs(run[0]["explained_var"]) < 1e-3 and run[-1]["value_loss"] < 0.1, run[-1]  # V = 0 would leave about 0.4
+        with mock.patch.object(Toy, "pays", False):
+            quick(rl.main, flags(out, 50, beta=0.5, **toy) + ["--max_new_tokens", "3", "--resume"])
+        run = records(f"{out}/toy/id/rl", "reward")
+        assert run[-1]["kl3"] < run[25]["kl3"] / 2, (run[25]["kl3"], run[-1]["kl3"])
+
+
+def test_demonstrations_and_their_writers():
+    """--demos: the rows trained on are the expert's, the habit's, or the init's own right answers, and what these cost is
+    counted; a writer that the environment does not know is an error."""
+    with folder() as out, mock.patch.dict(ev.ENVS, toy=Toy), mock.patch.object(sft, "OWN_EPISODES", 12):
+        copy_of_init(out)
+        tok = ev.load(f"{out}/gp/id/init")[1]
+        assert "nothing to learn from" in error_of(sft.main, flags(out, demos="own", name="none"))
+
+        def half_right(model, tok, envs, *more):
+            with speaking(model, tok, lambda: [env.expert("habit") if i % 2 else "{}" for i, env in enumerate(envs)]):
+                return rollout(model, tok, envs, *more)
+        written, sampled, rollout = {}, [], ev.rollout
+        for writer in ("expert", "habit", "own"):
+            rows = []
+            with watching(sft, "sft_loss", lambda _, model, part, *__: rows.extend(part)), \
+                    mock.patch.object(sft, "rollout", half_right), \
+                    watching(sft, "rollout", lambda episodes, *_: sampled.extend(episodes)):
+                quick(sft.main, flags(out, batch=6, demos=writer, name=writer))
+            written[writer] = sorted(tok.decode(said(r)[:-1]) for r in rows)
+        envs = [GeneralPoints(seed=3) for _ in range(18)]
+        for i, env in enumerate(envs):
+            env.reset(f"sft/3/0/0/{i}" if i < 6 else f"own/3/{i - 6}")
+        for writer in ("expert", "habit"):
+            equal(written[writer], sorted(env.expert(writer) for env in envs[:6]), f"demonstrations by {writer}")
+        assert written["expert"] != written["habit"]
+        equal(written["own"], sorted(env.expert("habit") for env in envs[7::2]), "the init's own right answers")
+        [record] = records(f"{out}/gp/id/own", "loss")
+        start, n = ev.load_state(f"{out}/gp/id/init")["flops"], records(f"{out}/gp/id/own")[0]["n"]
+        trained = 6 * n * sum(len(e.segments[0].ids) for e in sampled[1::2])
+        near(record["flops"] - start, trained + 2 * n * sum(e.forwarded for e in sampled), 1e-9, "flops")
+        assert "--demos habit" in error_of(sft.main, flags(out, env="toy", demos="habit"))
 
 
 def test_compute_is_the_papers_formula():
     """X = 6 N D_trained + 2 N D_buffer, counted again by hand: every token that went through a model, once each time."""
-    model, tok = tiny()
-    seen, generate = [], type(model).generate
+    (model, tok), read, rollouts = tiny(), [], []
+    generate = type(model).generate
 
     def spy(self, input_ids=None, attention_mask=None, **kw):
         out = generate(self, input_ids=input_ids, attention_mask=attention_mask, **kw)
-        new = [next((n + 1 for n, t in enumerate(row) if t == tok.eos_token_id), len(row)) for row in out[:, input_ids.shape[1]:].tolist()]
-        seen.append(attention_mask.sum().item() + sum(new))
+        new = [(row + [tok.eos_token_id]).index(tok.eos_token_id) + 1 for row in out[:, input_ids.shape[1]:].tolist()]
+        read.append(attention_mask.sum().item() + sum(min(n, out.shape[1] - input_ids.shape[1]) for n in new))
         return out
-    with folder() as out:
+
+    def look(episodes, *_):
+        rollouts.append((sum(read[-max(len(e.turns) for e in episodes):]), [s for e in episodes for s in e.segments]))
+    with folder() as out, mock.patch.object(type(model), "generate", spy), watching(rl, "rollout", look), \
+            mock.patch.dict(rl.PPO, target_kl=1e9):
         copy_of_init(out)
-        start, played_by_loop, real = ev.load_state(f"{out}/gp/id/init")["flops"], [], rl.rollout
-        type(model).generate, rl.rollout = spy, lambda *a, **k: played_by_loop.append((real(*a, **k), sum(seen))) or played_by_loop[-1][0]
-        try:
-            quiet(rl.main, ["--out", out, "--tokens", "1e9", "--steps", "1", "--batch", "8", "--epochs", "3", "--target_kl", "1e9"] + SMALL)
-        finally:
-            type(model).generate, rl.rollout = generate, real
-        [(episodes, _)] = played_by_loop
-        n, length = sum(p.numel() for p in model.parameters()), sum(len(s.ids) for e in episodes for s in e.segments)
-        sampled = sum(e.forwarded for e in episodes)
-        assert sampled in [b - a for a in [0, *itertools.accumulate(seen)] for b in itertools.accumulate(seen)], "not what generate() read"
-        [flops] = [r["flops"] for r in records(f"{out}/gp/id/rl") if "reward" in r]
-        assert close(flops - start, 6 * n * 3 * length + 2 * n * (sampled + 2 * length), 1e-9)
-        quiet(sft.main, ["--out", out, "--tokens", "1e9", "--steps", "1", "--batch", "4"] + SMALL)
-        env = GeneralPoints(seed=3)
-        rows = [sft.demonstration_row(tok, model, *sft.demonstrations(env, f"sft/3/0/0/{i}")[0]) for i in range(4)]
-        [flops] = [r["flops"] for r in records(f"{out}/gp/id/sft") if "loss" in r]
-        assert close(flops - start, 6 * n * sum(len(r.ids) for r in rows), 1e-9)
-
-
-def test_no_step_on_a_bad_gradient():
-    """fp32: an end with one line. With a loss scaler: the step is skipped by every optimizer, also those with good gradients."""
-    p = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([p], lr=1.0)
-    p.grad = torch.tensor([1.0, math.nan])
-    assert "gradient" in error_of(lambda _: sft.check_gradient(math.nan, [optimizer], cpu(), "step 1"), None)
-    sft.check_gradient(math.inf, [optimizer], cpu("fp16"), "step 1")
-    optimizer.step()
-    assert torch.equal(p.data, torch.ones(2))
-
-
-def test_mixed_precision_branches():
-    """bf16, and fp16 with an enabled loss scaler, take real steps on the CPU; weights stay fp32."""
-    for dtype in ("bf16", "fp16"):
-        run = cpu(dtype)
-        assert run.scaler.is_enabled() == (dtype == "fp16")
-        with folder() as out:
-            copy_of_init(out)
-            before = weights(f"{out}/gp/id/init")
-            for main, name in ((sft.main, "sft"), (rl.main, "rl")):
-                quiet(main, ["--out", out, "--tokens", "1e9", "--steps", "2", "--batch", "4", "--dtype", dtype] + SMALL)
-                after = weights(f"{out}/gp/id/{name}")
-                assert all(v.dtype == torch.float32 for v in after.values()) and not same(before, after), (dtype, name)
-
-
-def test_model_families():
-    """--model takes any causal language model: tiny random Llama, Qwen2 and GPT-2, through init and PPO."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-    _, tok = sft.build_tiny(GeneralPoints, 0)
-    common = dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                  num_key_value_heads=1, max_position_embeddings=512)
-    for name, model in (("llama", LlamaForCausalLM(LlamaConfig(**common))), ("qwen2", Qwen2ForCausalLM(Qwen2Config(**common))),
-                        ("gpt2", GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=2, n_head=2, n_positions=512)))):
-        model.generation_config.eos_token_id = tok.eos_token_id
-        if name == "qwen2":  # as released: sampling defaults that must not leak into rollouts
-            model.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
-        with folder() as out:
-            model.save_pretrained(f"{out}/m")
-            tok.chat_template = None if name == "gpt2" else sft.CHAT_TEMPLATE
-            tok.save_pretrained(f"{out}/m")
-            text = quiet(rl.main, ["--model", f"{out}/m", "--out", out, "--init_tokens", "1e3", "--tokens", "1e9", "--steps", "1", "--batch", "4",
-                                   "--verify", "2"] + SMALL)
-            assert ("no chat template" in text) == (name == "gpt2")
-            loaded, _ = ev.load(f"{out}/m")
-            assert type(loaded) is type(model) and loaded.generation_config.top_p is None
-            assert "base" in text and "rl " in text
-
-
-def test_bad_input_gets_one_clear_line():
-    model, tok = tiny()
-    with folder() as out:
-        assert "did you mean --rule" in error_of(rl.main, ["--rul", "id"])
-        assert "invalid choice" in error_of(rl.main, ["--rule", "sideways"])
-        assert "--lr" in error_of(rl.main, ["--lr", "-1"]) and "--verify" in error_of(rl.main, ["--verify", "0"])
-        assert "--tokens" in error_of(sft.main, ["--tokens", "nan"]) and "--batch" in error_of(sft.main, ["--batch", "many"])
-        def damaged():
-            raise env_virl.DataError("route 3: street_views/x.jpg: cannot be read")
-        assert "route 3" in error_of(lambda _: ev.script(damaged), None)  # met while playing
-        assert "--device" in error_of(ev.main, ["--device", "toaster", "--out", out])
-        assert "--model" in error_of(sft.main, ["--stage", "base", "--model", "x", "--out", out])
-        assert "temperature" in error_of(rl.main, ["--temperature", "0", "--out", out])
-        assert "no checkpoints" in error_of(ev.main, ["--out", f"{out}/none"])
-        assert "nowhere" in error_of(ev.main, ["--models", f"{out}/nowhere", "--out", out])
-        assert "nowhere" in error_of(rl.main, ["--init", f"{out}/nowhere", "--out", out])
-        assert "--seed" in error_of(rl.main, ["--seed", "9" * 30]) and "--gamma" in error_of(rl.main, ["--gamma", "2"])
-        assert "--minibatches" in error_of(rl.main, ["--batch", "2", "--minibatches", "3", "--out", out])
-        assert "metrics" in error_of(ev.main, ["--plot", f"{out}/a.png", "--out", out])
-
-        ev.save(f"{out}/half", model, tok, {})
-        with open(f"{out}/half/model.safetensors", "r+b") as f:
-            f.truncate(100_000)
-        assert "half" in error_of(ev.main, ["--models", f"{out}/half", "--out", out])
-        os.remove(f"{out}/half/model.safetensors")
-        assert "half" in error_of(ev.main, ["--models", f"{out}/half", "--out", out])
-        ev.save(f"{out}/state", model, tok, {})
-        with open(f"{out}/state/trainer.pt", "wb") as f:
-            f.write(b"junk")
-        assert "trainer.pt" in error_of(rl.main, ["--init", f"{out}/state", "--out", out] + SMALL)
-
-        from transformers import LlamaForCausalLM
-        config = type(model.config).from_dict({**model.config.to_dict(), "max_position_embeddings": 64})
-        ev.save(f"{out}/short", LlamaForCausalLM(config), tok, {})
-        message = error_of(rl.main, ["--init", f"{out}/short", "--out", out, "--max_new_tokens", "30"])
-        assert "context of 64" in message
-
-        copy_of_init(out)
-        message = error_of(sft.main, ["--out", out, "--tokens", "1e9", "--steps", "9", "--lr", "1e20", "--batch", "4"] + SMALL)
-        assert "loss is" in message or "not finite" in message, message
-        assert ev.load(f"{out}/gp/id/init")  # still there
-        assert "--seed 3" in error_of(rl.main, ["--out", out, "--seed", "4"])  # its base and init have another seed
-        quiet(sft.main, ["--out", out, "--name", "short", "--tokens", "1e3", "--batch", "4"] + SMALL)
-        quiet(rl.main, ["--out", out, "--name", "raw", "--init", f"{out}/gp/base", "--tokens", "1e9", "--steps", "1", "--batch", "4"] + SMALL)
-        assert "--init" in error_of(rl.main, ["--out", out, "--name", "raw", "--resume", "--tokens", "1e9", "--steps", "2", "--batch", "4"] + SMALL)
-        kept = weights(f"{out}/gp/id/raw")
-        assert "not saved by this stage" in error_of(sft.main, ["--out", out, "--name", "raw", "--resume", "--batch", "4"] + SMALL)
-        assert same(kept, weights(f"{out}/gp/id/raw"))
-        assert "--lr" in error_of(sft.main, ["--out", out, "--name", "short", "--tokens", "1e3", "--batch", "4", "--lr", "1"] + SMALL)
-
-
-def test_interrupt_saves():
-    """Ctrl-C: exit code 130, a readable checkpoint, and --resume goes on from it."""
-    import signal
-    with folder() as out:
-        copy_of_init(out)
-        process = subprocess.Popen([sys.executable, "-u", "sft.py", "--out", out, "--tokens", "1e9", "--batch", "4"] + SMALL, cwd=HERE,
-                                   stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if "[sft] step" in line:
-                break
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        text = process.communicate(timeout=60)[0]
-        assert process.returncode == 130 and "--resume" in text, text
-        step = ev.load_state(f"{out}/gp/id/sft")["step"]
-        quiet(sft.main, ["--out", out, "--tokens", "1e9", "--steps", str(step + 2), "--batch", "4", "--resume"] + SMALL)
-        assert ev.load_state(f"{out}/gp/id/sft")["step"] == step + 2
+        start, n = ev.load_state(f"{out}/gp/id/init")["flops"], sum(p.numel() for p in model.parameters())
+        quick(rl.main, flags(out, batch=8, epochs=3))
+        [(sampled, segments)], [record] = rollouts, records(f"{out}/gp/id/rl", "reward")
+        length = sum(len(s.ids) for s in segments)
+        near(record["flops"] - start, 6 * n * 3 * length + 2 * n * (sampled + 2 * length), 1e-9, "PPO")
+        quick(sft.main, flags(out))
+        states = [sft.demonstrations(GeneralPoints(seed=3), f"sft/3/0/0/{i}")[0] for i in range(4)]
+        rows = [sft.demonstration_row(tok, model, *state) for state in states]
+        [record] = records(f"{out}/gp/id/sft", "loss")
+        near(record["flops"] - start, 6 * n * sum(len(r.ids) for r in rows), 1e-9, "SFT")
+        near(record["tokens"], record["flops"] / 6 / n, 1e-9, "tokens")
 
 
 def test_matched_compute():
-    """Both methods have the same default budget, for each task, in words and with pictures; a "next" command names another one."""
-    for env, task in ev.ENVS.items():
-        for vl in (False, True):
-            args = SimpleNamespace(env=env, rule="id", vl=vl, visual="id", pixels=80, tokens=None)
-            chosen = sft.flags().parse_args(["--env", env] + ["--vl"] * vl)
-            chosen.parent, chosen.model, chosen.data, budgets = False, None, None, []
-            train, sft.train = sft.train, lambda a, *_: budgets.append((a.tokens, a.lr))
-            try:
-                with folder() as out:
-                    chosen.out, chosen.init = out, "unused"
-                    sft.run_stage(chosen, None)
-            finally:
-                sft.train = train
-            args.tokens = (task.ppo_vl if vl else task.ppo)["tokens"]
-            assert budgets == [(args.tokens, (task.sft_vl if vl else task.sft)["lr"])], (env, vl, budgets)
-            assert "--tokens" not in ev.task_flags(args, "sft") + ev.task_flags(args, "ppo") + ev.task_flags(args)
-            args.tokens = 12345
-            assert all(" --tokens 12345" in ev.task_flags(args, method) for method in ("sft", "ppo"))
-            assert "--tokens" not in ev.task_flags(args)
-    assert VIRL.sft_vl["lr"] != VIRL.sft["lr"]  # so that the wrong one of the two is seen above
+    """SFT and PPO have the same default budget in every column; a task gets its own column, a flag comes first."""
+    for column, task in enumerate(sft.TASKS):
+        for table in (sft.BASE, sft.SFT, sft.INIT, rl.PPO):
+            args = SimpleNamespace(env=task.removesuffix("-vl"), vl=task.endswith("-vl"), batch=7)
+            sft.fill_in(args, table)
+            expected = {k: v[column] if isinstance(v, tuple) else v for k, v in table.items()} | {"batch": 7}
+            equal({k: getattr(args, k) for k in table}, expected, task)
+            assert all(len(v) == 4 for v in table.values() if isinstance(v, tuple))
+        budgets = [table["tokens"][column] for table in (sft.SFT, rl.PPO)]
+        equal(budgets[1], budgets[0], f"{task}: PPO's budget, beside SFT's")
+    args = ev.parse(ev.new_parser(""), [])
+    assert "--tokens 12345" in ev.task_flags(args, tokens=12345.0) and "--tokens" not in ev.task_flags(args, tokens=None)
+
+
+def test_no_step_on_a_bad_gradient():
+    """fp32: an end with one line. With a loss scaler: the step is skipped by every optimizer, also those with good
+    gradients. A good gradient is unscaled, then clipped to norm 1."""
+    for dtype, bad in (("fp32", False), ("fp16", False), ("fp32", True), ("fp16", True)):
+        run, parameters = cpu(dtype), [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))]
+        optimizers = [torch.optim.SGD([p], lr=1.0) for p in parameters]
+        scale = run.scaler.scale(torch.ones(1)).item()
+        for p, grad in zip(parameters, (3.0, math.nan if bad else 4.0)):
+            p.grad = torch.tensor([grad * scale])
+        step = functools.partial(sft.clip_and_step, parameters, optimizers, run, "step 1")
+        if bad and dtype == "fp32":
+            raises(SystemExit, "gradient is not finite at step 1", step)
+        else:
+            norm = step()
+            assert not math.isfinite(norm) if bad else abs(norm - 5) < 1e-4, norm
+            equal(run.scaler.get_scale(), scale / 2 if bad else scale, "scale")
+        near([p.item() for p in parameters], [0, 0] if bad else [-0.6, -0.8], 1e-5, f"{dtype}, bad: {bad}")
+
+
+def test_mixed_precision_branches():
+    """bf16, and fp16 with an enabled loss scaler, take real steps on the CPU, in words and with pictures: the layers
+    compute in that type with and without gradient, the value head in fp32, weights stay fp32 and the eyes learn too."""
+    def hook(module, inputs, output):
+        if isinstance(module, torch.nn.Linear):
+            types.add((torch.is_grad_enabled(), "head" if module.out_features == 1 else "layer", output.dtype))
+    for (family, place), dtype in itertools.product((("gp", "gp/id"), ("llava", "gp-vl/id-id")), ("bf16", "fp16", "fp32")):
+        run, kind = cpu(dtype), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+        assert run.scaler.is_enabled() == (dtype == "fp16")
+        scored = ev.score(tiny(family)[0], eight_rows(family)[:2], 0, run)
+        equal([x.dtype for x in scored[:2]], [torch.float32] * 2, "log-probs, entropies")
+        if dtype == "fp32":
+            continue
+        with folder() as out:
+            ev.save(f"{out}/m", *tiny(family), {})
+            before = weights(f"{out}/m")
+            for main, name in ((sft.main, "sft"), (rl.main, "rl")):
+                types, handle = set(), torch.nn.modules.module.register_module_forward_hook(hook)
+                try:
+                    quick(main, flags(out, 2, init=f"{out}/m", dtype=dtype) + ["--vl"] * (family == "llava"))
+                finally:
+                    handle.remove()
+                expected = {(grad, *layer) for grad in (True, False) for layer in (("layer", kind), ("head", torch.float32))}
+                equal(types, expected if name == "rl" else {(True, "layer", kind)}, f"{family}, {dtype}, {name}")
+                after = weights(f"{out}/{place}/{name}")
+                assert all(v.dtype == torch.float32 for v in after.values())
+                changed = " ".join(k for k in after if not torch.equal(before[k], after[k]))
+                assert "layers" in changed and ("vision" in changed) == ("language" in changed) == (family == "llava"), changed
+
+
+def test_model_families():
+    """--model takes any causal language model, and with --vl any that sees: init and PPO move the weights, metrics are
+    finite, and plain transformers loads what is saved and gives the same logits."""
+    from transformers import (AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel, LlamaConfig,
+                              LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+    words = sft.build_tiny("gp", 0)[1]
+    common = dict(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                  num_key_value_heads=1, max_position_embeddings=512)
+    models = {"llama": LlamaForCausalLM(LlamaConfig(**common)), "qwen2": Qwen2ForCausalLM(Qwen2Config(**common)),
+              "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=2, n_head=2, n_positions=512))}
+    # As released: sampling defaults that must not leak into rollouts.
+    models["qwen2"].generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
+    for name in ("llama", "qwen2", "gpt2", "mllama", "idefics3"):
+        vl = name in PICTURES
+        with folder() as out:
+            if vl:
+                model, tok = tiny(name)
+                ev.save(f"{out}/m", model, tok, {})
+            else:
+                model, tok = models[name], words
+                model.generation_config.eos_token_id = tok.eos_token_id
+                model.save_pretrained(f"{out}/m")
+                with mock.patch.object(tok, "chat_template", None if name == "gpt2" else sft.CHAT_TEMPLATE):
+                    tok.save_pretrained(f"{out}/m")
+            loaded = ev.load(f"{out}/m")[0]
+            how = loaded.generation_config
+            assert type(loaded) is type(model) and how.top_k is how.top_p is how.repetition_penalty is None, how
+            trained = {}
+            with tiny_stages(), watching(sft, "save", lambda _, path, model, *__: trained.update({path.split("/")[-2]: model})):
+                text = quick(rl.main, flags(out, model=f"{out}/m") + ["--vl", "--pixels", "40"] * vl)
+            assert ("no chat template" in text) == (name == "gpt2")
+            place = f"{out}/{'gp-vl/id-id' if vl else 'gp/id'}"
+            stages = [loaded.state_dict(), *(weights(f"{place}/{stage}") for stage in ("init", "rl"))]
+            assert not same(stages[0], stages[1]) and not same(stages[1], stages[2]), f"{name}: weights that did not move"
+            [row] = records(f"{place}/rl", "reward")
+            assert all(math.isfinite(x) for x in row.values() if isinstance(x, float)) and row["updates"] == 8, row
+            kind = AutoModelForImageTextToText if vl else AutoModelForCausalLM
+            plain = kind.from_pretrained(f"{place}/rl/checkpoint", dtype=torch.float32)
+            inputs, _ = ev.collate([ev.prompt(tok, *world(name, 0, 1).reset(0))], 0, "cpu")
+            with torch.no_grad():
+                logits = [m.eval()(**inputs).logits for m in (plain, trained["rl"])]
+            assert type(plain) is type(model) and torch.equal(*logits), name
+
+
+def test_bad_input_gets_one_clear_line():
+    from transformers import LlamaForCausalLM
+    model, tok = tiny()
+    with folder() as out:
+        def damaged():
+            raise env_virl.DataError("route 3: street_views/x.jpg: cannot be read")
+        ev.save(f"{out}/half", model, tok, {})
+        with open(f"{out}/half/model.safetensors", "r+b") as f:
+            f.truncate(100_000)
+        ev.save(f"{out}/none", model, tok, {})
+        os.remove(f"{out}/none/model.safetensors")
+        ev.save(f"{out}/state", model, tok, {})
+        with open(f"{out}/state/trainer.pt", "wb") as f:
+            f.write(b"junk")
+        config = type(model.config).from_dict({**model.config.to_dict(), "max_position_embeddings": 64})
+        ev.save(f"{out}/short", LlamaForCausalLM(config), tok, {})
+        copy_of_init(out)
+        stay = ["--out", out]
+        quick(sft.main, flags(out, None, tokens="1e3", name="short"))
+        quick(rl.main, flags(out, name="raw", init=f"{out}/gp/base"))
+        kept = weights(f"{out}/gp/id/raw")
+        for words, main, argv in (
+                ("unrecognized arguments: --rul", rl.main, ["--rul", "id"]), ("invalid choice", rl.main, ["--rule", "sideways"]),
+                ("--lr", rl.main, ["--lr", "-1"]), ("--verify", rl.main, ["--verify", "0"]),
+                ("--gamma", rl.main, ["--gamma", "2"]), ("--batch", sft.main, ["--batch", "many"]),
+                ("--tokens", sft.main, ["--tokens", "nan"]),
+                ("--seed", rl.main, ["--seed", "9" * 30]), ("--demos", sft.main, ["--demos", "nobody"]),
+                ("need --vl", ev.main, ["--pixels", "80"]), ("need --vl", ev.main, ["--visual", "ood"]),
+                ("route 3", lambda _: ev.script(damaged), None),  # met while playing
+                ("--device", ev.main, ["--device", "toaster", *stay]), ("temperature", rl.main, ["--temperature", "0", *stay]),
+                ("--model", sft.main, ["--stage", "base", "--model", "x", *stay]),
+                ("no checkpoints", ev.main, ["--out", f"{out}/empty"]),
+                ("nowhere", ev.main, ["--models", f"{out}/nowhere", *stay]),
+                ("nowhere", rl.main, ["--init", f"{out}/nowhere", *stay]),
+                ("--minibatches", rl.main, ["--batch", "2", "--minibatches", "3", *stay]),
+                ("half", ev.main, ["--models", f"{out}/half", *stay]), ("none", ev.main, ["--models", f"{out}/none", *stay]),
+                ("trainer.pt", rl.main, flags(out, init=f"{out}/state")),
+                ("context of 64", rl.main, ["--init", f"{out}/short", *stay, "--max_new_tokens", "30"]),
+                ("route_infos.json", ev.main, ["--env", "virl", "--data", out, "--models", f"{out}/short", *stay]),
+                ("--data", ev.main, ["--data", out, "--models", f"{out}/gp/base", *stay]),
+                ("reads text alone", rl.main, flags(out, init=f"{out}/gp/id/init") + ["--vl"]),
+                ("not finite", sft.main, flags(out, 9, name="wild", lr="1e20")),
+                ("not finite", rl.main, flags(out, 9, name="wilder", lr="1e20")),
+                ("--seed 3", rl.main, [*stay, "--seed", "4"]),  # its base and init have another one
+                ("--init", rl.main, flags(out, 2, name="raw") + ["--resume"]),
+                ("not saved by this stage", sft.main, flags(out, name="raw") + ["--resume"]),
+                ("--lr", sft.main, flags(out, None, tokens="1e3", name="short", lr=1))):
+            message = error_of(main, argv)
+            met = words in message or words == "not finite" and "loss is" in message
+            assert met, f"expected {words!r} for {argv}, got {message!r}"
+        assert same(kept, weights(f"{out}/gp/id/raw")) and ev.load(f"{out}/gp/id/init")  # still there
 
 
 def test_command_line_from_an_empty_folder():
-    """The main job with a very small budget: base -> init -> PPO -> table; then SFT, eval, plot input; a second run reuses."""
+    """The main job in processes of their own with a very small budget: base, init, PPO and the table; then SFT, eval."""
     with folder() as out:
-        tiny_budget = ["--out", out, "--episodes", "6", "--monitor_episodes", "4", "--monitors", "2", "--max_new_tokens", "24"]
-        text = command("rl.py", "--env", "gp", "--rule", "ood", "--base_tokens", "3e4", "--init_tokens", "5e3", "--tokens", "5e3", "--batch", "8", *tiny_budget)
-        for part in ("[base]", "[init]", "[rl]", "trained rule = ood", "held out = id", "base  ", "init  ", "rl  ", "next: python sft.py"):
-            assert part in text, part
-        result = json.load(open(f"{out}/gp/ood/rl/eval.json"))
-        assert result["trained_rule"] == "ood" and [r["name"] for r in result["rows"]] == ["base", "init", "rl"]
-        assert all(0 <= r[c]["p"] <= 1 and r[c]["n"] == 6 for r in result["rows"] for c in ("seen", "id", "ood"))
-        text = command("sft.py", "--rule", "ood", "--tokens", "5e3", "--batch", "8", *tiny_budget)
-        assert "found, not trained again" in text and "sft  " in text and "rl  " in text
-        text = command("sft.py", "--rule", "ood", "--demos", "own", "--name", "own", "--own_samples", "8", *tiny_budget, code=1)
-        assert "nothing to learn from" in text  # a hardly trained init solves nothing
-        text = command("eval.py", "--rule", "ood", "--out", out, "--episodes", "4", "--k", "2", "--verify", "1", "--json", f"{out}/t.json")
-        assert "pass@2" in text and json.load(open(f"{out}/t.json"))["verify"] == 1
-        flops = [[r["flops"] for r in records(f"{out}/gp/ood/{m}") if "flops" in r] for m in ("sft", "rl")]
+        few = ["--rule", "ood", "--out", out, "--episodes", "6", "--max_new_tokens", "24"]
+        less = ["--tokens", "5e3", "--batch", "8"]
+        for argv, parts in ((["sft.py", "--stage", "base", "--tokens", "3e4"], ("[base]", "base  ", "next: python rl.py")),
+                            (["sft.py", "--stage", "init", *less], ("[base] found", "[init]", "init  ")),
+                            (["rl.py", *less], (
+                                "[init] found, not trained again", "[rl]", "trained rule = ood", "held out = id", "base  ",
+                                "init  ", "rl  ", "next: python sft.py", "--tokens 5000")),
+                            (["sft.py", *less], ("[init] found", "sft  ", "rl  "))):
+            text = command(*argv, *few, "--monitors", "1")
+            assert all(part in text for part in parts), ([part for part in parts if part not in text], text)
+        command("eval.py", *few[:4], "--episodes", "4", "--verify", "1", "--max_new_tokens", "24")
+        tables = [json.load(open(f"{out}/gp/ood/{file}")) for file in ("rl/eval.json", "eval.json")]
+        equal([(t["trained_rule"], t["verify"], t["episodes"]) for t in tables], [("ood", 5, 6), ("ood", 1, 4)])
+        equal([[r["name"] for r in t["rows"]] for t in tables], [["base", "init", "rl"], ["base", "init", "sft", "rl"]])
+        assert all(0 <= r[c]["p"] <= 1 and r[c]["n"] == 6 for r in tables[0]["rows"] for c in ("seen", "id", "ood"))
+        kls = [r["id"]["kl"] for r in tables[0]["rows"]]
+        assert kls[1] == 0 and abs(kls[0]) > 0 and abs(kls[2]) > 0, kls
+        flops = [[r["flops"] for r in records(f"{out}/gp/ood/{method}", "flops")] for method in ("sft", "rl")]
         assert all(f == sorted(f) for f in flops) and flops[0][0] == flops[1][0] > 0  # both start with the init's share
 
 
-def test_evaluate_counts_positions():
-    """Per-step accuracy, first attempts, turns alone and whole routes, counted from a player of known skill: it always fails
-    the first attempt at position 1 and all attempts at position 2, there in the other rule's words, and misquotes the first
-    instruction, a turn."""
-    model, tok = tiny()
-    args = ev.Parser("")
-    ev.shared_flags(args)
-    args = args.parse_args(["--env", "virl", "--max_new_tokens", "64", "--seed", "7"])
-    made, real = [], ev.rollout
+def test_command_lines_of_all_tasks():
+    """rl.py from an empty folder, base -> init -> PPO -> table, in words and with pictures. No model is measured twice in
+    one command: what a loop has measured is the table's row, and the table's row is the last record of the log."""
+    routes = ("where the rules differ", "whole episodes", "the paper's counting")
+    for env, vl, words in (("gp", False, ["J, Q, K = 10"]), ("virl", False, ["absolute directions", *routes]),
+                           ("gp", True, ["black suits"]), ("virl", True, ["cities by day", *routes])):
+        few = ["--env", env, "--episodes", "2", "--max_new_tokens", "6", "--verify", "1"] + ["--vl", "--visual", "id"] * vl
+        calls, real = [], ev.evaluate
 
-    def player(model, tok, envs, seeds, *_, **__):
-        out = []
-        for env, seed in zip(envs, seeds):
-            env.reset(seed)
-            e, step = ev.Episode(), None
-            while step is None or not step.done:
-                answer = env.expert()
-                if env.at == 2 or env.at == 1 and env.attempts == 0:
-                    env.rule = "ood" if env.rule == "id" else "id"
-                    other = env.expert()
-                    env.rule = "ood" if env.rule == "id" else "id"
-                    answer = other if other != answer else "{}"
-                if env.at == 0:
-                    answer = answer.replace("First, turn", "First turn")
-                step = env.step(answer)
-                e.turns.append({**step.info, "text": answer, "tokens": 1, "reward": step.reward, "cut": False})
-            e.success = step.info["success"]
-            out.append(e)
-            made.append(len(env.positions))
-        return out
-    ev.rollout = player
-    try:
-        cells = ev.evaluate(model, tok, args, cpu(), 30, 2)
-    finally:
-        ev.rollout = real
-    for k, column in enumerate(("seen", "id", "ood")):
-        cell, n = cells[column], sum(made[30 * k:30 * k + 30])
-        assert cell["n"] == n and cell["episode"] == {"p": 0, "se": 0, "n": 30}
-        assert close(cell["p"], (n - 30) / n) and close(cell["first"]["p"], (n - 60) / n)
-        assert 0.3 < cell["matters"]["n"] / n < 0.45 and cell["matters"]["p"] <= 1
-        turns, other = cell["matters"]["n"], cell["other_rule"]["p"]
-        assert 0 < other < 0.5 and cell["other_rule"]["n"] == turns
-        assert cell["working"]["n"] == turns and close(cell["working"]["p"], 1 - 30 / turns)
-        assert cell["working"]["then"]["n"] == turns - 30 and close(cell["working"]["then"]["p"], 1 - other * turns / (turns - 30))
+        def spy(model, *more, **keywords):
+            calls.append(sum(p.detach().double().abs().sum().item() for p in model.parameters()))  # stands for the weights
+            return real(model, *more, **keywords)
+        with folder() as out, mock.patch.object(ev, "evaluate", spy), mock.patch.object(sft, "evaluate", spy), tiny_stages():
+            less = ["--tokens", "1.5e3", "--batch", "4", "--minibatches", "1", "--monitors", "2"]
+            text = quiet(rl.main, ["--out", out, *less, *few])
+            for part in ("[base]", "[init]", "[rl]", "next: python sft.py", "KEY ", *words, *(
+                    ("visual OOD", "parts read right", "pictures read right", "solved if read right", "--vl") if vl else ())):
+                assert part in text, part
+            place = f"{out}/{env}-vl/id-id" if vl else f"{out}/{env}/id"
+            log, rows = records(f"{place}/rl", "flops"), {r["name"]: r for r in json.load(open(f"{place}/rl/eval.json"))["rows"]}
+            equal(len(calls), len(set(calls)), f"{env}, vl {vl}: models measured, beside measurements")
+            equal(len(calls), 3 + sum("id" in r for r in log) - 2, "measurements: three rows of the table, and monitors between")
+            equal([r["id"] for r in (log[0], log[-1])], [rows[name]["id"] for name in ("init", "rl")], "first and last record")
+            [first, *_] = records(f"{place}/rl", "reward")
+            assert first["ratio_error"] < 1e-5 and first["kl1"] == 0 and ("recognized" in first) == vl, first
+            if vl:
+                equal(set(rows["rl"]["visual"]["recognition"]), {"p", "se", "n", "whole", "solved"})
+            if vl and env == "gp":  # it does the task in words too
+                text = quiet(ev.main, ["--out", out, "--models", f"{place}/rl", "--episodes", "2", "--max_new_tokens", "6"])
+                assert "visual OOD" not in text and "rl  " in text
+                message = error_of(ev.main, [*few, "--out", out, "--pixels", "120"])
+                assert "--pixels 80" in message, message
 
 
-def test_tables_over_seeds():
-    """eval.py --seeds: mean and standard error over seeds, differences paired by seed, and what it does not mix."""
+def test_figures_over_seeds():
+    """results/figures.py: the mean over seeds, differences paired by seed, the rate chosen by ID, and what it refuses."""
     def write(path, seed, p, **other):
-        cells = lambda p: {column: {"p": p + d, "se": 0.01, "n": 50, "first": {"p": p, "se": 0.01, "n": 50}, "kl": None,
-                                    "other_rule": {"p": 0.0, "se": 0.0, "n": 50}} for column, d in (("seen", 0.1), ("id", 0.0), ("ood", 0.05))}
-        table = {"env": "gp", "vl": False, "trained_rule": "id", "trained_visual": None, "verify": 5, "temperature": 1.0, "episodes": 50, "k": 1,
-                 "seed": seed, "rows": [{"name": "init", "path": "a", **cells(p)}, {"name": "rl", "path": "b", **cells(p + 0.2 + 0.1 * seed)}], **other}
-        ev.write_json(path, table)
+        def row(name, by_id, seen=0.9):
+            return {"name": name, **{c: {"p": q, "se": 0.1, "n": 50} for c, q in (("seen", seen), ("id", by_id), ("ood", p))}}
+        ev.write_json(path, {"env": "gp", "vl": False, "trained_rule": "id", "trained_visual": None, "verify": 5,
+                             "temperature": 1.0, "episodes": 50, "seed": seed, **other, "rows": [
+                                 row("init", p), row("sft-1", p + 0.3, 0.5), row("sft-2", p + 0.1 + 0.1 * seed)]})
         return path
     with folder() as out:
         files = [write(f"{out}/{seed}.json", seed, p) for seed, p in ((0, 0.1), (1, 0.2), (2, 0.6))]
-        text = quiet(ev.main, ["--seeds", *files])
-        init, rl_row = (next(line for line in text.splitlines() if line.startswith(name + " ")) for name in ("init", "rl  "))
-        assert "40.0 ± 15.3 |  30.0 ± 15.3 |  35.0 ± 15.3" in init, init  # of .1, .2, .6: mean .3, SE sqrt(.07 / 3)
-        assert "60.0 ± 20.8" in rl_row, rl_row                            # of .3, .5, 1.0
-        assert "rl - init             | OOD        +30.0 ± 5.8, first +30.0 ± 5.8" in text and "over 3 seeds" in text
-        assert "another seed" in error_of(ev.main, ["--seeds", files[0], files[0]])
-        assert "another seed" in error_of(ev.main, ["--seeds", files[0], write(f"{out}/v.json", 4, 0.2, verify=1)])
-        table = json.load(open(write(f"{out}/v.json", 4, 0.2)))
-        for row in table["rows"]:
-            row["id"]["working"] = {"p": 0.5, "se": 0.0, "n": 50, "then": {"p": 0.5, "se": 0.0, "n": 25}}
-        ev.write_json(f"{out}/v.json", table)
-        assert "measures" in error_of(ev.main, ["--seeds", files[0], f"{out}/v.json"])
-        with open(f"{out}/v.json", "r+") as f:
-            f.truncate(100)
-        assert "v.json" in error_of(ev.main, ["--seeds", files[0], f"{out}/v.json"])
-
-
-def test_virl_command_line():
-    """V-IRL through the same scripts, from an empty folder: base -> init -> PPO -> table with steps, turns and routes."""
-    with folder() as out:
-        small = ["--env", "virl", "--out", out, "--episodes", "1", "--monitor_episodes", "1", "--monitors", "1", "--max_new_tokens", "6",
-                 "--verify", "1"]
-        text = command("rl.py", "--rule", "ood", "--base_tokens", "2e4", "--init_tokens", "2e3", "--tokens", "1e3", "--batch", "4", *small)
-        for part in ("V-IRL: trained rule = ood", "relative directions", "where the rules differ", "whole episodes", "working right", "then action right", "rl  "):
-            assert part in text, part
-        assert "route_infos.json" in error_of(ev.main, ["--env", "virl", "--out", out, "--rule", "ood", "--data", out])
-        assert "--data" in error_of(sft.main, ["--env", "gp", "--stage", "base", "--out", out, "--data", out])
+        text = command("results/figures.py", "table", *files)
+        assert "10.0  20.0  60.0 |  30.0" in text and "id  +10.0  +20.0  +30.0 |  +20.0,  3.5" in text, text
+        assert "chosen by ID: sft-2" in command("results/figures.py", "choose", *files)  # sft-1 has not learnt its hands
+        for other in (files[0], write(f"{out}/v.json", 4, 0.2, verify=1)):
+            assert "another seed" in command("results/figures.py", "table", files[0], other, code=1)
+        put(out, "v.json", b'{"env": "gp"')
+        assert "v.json" in command("results/figures.py", "table", files[0], f"{out}/v.json", code=1)
 
 
 def test_two_ranks_end_to_end():
-    """torchrun with two gloo ranks: both loops run, and the ranks' parameters stay equal (checked by the scripts at each save)."""
+    """torchrun with two gloo ranks: both loops run, and the ranks' parameters stay equal (the scripts ask at each save)."""
     with folder() as out:
         copy_of_init(out)
         for script in ("rl.py", "sft.py"):
-            text = command("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512", script, "--out", out, "--tokens", "1e9",
-                           "--steps", "2", "--batch", "4", *SMALL)
+            text = command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *flags(out, 2),
+                           OMP_NUM_THREADS="1")
             assert "x 2 in float32" in text and text.count("trained rule = id") == 1, text[-3000:]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# env_virl.py and its part of verifier.py
-
-def test_virl_relative_words():
-    """All pairs of whole headings, against turning by hand: step by step to the right until there."""
-    for old in range(360):
-        for new in range(360):
-            right = (new - old) % 360  # degrees to the right
-            word = "right" if right < 180 else "left"
-            word = f"slightly {word}" if min(right, 360 - right) <= 45 else word
-            assert relative_word(old, new) == word, (old, new)
-    assert relative_word(0, 45) == "slightly right" and relative_word(0, 46) == "right" and relative_word(0, 45.1) == "right"
-    assert relative_word(0, 315) == "slightly left" and relative_word(0, 314) == "left" and relative_word(10, 350) == "slightly left"
-    assert relative_word(7, 7) == "slightly right" and relative_word(0, 180) == relative_word(180, 0) == "left"
-    assert relative_word(0, 360) == relative_word(360, 0) == "slightly right" and relative_word(-10, 370) == "slightly right"
-
-
-def test_virl_compass_words():
-    for k, word in enumerate(COMPASS):
-        for off in range(-22, 23):
-            assert all(compass_word(45 * k + off + turn) == word for turn in (-720, -360, 0, 360))
-    assert compass_word(22.4) == "north" and compass_word(22.5) == "northeast" and compass_word(337.5) == "north"
-    assert compass_word(360) == compass_word(-1e-20) == compass_word(359.99) == "north" and compass_word(298) == "northwest"
-
-
-def virl_answer(action, seen="nothing nearby"):
-    return json.dumps({"current observation": seen, "current instruction": "Go.", "action": action})
-
-
-def test_virl_verdicts_and_rewards():
-    def judge(action, seen="nothing nearby", right="turn_direction(west)", crossing=False):
-        v = judge_virl(virl_answer(action, seen), right, crossing)
-        assert v.reward == VIRL_REWARD[v.kind] and v.feedback == VIRL_FEEDBACK[v.kind]
-        return v.kind, v.reward
-    corner = "Oak Inn is on your left, at an intersection"
-    assert judge("turn_direction(west)") == judge("turn_direction(west)", corner, crossing=True) == ("correct", 1)
-    assert judge("forward()", right="forward()") == judge("stop()", right="stop()") == ("correct", 1)
-    for same in ("turn_direction( west )", "turn_direction('west')", 'turn_direction("west")', "turn_direction( ' west ' )"):
-        assert judge(same) == ("correct", 1), same
-    assert judge("turn_direction('slightly left' )", right="turn_direction(slightly left)") == ("correct", 1)
-    for wrong in ("turn_direction(east)", "turn_direction(left)", "forward()", "stop()", "turn_direction(northwest)"):
-        assert judge(wrong) == ("wrong_action", -1), wrong
-    for action in ("turn_direction(west)", "stop()"):  # the claim is judged before the action
-        assert judge(action, corner) == judge(action, crossing=True) == ("wrong_intersection", -1.5)
-        assert judge(action, "You see an INTERSECTION") == ("wrong_intersection", -1.5)
-        for missing in (None, 7, ["intersection"], {}):
-            assert judge(action, missing, crossing=True) == ("wrong_intersection", -1.5)
-    for bad in ("", "west", "turn_direction(up)", "turn_direction()", "turn_direction(west", "turn_direction(west))", "turn_direction(West)",
-                "turn_direction('west\")", "turn_direction('west)", "turn_direction(''west'')", "turn_direction(slightlyleft)", " forward()",
-                "forward( )", "forward", "Forward()", "stop();", "turn_direction (west)", "turn_direction(west) ", "turn_direction(\twest)",
-                "turn_direction(west)\n", "forward()stop()", "turn_direction(slightly  left)", None, 7, True, [], ["forward()"], {"a": 1}):
-        assert judge(bad) == judge(bad, corner) == ("illegal", -1), bad  # and before the claim comes whether there is an action
-    for text in ("", "forward()", "[1]", "null", '{"current observation": "x"}', '{"action": "forward()"', '{"Action": "forward()"}'):
-        assert judge_virl(text, "forward()", False).kind == "illegal", text
-    assert judge_virl('{"action": "forward()"} or {"action": "stop()"}', "stop()", False).kind == "correct"  # the last one counts
-    assert judge_virl(virl_answer("turn_direction( 'west')"), "stop()", False).action == "turn_direction(west)"
-    assert set(VIRL_FEEDBACK) == set(VIRL_REWARD) and VIRL_REWARD == {"correct": 1, "wrong_action": -1, "wrong_intersection": -1.5, "illegal": -1}
-    for kind, text in VIRL_FEEDBACK.items():
-        assert (kind == "correct") != text.endswith("Try again.") and not any(w in text for w in (*COMPASS, *RELATIVE, "forward", "stop"))
-
-
-def test_virl_verifier_survives_anything():
-    nasty = ["[" * 10_000, "{" * 10_000, '{"a":' * 10_000, "null", "\x00", "\ud800", "NaN", '{"action": NaN}', '{"action": 1e999}',
-             '{"action": ' + "9" * 10_000 + "}", '{"action": "turn_direction(' + " " * 4000 + '"}', '{"action": "turn_direction(' + "'" * 4000 + ')"}',
-             '{"action": "turn_direction(\ud800)", "current observation": "\ud800"}', '{"action": "\\ud800"}', '{"action": "forward()" ' * 500]
-    good, rng = virl_answer("turn_direction(slightly left)", "at an intersection"), random.Random(0)
-    start = time.perf_counter()
-    for i in range(4000 + len(nasty)):
-        chars = list(good)
-        for _ in range(rng.randrange(1, 6)):
-            chars[rng.randrange(len(chars))] = rng.choice('()"{}[]:, \'\\\x00\ud800\u0663abcnu')
-        text = nasty[i] if i < len(nasty) else "".join(chars)
-        assert judge_virl(text, "turn_direction(slightly left)", True).kind in VIRL_REWARD
-    assert time.perf_counter() - start < 5
-
-
-def virl_expert(**keywords):
-    """The expert's walks: all right? -> number of positions."""
-    env, count = VIRL(**keywords), 0
-    for i in range(40):
-        messages, images = env.reset(i)
-        assert images == []
-        for k, position in enumerate(env.positions):
-            answer = env.expert()
-            assert json.loads(answer).keys() == {"current observation", "current instruction", "action"} and answer == env.expert()
-            assert position.instruction in messages[0]["content"] and f"Now: {position.observation}\n" in messages[0]["content"]
-            step = env.step(answer)
-            last = k == len(env.positions) - 1
-            assert step.reward == 1 and step.info["verdict"] == "correct" and step.info["position_done"] and step.info["position_solved"]
-            assert step.done == last == step.info["success"] == (step.messages is None) and not step.info["other_rule"]
-            assert step.info["rule_matters"] == ("turn_direction(" in answer) and step.info["working"] is True
-            count += 1
-            if not last:
-                assert [m["role"] for m in step.messages] == ["user"] and step.messages[:len(messages)] != messages
-            messages = step.messages
-    return count
-
-
-def test_virl_expert_walks_to_the_end():
-    for rule in RULES:
-        for split in ("train", "unseen"):
-            for move_on in (False, True):
-                assert virl_expert(rule=rule, split=split, move_on=move_on, verify=1) > 300
-
-
-def test_virl_rail():
-    """Only the right action moves; `verify` attempts a position; then training ends and evaluation goes on."""
-    for rule, verify, move_on in itertools.product(RULES, (1, 2, 3), (False, True)):
-        env = VIRL(rule=rule, verify=verify, move_on=move_on)
-        for episode in range(12):
-            messages, _ = env.reset(episode)
-            positions, failed, path = env.positions, episode % len(env.positions), []
-            for k, position in enumerate(positions):
-                path.append(env.position)
-                for attempt in range(verify):
-                    if k != failed and attempt == verify - 1:
-                        break  # the expert takes the last attempt
-                    step = env.step(virl_answer("stop()" if position.action != "stop()" else "forward()", position.observation))
-                    assert step.info["verdict"] == "wrong_action" and step.reward == -1 and not step.info["position_solved"]
-                    assert step.info["position_done"] == (attempt == verify - 1) and not step.info["success"]
-                    if attempt < verify - 1:
-                        assert env.position is position and step.messages[:len(messages)] == messages and not step.done
-                        assert [m["role"] for m in step.messages[len(messages):]] == ["assistant", "user"]
-                        assert step.messages[-1]["content"] == VIRL_FEEDBACK["wrong_action"]
-                        messages = step.messages
-                if k != failed:
-                    step = env.step(env.expert())
-                    assert step.info["position_solved"] and step.reward == 1
-                if step.done:
-                    break
-                assert len(step.messages) == 1 and step.messages[:len(messages)] != messages  # fresh
-                assert "stop()" not in re.search("Last steps: (.*)", step.messages[0]["content"])[1]  # only right actions are shown
-                messages = step.messages
-            assert path == (positions if move_on else positions[:failed + 1])
-            assert step.done and step.messages is None and not step.info["success"]
-    for bad in (dict(rule="x"), dict(split="faces"), dict(verify=0)):
-        try:
-            VIRL(**bad)
-        except ValueError as e:
-            assert str(list(bad.values())[0]) in str(e)
-        else:
-            raise AssertionError(bad)
-
-
-def test_virl_prompt_states_the_rule():
-    """Instructions and steps are the same under both rules but for the words of the turns; the other rule's word is noticed."""
-    for seed in range(30):
-        envs = [VIRL(rule=rule, move_on=True) for rule in RULES]
-        texts = [env.reset(seed)[0][0]["content"] for env in envs]
-        assert f"x one of {', '.join(COMPASS)}.\n" in texts[0] and f"x one of {', '.join(RELATIVE)}.\n" in texts[1]
-        assert texts[0].split("Route:")[1] == texts[1].split("Route:")[1]
-        first, rest = envs[0].instructions[0], envs[0].instructions[1:]
-        assert re.fullmatch(rf"First, turn ({'|'.join(RELATIVE)}) to face ({'|'.join(COMPASS)})\.", first)
-        assert all(re.fullmatch(r"Move forward until you reach (next intersection|destination) where .+ is on your (left|right)\.", t) for t in rest[::2])
-        assert all(re.fullmatch(rf"Turn ({'|'.join(RELATIVE)}) to face ({'|'.join(COMPASS)})\.", t) for t in rest[1::2])
-        for position in envs[0].positions:
-            answers = [env.expert() for env in envs]
-            if position.turn:
-                words = [json.loads(a)["action"][15:-1] for a in answers]
-                assert f"urn {words[1]} to face {words[0]}." in position.instruction
-                assert words == [compass_word(position.turn[1]), relative_word(*position.turn)]
-                infos = [env.step(a).info for env, a in zip(envs, answers[::-1])]
-                assert all(i["other_rule"] and i["verdict"] == "wrong_action" and i["rule_matters"] for i in infos)
-                wrong = "turn_direction(right)" if words[1] == "left" else "turn_direction(left)"  # neither rule's word
-                infos = [env.step(virl_answer(wrong, position.observation)).info for env in envs]
-                assert not any(i["other_rule"] or i["working"] for i in infos)  # its instruction is "Go."
-            else:
-                assert answers[0] == answers[1]
-                assert not any(env.step(a).info["other_rule"] for env, a in zip(envs, answers))
-
-
-def test_virl_cells():
-    for rule, other in (("id", "ood"), ("ood", "id")):
-        envs = {column: VIRL(**keywords) for column, keywords in VIRL.cells(rule).items()}
-        assert list(envs) == ["seen", "id", "ood"] and all(e.move_on for e in envs.values()) and not VIRL().move_on
-        assert [(e.rule, e.split) for e in envs.values()] == [(rule, "train"), (rule, "unseen"), (other, "unseen")]
-
-
-def test_virl_splits_and_words():
-    """Cities of the two splits share neither streets nor names; every word is frequent; turns are a third of all positions and more."""
-    streets, names = {}, {}
-    for split in ("train", "unseen"):
-        env, compass, relative, positions, routes, legs = VIRL(split=split), [], [], 0, set(), set()
-        for i in range(500):
-            env.reset(i)
-            routes.add(env.route.name)
-            legs.add(len(env.route.places) - 1)
-            streets.setdefault(split, set()).update(zip(*[[p.point for p in env.route.places[k:]] for k in (0, 1)]))
-            names.setdefault(split, set()).update(p.landmark.split(" is on ")[0] for p in env.route.places if p.landmark)
-            positions += len(env.positions)
-            compass += [compass_word(p.turn[1]) for p in env.positions if p.turn]
-            relative += [relative_word(*p.turn) for p in env.positions if p.turn]
-            assert len({p.point for p in env.route.places}) == len(env.route.places)
-            for p in env.positions:  # an intersection is shown exactly where instructions change on the way
-                assert ("intersection" in p.observation) == (p.point in [q.point for q in env.route.places[1:-1]])
-        assert legs == {2, 3, 4, 5} and len(routes) > 400 and len(compass) / positions >= 0.35
-        share = {w: (compass + relative).count(w) / len(compass) for w in COMPASS + RELATIVE}
-        assert all(0.05 < share[w] < 0.25 for w in COMPASS) and all(0.10 < share[w] < 0.40 for w in RELATIVE), share
-    assert not names["train"] & names["unseen"] and not streets["train"] & streets["unseen"] and len(names["unseen"]) > 20
-
-
-def test_virl_same_seed_same_routes_in_another_process():
-    code = ("from env_virl import VIRL; e = VIRL(seed=5); e.reset(); import random; from env_virl import document; r = random.Random(1);"
-            "print([(e.reset(f's{i}')[0], e.route.name, e.positions) for i in range(10)], [document(r) for _ in range(20)])")
-    outputs = set()
-    for salt in "12":
-        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": salt})
-        outputs.add(done.stdout)
-        assert done.returncode == 0 and len(done.stdout) > 2000, done.stderr
-    assert len(outputs) == 1
-    a, b = VIRL(seed=1), VIRL(seed=1, rule="ood")
-    assert [a.reset() and a.route for _ in range(5)] == [b.reset() and b.route for _ in range(5)]  # the rule changes no route
-    assert len({VIRL(seed=s).reset()[0][0]["content"] for s in range(20)}) > 15
-
-
-def test_virl_documents():
-    rng, n = random.Random(0), 9000
-    chats = walks = wrong = turns = feedback = 0
-    spaces = dict.fromkeys(env_virl.SPACES, 0)
-    for _ in range(n):
-        doc = env_virl.document(rng)
-        text = doc[0]["content"] if isinstance(doc, list) else doc
-        words = re.search(r"x one of (.*)\.\n", text)[1].split(", ")
-        space = next(s for s in env_virl.SPACES if list(env_virl.SPACES[s]) == words)
-        spaces[space] += 1
-        instructions = text.split("Route:\n")[1].split("\nLast steps: ")[0].split("\nNow: ")[0].split("\n")
-        right = []  # the word that each turn should have: the one of its two that the space has
-        for line in instructions:
-            if m := re.fullmatch(r"(?:First, turn|Turn) (.+) to face (.+)\.", line):
-                right.append(next(w for w in m.groups() if w in words))
-            else:
-                assert line.startswith("Move forward until you reach "), line
-        if isinstance(doc, list):
-            chats += 1
-            assert [m["role"] for m in doc] == ["user", "assistant"] * (len(doc) // 2) and len(doc) in (2, 4) and space in RULES
-            assert text.startswith("You walk along a route")
-            feedback += len(doc) == 4
-            answers = [m["content"] for m in doc[1::2]]
-        elif doc.startswith("A walk."):
-            walks += 1
-            said = re.findall(r"turn_direction\(([^()]+)\)", doc.split("Route:")[1])
-            assert len(said) == len(right) and set(said) <= set(words) and doc.endswith('"stop()"}')
-            turns += len(said)
-            wrong += sum(a != b for a, b in zip(said, right))
-            answers = doc.split("\n")[-1 - 2 * doc.count("\nNow: ") + 2::2]
-            assert len(answers) == doc.count("\nNow: ") >= 2 * len(right)
-        else:
-            answers = [doc.split("\n")[-1]]
-        for answer in answers:
-            fields = json.loads(answer)
-            assert fields["current instruction"] in instructions and f"Now: {fields['current observation']}\n" in text
-            assert (m := re.fullmatch(r"forward\(\)|stop\(\)|turn_direction\((.+)\)", fields["action"])) and (not m[1] or m[1] in words)
-            assert bool(m[1]) == ("urn " in fields["current instruction"])
-    assert 0.12 < chats / n < 0.18 and 0.14 < walks / n < 0.20 and 0.08 < wrong / turns < 0.12 and feedback > 120
-    assert all(c / n > 0.1 for c in spaces.values()) and spaces["id"] / n > 0.25 and spaces["ood"] / n > 0.25
-    assert all(isinstance(env_virl.document(rng, chat_share=1.0), list) for _ in range(20))
-    assert all(isinstance(env_virl.document(rng, chat_share=0.0), str) for _ in range(50))
-
-
-def test_virl_prompts_are_short():
-    """In the tiny model's tokenizer every varying word is one token, and a prompt about 60."""
-    tok, lengths = sft.build_tiny(VIRL, 0)[1], []
-    seen = [f"{name} is on your {side}" for name in env_virl.LANDMARKS for side in ("left", "right")]
-    for word in (*COMPASS, *RELATIVE, *seen, *env_virl.SPACES["clock"], *env_virl.SPACES["letters"]):
-        assert len(tok(word, add_special_tokens=False).input_ids) == 1, word
-    for rule in RULES:
-        env = VIRL(rule=rule)
-        for i in range(40):
-            messages, _ = env.reset(i)
-            while messages:
-                lengths.append(len(ev.prompt(tok, messages).ids))
-                words = [tok.decode([t]) for t in ev.prompt(tok, messages).ids]
-                assert not env.position.turn or {relative_word(*env.position.turn), compass_word(env.position.turn[1])} <= set(words)
-                messages = env.step(env.expert()).messages
-    print(f"    prompts: {sum(lengths) / len(lengths):.0f} tokens, {min(lengths)} to {max(lengths)}; vocabulary {len(tok)}")
-    assert 45 < sum(lengths) / len(lengths) < 70 and max(lengths) < 110
-
-
-# The released format, made here. Names as they come: bare quotes, braces, commas, several scripts.
-
-VIRL_NAMES = ['Joe\'s "Best" Deli', "Smith, Sons & Co.", "{Brackets} Bar", "東京ラーメン", "Кафе «Пушкин»", "مطعم", "The Intersection Inn", "$5 Pizza \\ More"]
-
-
-def virl_route(k):
-    """One route with four places. Odd ones have their first leg short (under 5 m) and turn by headings of exactly 0 and 360."""
-    start = [40.7 + 0.01 * k, -74.0]
-    points = [start, [start[0] + (0.00002 if k % 2 else 0.001), -74.0], [start[0] + 0.001, -73.999], [start[0] + 0.002, -73.999]]
-    a, b, c = (VIRL_NAMES[(k + i) % len(VIRL_NAMES)] for i in range(3))
-    headings = ["0 (north)", "90 (east)", "360 (north)"] if k % 2 else ["359 (north)", "91.5 (east)", "298 (northwest)"]
-    landmarks = ["No landmark nearby", f"{a} is on your right", "No landmark nearby" if k % 3 == 0 else f"{b} is on your left",
-                 f"The destination {c} is on your left"]
-    blocks = ""
-    for i in range(4):
-        ahead = f'"to_next_intersection_heading": "{headings[i]}",\n' if i < 3 else ""
-        blocks += (f'{{\n"intersection_idx": {i},\n"landmarks": "{landmarks[i]}",\n"distance": "{16 + i} meters",\n'
-                   f'"human_heading": "{(90 * i) % 360} (x)",\n{ahead}}},\n')
-    landmark = {"name": a, "geocode": points[1], "spatial_relation": "right", "expression": "on your right"}
-    return {"start_place": {"relocated_geocode": start}, "init_heading": (0, 360, 45)[k % 3], "dest_place": {"name": c},
-            "route_results": {"geocode_list": points, "landmark_list": [None, landmark, None if k % 3 == 0 else {**landmark, "name": b}]},
-            "milestone_info": blocks}
-
-
-def write_virl(path, routes, panoramas="exact"):
-    with open(f"{path}/route_infos.json", "w", encoding="utf-8") as f:
-        json.dump([routes, 7], f)
-    if panoramas == "exact":
-        panoramas = {tuple(p): f"pano_{i}" for r in routes for i, p in enumerate(r["route_results"]["geocode_list"])}
-    if panoramas is not None:
-        with open(f"{path}/gps_pano_mapping.pkl", "wb") as f:
-            f.write(panoramas if isinstance(panoramas, bytes) else pickle.dumps(panoramas))
-    return path
-
-
-def test_virl_released_format():
-    with folder() as path:
-        write_virl(path, [virl_route(k) for k in range(30)])
-        for rule in RULES:
-            for split in ("train", "unseen"):
-                assert virl_expert(rule=rule, split=split, data=path) > 200
-                assert virl_expert(rule=rule, split=split, data=path, move_on=True, verify=1) > 200
-        routes = {s: {r.name for r in VIRL(split=s, data=path).routes} for s in ("train", "unseen")}
-        assert not routes["train"] & routes["unseen"] and len(routes["train"] | routes["unseen"]) == 30 and 2 <= len(routes["unseen"]) <= 12
-        seen, facings, between = {}, {}, {}
-        for split in ("train", "unseen"):
-            env = VIRL(rule="ood", split=split, data=path)
-            for i in range(300):
-                env.reset(i)
-                k = int(env.route.name.split()[-1])
-                seen[k] = env.instructions
-                facings.setdefault(k % 3, set()).add(env.positions[0].turn[0])
-                moves = [p.instruction for p in env.positions if p.action == "forward()"]
-                between.setdefault(k % 2, []).append([moves.count(env.instructions[j]) - 1 for j in (1, 3, 5)])
-                if k % 2 == 1:
-                    assert env.positions[0].turn[1] == 0.0 and env.positions[0].instruction.endswith("to face north.")
-                for p in env.positions:  # the points lie on the way; intersections are told where they are
-                    assert 40.69 < p.point[0] < 41.1 and -74.001 < p.point[1] < -73.998
-                    if p.turn and p is not env.positions[0]:
-                        assert p.observation.endswith(", at an intersection")
-                while not env.step(env.expert()).done:
-                    past = env.messages[0]["content"].split("Last steps: ")[1].split("\nNow: ")[0]
-                    assert past.count("; ") == env.at - 1  # here all steps are shown
-        assert len(facings[0]) > 50 and facings[1] == {360} and facings[2] == {45}  # 0 = unset, 360 = north
-        long = [n for row in between[0] for n in row] + [n for row in between[1] for n in row[1:]]
-        assert {n for row in between[1] for n in row[:1]} == {0} and set(long) == set(range(6)) and 2.3 < sum(long) / len(long) < 2.7
-        assert len(seen) == 30
-        for k, instructions in seen.items():
-            assert f"where {VIRL_NAMES[k % 8]} is on your right." in instructions[1]
-            assert (instructions[3] == "Move forward until you reach next intersection.") == (k % 3 == 0)
-            assert instructions[5] == f"Move forward until you reach destination where {VIRL_NAMES[(k + 2) % 8]} is on your left."
-        env = VIRL(data=path)
-        same_seed = [env.reset("x")[0] for _ in range(2)]
-        assert same_seed[0] == same_seed[1]
-
-
-def test_virl_milestones():
-    text = ('[{"intersection_idx": 0, "landmarks": "A \\"B\\" {C}, D is on your left", "distance": "1 meters"},'
-            '{ "distance": "2 meters",\n"landmarks": "{", },{"landmarks": "The "Q"", "intersection_idx": 3 , }, ]')
-    assert env_virl.milestones(text) == [{"intersection_idx": "0", "landmarks": 'A "B" {C}, D is on your left', "distance": "1 meters"},
-                                         {"distance": "2 meters", "landmarks": "{"}, {"landmarks": 'The "Q"', "intersection_idx": "3"}]
-    assert env_virl.milestones("") == env_virl.milestones("no braces") == []
-
-
-def test_virl_damaged_data():
-    """Each kind of damage: one ValueError that names the file, the route and the key."""
-    def damage(key, change, whole=False):
-        routes = [virl_route(k) for k in range(12)]
-        if whole:
-            routes[3] = change
-        else:
-            change(routes[3])
-        with folder() as path:
-            write_virl(path, routes, None)
-            error(path, "route 3: ", key)
-
-    def error(path, *words):
-        try:
-            VIRL(data=path)
-        except ValueError as e:
-            message = str(e)
-            assert isinstance(e, ValueError) and path in message and "\n" not in message and all(w in message for w in words), (words, message)
-            assert len(message) < 500
-        else:
-            raise AssertionError(f"no error: {words}")
-
-    def replaced(old, new, count=1):
-        def change(route):
-            assert old in route["milestone_info"], old
-            route["milestone_info"] = route["milestone_info"].replace(old, new, count)
-        return change
-    keys = ("start_place.relocated_geocode", "init_heading", "route_results.geocode_list", "route_results.landmark_list", "dest_place", "milestone_info")
-    for key in keys:
-        *outer, inner = key.split(".")
-        for value in (None, "x", [], {"a": 1}, [1], [1, 2, 3], ["1", "2"], [91, 0], [0, 181], [float("nan"), 0], True, 1e999, float("nan"), 999, "missing"):
-            if (key, value) == ("dest_place", {"a": 1}):
-                continue
-            def change(route):
-                place = route[outer[0]] if outer else route
-                place.pop(inner) if value == "missing" else place.update({inner: value})
-            damage(key, change)
-    for part in ("start_place", "route_results"):
-        damage(part, lambda route: route.update({part: None}))
-    for route in (None, 7, [], "x", {}, [{}]):
-        damage("route_results.geocode_list: it is missing", route, whole=True)
-    damage("route_results.geocode_list", lambda r: r["route_results"].update(geocode_list=[[1, 2]]))
-    damage("route_results.landmark_list", lambda r: r["route_results"]["landmark_list"].pop())
-    for bad in ({}, {"name": 1}, 7, "x", {"name": "x", "geocode": None, "spatial_relation": "", "expression": ""}, {"name": "x", "geocode": [1, 2]}):
-        damage("route_results.landmark_list", lambda r: r["route_results"]["landmark_list"].__setitem__(1, bad))
-    damage("milestone_info", lambda r: r.update(milestone_info=r["milestone_info"] + r["milestone_info"]))
-    damage("milestone_info", lambda r: r.update(milestone_info=r["milestone_info"][:-4]))  # cut off
-    damage("milestone_info", lambda r: r.update(milestone_info=r["milestone_info"][:len(r["milestone_info"]) // 2]))
-    damage("milestone_info.intersection_idx", replaced('"intersection_idx": 1,', '"intersection_idx": one,'))
-    damage("milestone_info.intersection_idx", replaced('"intersection_idx": 1,\n"', '"'))
-    damage("milestone_info.landmarks", replaced("is on your right", "on your right"))
-    damage("milestone_info.landmarks", replaced("The destination ", ""))
-    damage("milestone_info.landmarks", replaced("No landmark nearby", "The destination X is on your left"))
-    damage("milestone_info.landmarks", replaced("No landmark nearby", "\ud800 is on your left"))
-    damage("milestone_info.landmarks", replaced("No landmark nearby", ""))
-    damage("milestone_info.landmarks", replaced("No landmark nearby", "x" * 2000 + " is on your left"))
-    damage("milestone_info.landmarks", replaced('nearby",', "nearby,"))
-    damage("milestone_info.landmarks", replaced('"landmarks":', '"landmark":'))
-    damage("milestone_info.distance", replaced("16 meters", "far"))
-    damage("milestone_info.distance", replaced('"distance": "16 meters",', ""))
-    damage("milestone_info.human_heading", replaced("90 (x)", "east"))
-    damage("milestone_info.to_next_intersection_heading", replaced("90 (east)", "(east)"))
-    damage("milestone_info.to_next_intersection_heading", replaced('"to_next_intersection_heading": "90 (east)",', ""))
-    damage("milestone_info.to_next_intersection_heading", replaced('"to_next', '"to_next_intersection_heading": "1",\n"to_next'))
-
-    with folder() as path:
-        error(path, "route_infos.json")
-        for text in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"{}", b"[]", b"[[], 0]", b"[[1]]", b"null", b"[1, 2]", b"9" * 5000):
-            env_virl.load_routes.cache_clear()
-            with open(f"{path}/route_infos.json", "wb") as f:
-                f.write(text)
-            error(path, "route_infos.json")
-    with folder() as path:
-        write_virl(path, [virl_route(1)])
-        for split in ("train", "unseen"):  # one of the two has no route
-            try:
-                assert VIRL(split=split, data=path).routes
-            except ValueError as e:
-                assert "route_infos.json" in str(e) and split in str(e)
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, (Evil.path,)
-
-
-def test_virl_panoramas():
-    """Exact place, else the nearest within 20 m; the pickle may hold plain things only, and nothing in it runs."""
-    routes = [virl_route(k) for k in range(8)]
-    exact = {tuple(p): "id" for r in routes for p in r["route_results"]["geocode_list"]}
-
-    def load(panoramas):
-        with folder() as path:
-            Evil.path = f"{path}/evil"
-            try:
-                write_virl(path, routes, panoramas() if callable(panoramas) else panoramas)
-                return len(VIRL(data=path).routes) > 0
-            except ValueError as e:
-                assert "gps_pano_mapping.pkl" in str(e) and "\n" not in str(e), str(e)
-                return str(e)
-            finally:
-                assert not os.path.exists(Evil.path)
-    assert load(exact) is True and load({(a + 0.00017, b): v for (a, b), v in exact.items()}) is True       # 19 m to the north
-    assert "geocode" in load({(a + 0.00019, b): v for (a, b), v in exact.items()})                           # 21 m
-    assert load({(a, b + 0.00023): v for (a, b), v in exact.items()}) is True and "20 m" in load({(a, b + 0.00025): v for (a, b), v in exact.items()})
-    lost = tuple(routes[5]["route_results"]["geocode_list"][2])
-    assert "route 5" in (message := load({k: v for k, v in exact.items() if k != lost})) and str(lost) in message
-    assert "route 0" in load({})
-    assert "mkdir" in load(lambda: {**exact, (1.0, 2.0): Evil()}) and "mkdir" in load(lambda: Evil())
-    assert "Fraction" in load({(Fraction(1), 2.0): "x"})
-    for bad in (b"", b"junk", pickle.dumps(exact)[:-20], b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\x95" + b"\xff" * 8, pickle.dumps(None), 7, [1], {1: "x"}, {(1.0,): "x"},
-                {("a", "b"): "x"}, {(1.0, 2.0): 3}, {(91.0, 0.0): "x"}, {(float("nan"), 0.0): "x"}):
-        assert isinstance(load(bad), str), bad
-    near = {(0.0, 0.0): "a", (0.0001, 0.0): "b"}
-    assert [env_virl.panorama_at(p, near, list(near)) for p in ((0.0, 0.0), (0.00006, 0.0), (-0.0001, 0.0), (0.0, 0.001))] == ["a", "b", "a", None]
-
-
-# Pictures.
-
-def views_of(picture):
-    """A picture -> its four views as int arrays, {"front": [side, side, 3], ...}."""
-    pixels, side = np.asarray(picture, int), picture.width // 2
-    return {view: pixels[i // 2 * side:][:side, i % 2 * side:][:, :side] for i, view in enumerate(("front", "right", "back", "left"))}
-
-
-def test_virl_pictures_same_seed_same_bytes_in_another_process():
-    code = ("import hashlib, random; from env_virl import VIRL, picture_document; h = hashlib.sha256()\n"
-            "for visual in ('id', 'ood'):\n"
-            "    e = VIRL(seed=5, vl=True, visual=visual)\n"
-            "    for seed in (None, None, 'a', 7):\n"
-            "        images = e.reset(seed)[1]\n"
-            "        while images:\n"
-            "            h.update(images[0].tobytes()); images = e.step(e.expert()).images\n"
-            "r = random.Random(1)\n"
-            "for _ in range(40):\n"
-            "    doc, images = picture_document(r); h.update(str(doc).encode()); h.update(images[0].tobytes())\n"
-            "print(h.hexdigest())")
-    outputs = {subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True,
-                              env={**os.environ, "PYTHONHASHSEED": salt}).stdout for salt in "12"}
-    assert len(outputs) == 1 and len(outputs.pop()) == 65
-    a, b = VIRL(seed=3, vl=True), VIRL(seed=4, vl=True)
-    first = [a.reset("x")[1][0].tobytes() for _ in range(2)]
-    assert first[0] == first[1] == b.reset("x")[1][0].tobytes() != b.reset("y")[1][0].tobytes()  # only the episode's seed counts
-    assert a.reset()[1][0].tobytes() != first[0] and VIRL(seed="x", vl=True).reset()[1][0].tobytes() == first[0]
-
-
-def test_virl_pictures_through_a_route():
-    """The same routes as in words, the observation out of the prompt; a conversation keeps its picture, a new one has another."""
-    for visual, rule, move_on in itertools.product(("id", "ood"), RULES, (False, True)):
-        keywords = dict(rule=rule, visual=visual, move_on=move_on)
-        text, vl = VIRL(**keywords), VIRL(**keywords, vl=True, pixels=32)
-        for i in range(8):
-            (words, none), (messages, images) = text.reset(i), vl.reset(i)
-            assert none == [] and text.route == vl.route and text.positions == vl.positions
-            pictures = []
-            while messages:
-                seen = vl.position.observation
-                assert f"Now: {env_virl.SEEN}\n" in messages[0]["content"] and "picture" not in words[0]["content"]
-                assert messages[0]["content"].replace(env_virl.SEEN, seen) == words[0]["content"]
-                assert len(images) == 1 and images[0].mode == "RGB" and images[0].size == (32, 32)
-                pictures.append(images[0].tobytes())
-                wrong = vl.step(virl_answer("stop()" if vl.position.action != "stop()" else "forward()", "a tower"))
-                assert wrong.images is images and wrong.messages[0] == messages[0] and images[0].tobytes() == pictures[-1]
-                open_question = vl.at > 0 and vl.positions[vl.at - 1].action == "forward()"  # elsewhere the prompt tells what is seen
-                assert wrong.info["recognized"] < 1 if open_question else wrong.info["recognized"] is None
-                step, told = vl.step(vl.expert()), text.step(text.expert())
-                assert step.info["recognized"] == (1 if open_question else None) and told.info["recognized"] is None and told.images == []
-                assert {**step.info, "recognized": None} == told.info and step.reward == told.reward and step.images is not images
-                (messages, images), words = (step.messages, step.images), told.messages
-            assert images == [] and step.done and len(set(pictures)) == len(pictures)
-    names = {split: {n for city in env_virl.ABROAD[split] for n, _ in env_virl.city(city)[2]} for split in ("train", "unseen")}
-    assert not names["train"] & names["unseen"] and len({city for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for city in row}) == 8
-    for bad in (dict(visual="x"), dict(pixels=0)):
-        try:
-            VIRL(vl=True, **bad)
-        except ValueError as e:
-            assert str(list(bad.values())[0]) in str(e)
-        else:
-            raise AssertionError(bad)
-
-
-def test_virl_what_the_eyes_decide():
-    """What a picture decides in V-IRL-VL: after a first forward(), has the walker arrived? A player that always says so without looking has
-    about 85% of first attempts, and of second ones all. (README and env_virl.py say that.)"""
-    right = total = open_questions = 0
-    for i in range(200):
-        env = VIRL(split="unseen", vl=True, pixels=16)
-        env.reset(i)
-        actions = [p.action for p in env.positions]  # None: a turn
-        for at, action in enumerate(actions):
-            asked = at > 0 and actions[at - 1] == "forward()" and actions[at - 2] != "forward()"  # at most one step lies between
-            right, total, open_questions = right + (not asked or action != "forward()"), total + 1, open_questions + asked
-            assert asked or at == 0 or (action == "forward()") == (actions[at - 1] is None)
-    assert 0.82 < right / total < 0.88 and 0.25 < open_questions / total < 0.4, (right / total, open_questions / total)
-
-
-def test_virl_views_show_the_observation():
-    """The landmark is in the view of its side alone, the zebra crossing in all four, and nothing else changes; each look has its colours."""
-    for look, pixels in itertools.product(env_virl.LOOKS, (80, 81, 300)):
-        def views(observation):
-            picture = env_virl.draw_picture(look, "Aldham", observation, "s", pixels)
-            assert picture.size == (pixels, pixels)
-            return views_of(picture)
-
-        def changed(a, b):
-            a, b = views(a), views(b)
-            return [view for view in a if np.abs(a[view] - b[view])[1:-1, 1:-1].max() > 40]
-        for crossing in ("", ", at an intersection"):
-            plain = f"nothing nearby{crossing}"
-            assert changed(plain, f"Oak Inn is on your left{crossing}") == ["left"] and changed(plain, f"Oak Inn is on your right{crossing}") == ["right"]
-            assert changed(f"Oak Inn is on your left{crossing}", f"Oak Cafe is on your left{crossing}") == ["left"]
-        assert changed("at an intersection", "nothing nearby, at an intersection") == []
-        assert changed("at an intersection", "nothing nearby") == ["front", "right", "back", "left"]
-        for name in ("", "Sun Bank is on your right, "):
-            for view in views(f"{name}at an intersection").values():  # white or yellow at the bottom
-                bottom = view[int(0.85 * len(view)):int(0.95 * len(view))]
-                assert 0.3 < (np.abs(bottom - env_virl.LOOKS[look]["zebra"]).max(-1) < 40).mean() < 0.7
-        sky = [view[len(view) // 8, len(view) // 2] for view in views("at an intersection").values()]
-        assert all(np.abs(colour - env_virl.city_style(look, "Aldham")["sky"]).max() < 12 for colour in sky)
-        towns = [town for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for town in row]  # each has colours of its own
-        styles = [env_virl.city_style(look, town) for town in towns]
-        assert len({str(style) for style in styles}) == len(towns) and all(
-            np.abs(np.subtract(style["walls"], env_virl.LOOKS[look]["walls"])).max() <= 25 and style["zebra"] == env_virl.LOOKS[look]["zebra"] for style in styles)
-    drawn = {env_virl.draw_picture("id", town, "at an intersection", seed).tobytes() for town in ("Aldham", "Corvale") for seed in range(25)}
-    assert len(drawn) == 50
-
-
-def test_virl_landmarks_can_be_told_apart():
-    """At 80 pixels: drawn at the same place, any two of the 60 differ clearly; and each is known again, drawn with other random details,
-    by the closest of the 60 among all shifts by up to four pixels."""
-    names = env_virl.LANDMARKS
-    for look in env_virl.LOOKS:
-        a, b = (np.stack([views_of(env_virl.draw_picture(look, "Corvale", f"{name} is on your right", f"{seed}{name if seed else ''}"))["right"].mean(-1)
-                          for name in names]) for seed in (0, 1))  # [60, 40, 40]
-        apart = np.array([[(np.abs(x - y) > 60).sum() for y in a] for x in a]) + 10 ** 6 * np.eye(60)
-        assert apart.min() > 60, (look, apart.min())  # of 1600 pixels
-        best = np.full((60, 60), np.inf)
-        for down, right in itertools.product(range(-5, 6), range(-4, 5)):
-            moved = np.roll(a, (down, right), (1, 2))[:, 8:24, 4:36].reshape(60, -1)
-            best = np.minimum(best, np.abs(b[:, None, 8:24, 4:36].reshape(60, 1, -1) - moved[None]).mean(-1))
-        assert (best.argmin(1) == np.arange(60)).mean() > 0.95, look
-
-
-def test_virl_recognized():
-    corner, house, none = "Oak Inn is on your left, at an intersection", "Oak Inn is on your left", "nothing nearby"
-    for said, truth, share in (
-            (corner, corner, 1), (house, house, 1), (none, none, 1), ("at an intersection", "at an intersection", 1),
-            ("  OAK inn\nis on  your left, AT an Intersection ", corner, 1), ("Nothing  Nearby", none, 1),
-            (house, corner, 2 / 3), (corner, house, 2 / 3), ("Oak Inn is on your right, at an intersection", corner, 2 / 3),
-            ("Oak Cafe is on your left, at an intersection", corner, 2 / 3), ("Oak Inn, at an intersection", corner, 2 / 3),
-            ("Sun Cafe is on your right", corner, 0), ("Sun Cafe is on your left", corner, 1 / 3), (none, corner, 0), ("at an intersection", corner, 1 / 3),
-            (none, house, 1 / 3), ("at an intersection", none, 1 / 2), (none, "at an intersection", 1 / 2), (house, none, 1 / 2), (corner, none, 0),
-            (house, "at an intersection", 0), (corner, "at an intersection", 1 / 2), ("", none, 0), (" ", none, 0), ("Oak Inn", house, 2 / 3),
-            (f"{none}, at an intersection", "at an intersection", 1), ("東京 is on your right", "東京 is on your right", 1),
-            ("The \"A is B\" Inn is on your left", "The \"A is B\" Inn is on your left", 1), ("\ud800", house, 1 / 3), ("x" * 5000, house, 0)):
-        assert abs(env_virl.recognized(virl_answer("forward()", said), truth) - share) < 1e-9, (said, truth)
-    for text in ("", "forward()", "null", "[1]", "{" * 10_000, '{"a":' * 10_000, '{"action": "forward()"}', '{"current observation": "nothing nearby"', "\ud800", "\x00",
-                 '{"current observation": ' + "9" * 10_000 + "}", *(virl_answer("forward()", x) for x in (None, 7, True, [], ["nothing nearby"], {}, {"a": none}, 1e999))):
-        assert env_virl.recognized(text, none) == env_virl.recognized(text, corner) == 0.0, text
-    rng = random.Random(0)
-    for _ in range(3000):
-        chars = list(virl_answer("forward()", corner))
-        for _ in range(rng.randrange(1, 6)):
-            chars[rng.randrange(len(chars))] = rng.choice('()"{}[]:, \'\\\x00\ud800\u0663is')
-        assert 0 <= env_virl.recognized("".join(chars), rng.choice((corner, house, none))) <= 1
-
-
-def test_virl_cells_with_pictures():
-    assert VIRL.cells("id") == VIRL.cells("id", None) and set(VIRL.visual_names) == set(env_virl.LOOKS)
-    for rule, visual in itertools.product(RULES, env_virl.LOOKS):
-        cells, (other, unusual) = VIRL.cells(rule, visual), ({"id": "ood", "ood": "id"}[x] for x in (rule, visual))
-        assert list(cells) == ["seen", "id", "ood", "visual"] and all(k["vl"] and k["move_on"] for k in cells.values())
-        assert [(k["rule"], k["split"], k["visual"]) for k in cells.values()] == [
-            (rule, "train", visual), (rule, "unseen", visual), (other, "unseen", visual), (rule, "unseen", unusual)]
-        routes = {c: {(e.reset(i), e.route.name.split()[0])[1] for i in range(20)} for c, k in cells.items() for e in [VIRL(**k)]}
-        assert routes["id"] == routes["ood"] and not routes["seen"] & routes["id"] and not routes["visual"] & (routes["seen"] | routes["id"])
-
-
-def test_virl_picture_documents():
-    """Valid pieces; what is said of the usual look is true, and of the unusual one (a tenth) half is wrong in landmark and side."""
-    looks, n, real = [], 1500, env_virl.draw_picture
-    chats = captions = feedback = said_wrong = unusual = 0
-    names, rng = set(), random.Random(0)
-    try:
-        env_virl.draw_picture = lambda look, town, observation, *more: looks.append((look, observation)) or real(look, town, observation, *more)
-        for _ in range(n):
-            doc, images = env_virl.picture_document(rng, pixels=16)
-            (look, truth), text = looks[-1], doc[0]["content"] if isinstance(doc, list) else doc
-            assert len(images) == 1 and images[0].size == (16, 16) and images[0].mode == "RGB"
-            assert text.count("<image>") == (0 if isinstance(doc, list) else len(images))
-            if text.startswith("<image>\nNow: "):
-                captions, said = captions + 1, {text.removeprefix("<image>\nNow: ")}
-                names.add(env_virl.observation_parts(truth)[0])
-            else:
-                assert text.count(f"Now: {env_virl.SEEN}") == text.count("Now: ") == 1
-                answers = [m["content"] for m in doc[1::2]] if isinstance(doc, list) else [doc.split("\n")[-1]]
-                said = {json.loads(a)["current observation"] for a in answers}
-                assert all(json.loads(a)["current instruction"] in text for a in answers)
-            if isinstance(doc, list):
-                assert [m["role"] for m in doc] == ["user", "assistant"] * (len(doc) // 2) and text.startswith("You walk along a route")
-                chats, feedback = chats + 1, feedback + (len(doc) == 4)
-            assert len(said) == 1 and ("intersection" in (words := said.pop())) == ("intersection" in truth)
-            unusual, said_wrong = unusual + (look == "ood"), said_wrong + (words != truth)
-            assert look == "ood" or words == truth
-        assert 0.12 < chats / n < 0.18 and 0.64 < captions / n < 0.72 and feedback > 5 and 0.08 < unusual / n < 0.12
-        assert 0.35 < said_wrong / unusual < 0.65 and names == {"", *env_virl.LANDMARKS}
-        assert all(isinstance(env_virl.picture_document(rng, 1.0)[0], list) for _ in range(20))
-        assert all(isinstance(env_virl.picture_document(rng, 0.0)[0], str) for _ in range(50))
-        assert env_virl.SEEN in env_virl.fragments(vl=True)
-    finally:
-        env_virl.draw_picture = real
-
-
-def test_virl_drawing_speed():
-    start = time.perf_counter()
-    for i in range(100):
-        env_virl.draw_picture("id", "Aldham", "Oak Bank is on your left, at an intersection", i)
-    each = (time.perf_counter() - start) / 100
-    print(f"    {1e3 * each:.1f} ms a picture")
-    assert each < 0.02
-
-
-def compass_panorama(width, rotation):
-    """Every column knows its compass heading h (red, green: cosine and sine), every row its height (blue: 0 top, 255 bottom)."""
-    heading = np.radians((np.arange(width) + 0.5) / width * 360 - rotation)[None]
-    row = (np.arange(width // 2) + 0.5)[:, None] / (width // 2)
-    channels = np.broadcast_arrays(127.5 + 127.5 * np.cos(heading), 127.5 + 127.5 * np.sin(heading), 255 * row)
-    return np.stack(channels, -1).round().astype(np.uint8)
-
-
-def test_virl_projection():
-    """Views of a panorama that encodes direction: each pixel shows the heading atan(x) and the height atan(y / hypot(1, x)) off the centre."""
-    for rotation, heading, side in itertools.product((0, 37.5, -90, 200, 360), (0, 1, 45, 90, 179.9, 298, 359.5, 405, -30), (41, 40)):
-        view = env_virl.perspective(compass_panorama(1440, rotation), heading, rotation, side)
-        assert view.shape == (side, side, 3) and view.dtype == np.uint8
-        red, green, blue = (view.astype(float) / 127.5 - 1).transpose(2, 0, 1)
-        x = (np.arange(side) * 2 + 1 - side) / side
-        off = (np.degrees(np.arctan2(green, red)) - heading - np.degrees(np.arctan(x))[None] + 180) % 360 - 180
-        assert np.abs(off).max() < 0.6, (rotation, heading, np.abs(off).max())
-        rise = np.degrees(np.arctan2(-x[:, None], np.hypot(1, x[None])))
-        assert np.abs(-90 * blue - rise).max() < 0.6 and blue[0].max() < 0 < blue[-1].min()  # up is up
-    ramp = np.zeros((8, 16, 3), np.uint8)
-    ramp[:, 0], ramp[:, -1] = 200, 100  # the seam lies between these: half of each
-    assert env_virl.perspective(ramp, 0, 0, 1).tolist() == [[[150] * 3]] and env_virl.perspective(ramp, 350, 10, 1).tolist() == [[[150] * 3]]
-    assert env_virl.perspective(ramp, 11.25, 0, 1).tolist() == [[[200] * 3]] and env_virl.perspective(ramp, -11.25, 0, 1).tolist() == [[[100] * 3]]
-
-
-COLOURS = {0: (220, 30, 30), 90: (30, 200, 30), 180: (30, 30, 220), 270: (230, 230, 230)}  # north, east, south, west
-
-
-def write_street_views(path, routes, rotation=70):
-    """Panoramas with a colour to each side of the world, one for each point that a walk can reach."""
-    walked = [[r["start_place"]["relocated_geocode"]] + r["route_results"]["geocode_list"][1:] for r in routes]
-    points = {tuple(x + k / 6 * (y - x) for x, y in zip(a, b)) for line in walked for a, b in zip(line, line[1:]) for k in range(7)}
-    write_virl(path, routes, {point: f"pano_{i}" for i, point in enumerate(sorted(points))})
-    heading = ((np.arange(720) + 0.5) / 2 - rotation) % 360
-    row = np.array([COLOURS[int((h + 45) % 360 // 90) * 90] for h in heading], np.uint8)
-    os.mkdir(f"{path}/street_views")
-    for i in range(len(points)):
-        Image.fromarray(np.repeat(row[None], 360, 0)).save(f"{path}/street_views/pano_{i}.jpg", quality=95)
-        with open(f"{path}/street_views/pano_{i}.metadata.json", "w") as f:
-            json.dump({"rotation": rotation}, f)
-    return path
-
-
-def test_virl_street_views_of_the_data_set():
-    with folder() as path:
-        os.mkdir(f"{path}/ood")
-        write_street_views(path, [virl_route(k) for k in range(6)])
-        write_street_views(f"{path}/ood", [virl_route(k) for k in range(10, 16)], rotation=-15.5)
-        for visual, pixels in (("id", 80), ("ood", 33)):
-            env, text = (VIRL(data=path, visual=visual, vl=vl, pixels=pixels, move_on=True) for vl in (True, False))
-            for i in range(6):
-                (messages, images), _ = env.reset(i), text.reset(i)
-                while messages:
-                    assert images[0].size == (pixels, pixels) and env.position == text.position
-                    for view, turn in (("front", 0), ("right", 90), ("back", 180), ("left", 270)):  # look at each view's middle
-                        middle = views_of(images[0])[view][pixels // 4, pixels // 4]
-                        heading = (env.position.heading + turn) % 360
-                        if abs((heading + 45) % 90 - 45) < 40:
-                            assert np.abs(middle - COLOURS[round(heading / 90) * 90 % 360]).max() < 40, (view, heading, middle)
-                    step = env.step(env.expert())
-                    assert step.info["recognized"] in (1, None)
-                    messages, images = step.messages, step.images
-                    text.step(text.expert())
-        assert env_virl.load_panorama.cache_info().maxsize <= 16
-        shape = env_virl.load_panorama(f"{path}/street_views/pano_0.jpg", 40).shape
-        assert shape == (160, 320, 3)
-
-
-def test_virl_damaged_street_views():
-    """Each kind of damage: one ValueError that names the route and the file, and the key where there is one."""
-    def error(damage, *words, visual="id", play=False):
-        with folder() as path:
-            write_street_views(path, [virl_route(k) for k in (1, 3)], rotation=0)
-            ids = sorted(os.listdir(f"{path}/street_views"))
-            damage(path)
-            split = next(s for s in ("train", "unseen") if env_virl.load_routes(path)[s])
-            VIRL(data=path, split=split)  # without pictures all is well
-            try:
-                env = VIRL(data=path, split=split, vl=True, visual=visual)
-                assert play, f"no error: {words}"
-                for i in range(20):
-                    messages = env.reset(i)[0]
-                    while messages:
-                        messages = env.step(env.expert()).messages
-            except ValueError as e:
-                message = str(e)
-                assert isinstance(e, ValueError) and path in message and "\n" not in message and all(w in message for w in words), (words, message)
-                assert len(message) < 500 and ids
-            else:
-                raise AssertionError(f"no error: {words}")
-
-    def write(ending, content):
-        def damage(path):
-            for name in os.listdir(f"{path}/street_views"):
-                if name.endswith(ending):
-                    os.remove(f"{path}/street_views/{name}")
-                    if content is not None:
-                        with open(f"{path}/street_views/{name}", "wb") as f:
-                            f.write(content)
-        return damage
-
-    def cut(path):  # the header is whole, the picture is not
-        for name in os.listdir(f"{path}/street_views"):
-            if name.endswith(".jpg"):
-                with open(f"{path}/street_views/{name}", "rb+") as f:
-                    f.truncate(1500)
-    for content in (None, b"", b"junk", b"\xff\xd8\xff"):
-        error(write(".jpg", content), "route ", "street_views/pano_", ".jpg: ")
-    error(cut, "route ", "street_views/pano_", ".jpg: cannot be read", play=True)
-    for content in (None, b"", b"{", b"\xff", b"[]", b"null", b"{}", b"[" * 100_000, b'{"rotation": "x"}', b'{"rotation": null}', b'{"rotation": true}',
-                    b'{"rotation": NaN}', b'{"rotation": 1e999}', b'{"rotation": 400}', b'{"rotation": [1]}', b"9" * 5000):
-        error(write(".metadata.json", content), "route ", "street_views/pano_", ".metadata.json: rotation: ")
-    error(lambda path: os.remove(f"{path}/gps_pano_mapping.pkl"), "route ", "gps_pano_mapping.pkl")
-    error(lambda path: None, "ood", "visual", visual="ood")
-    routes = [virl_route(k) for k in (1, 3)]
-    error(lambda path: write_virl(path, routes), "route ", "gps_pano_mapping.pkl: geocode (", "20 m")  # at places only, not between
-    up = {tuple(x + k / 6 * (y - x) for x, y in zip(a, b)): "../x" for r in routes for line in [r["route_results"]["geocode_list"]]
-          for a, b in zip(line, line[1:]) for k in range(7)}
-    error(lambda path: write_virl(path, routes, up), "route ", "'../x' is no panorama id")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pictures through the model. GeneralPoints-VL on tiny random checkpoints of the families that users bring.
+# Pictures through the model: tiny random checkpoints of the families that users bring. FAMILIES above has them.
 
 class QwenProcessor:
     """Stands in for Qwen2.5-VL's processor, which needs torchvision: its own Pillow half for pictures, the text by hand."""
@@ -2275,219 +2313,67 @@ class QwenProcessor:
 
     def __call__(self, text, images, **_):
         out, place = self.image_processor(images, return_tensors="pt"), "<|image_pad|>"
+        counts = [grid.prod().item() // 4 for grid in out["image_grid_thw"]]
+        equal(text[0].count(place), len(images), "image places in the text")
         parts = text[0].split(place)
-        assert len(parts) == len(images) + 1
-        text = "".join(part + place * n for part, n in zip(parts, [grid.prod().item() // 4 for grid in out["image_grid_thw"]] + [0]))
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        words = "".join(part + place * n for part, n in zip(parts, counts + [0]))
+        ids = self.tokenizer(words, add_special_tokens=False, return_tensors="pt")
         return {**ids, **out, "mm_token_type_ids": (ids["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)).long()}
 
 
-VISION_FAMILIES = ("llava", "mllama", "idefics3", "qwen2_5_vl")
-
-
-@functools.lru_cache(maxsize=None)
 def tiny_vlm(family):
-    """A random tiny vision-language model, saved and loaded again -> (model, tokenizer with .processor)."""
-    from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, MllamaConfig, MllamaForConditionalGeneration,
-                              MllamaProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
+    """A random tiny vision-language model -> (model, tokenizer with .processor)."""
+    from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, MllamaConfig, MllamaProcessor,
+                              MllamaForConditionalGeneration, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
     from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-    torch.manual_seed(0)
-    model, tok = sft.build_tiny(GeneralPoints, 0, vl=family == "llava")
-    special = {"llava": [], "mllama": ["<|python_tag|>", "<s>", "<|image|>"], "idefics3": ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"],
-               "qwen2_5_vl": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]}[family]
+    model, tok = sft.build_tiny("gp", 0, vl=family == "llava")
+    if family == "llava":
+        return model, tok
+    special, place = {"mllama": (["<|python_tag|>", "<s>", "<|image|>"], "<|image|>"),
+                      "idefics3": (["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"], "<image>"),
+                      "qwen2_5_vl": (["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+                                     "<|vision_start|><|image_pad|><|vision_end|>")}[family]
     tok.add_special_tokens({"additional_special_tokens": special})
-    place = {"mllama": "<|image|>", "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>"}.get(family, "<image>")
     tok.chat_template = sft.CHAT_TEMPLATE.replace("<image>", place)
     ids = dict(zip(special, tok.convert_tokens_to_ids(special)))
-    text = dict(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=1024, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id)
+    text = dict(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+                num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id)
     vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, image_size=40)
     if family == "mllama":
         tok.bos_token = "<s>"
-        tok.processor = MllamaProcessor(MllamaImageProcessorPil(size={"height": 40, "width": 40}, max_image_tiles=2), tok, tok.chat_template)
+        images = MllamaImageProcessorPil(size={"height": 40, "width": 40}, max_image_tiles=2)
+        tok.processor = MllamaProcessor(images, tok, tok.chat_template)
         assert ids["<|image|>"] == len(tok) - 1  # as in the real one, the mark is in the embedding and not in the head
-        model = MllamaForConditionalGeneration(MllamaConfig(
-            image_token_index=ids["<|image|>"], text_config=dict(text, vocab_size=len(tok) - 1, cross_attention_layers=[1], bos_token_id=ids["<s>"],
-                                                                 rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
-            vision_config=dict(vision, num_global_layers=1, attention_heads=2, patch_size=20, max_num_tiles=2, vision_output_dim=64,
-                               intermediate_layers_indices=[0], supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])))
+        text.update(vocab_size=len(tok) - 1, cross_attention_layers=[1], bos_token_id=ids["<s>"],
+                    rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+        vision.update(num_global_layers=1, attention_heads=2, patch_size=20, max_num_tiles=2, vision_output_dim=64,
+                      intermediate_layers_indices=[0], supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])
+        config = MllamaConfig(image_token_index=ids["<|image|>"], text_config=text, vision_config=vision)
+        model = MllamaForConditionalGeneration(config)
         for name, p in model.named_parameters():  # closed gates, as at initialisation, let no picture through
             p.data.fill_(0.5) if "gate" in name and "proj" not in name else None
     elif family == "idefics3":
-        images = Idefics3ImageProcessorPil(size={"longest_edge": 40}, max_image_size={"longest_edge": 40}, do_image_splitting=False)
+        edge = {"longest_edge": 40}
+        images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
         tok.processor = Idefics3Processor(images, tok, image_seq_len=4, chat_template=tok.chat_template)
         model = Idefics3ForConditionalGeneration(Idefics3Config(
-            image_token_id=ids["<image>"], scale_factor=2, pad_token_id=tok.pad_token_id, text_config=dict(text, model_type="llama"),
-            vision_config=dict(vision, num_attention_heads=2, patch_size=10)))
-    elif family == "qwen2_5_vl":
+            image_token_id=ids["<image>"], scale_factor=2, pad_token_id=tok.pad_token_id,
+            text_config=dict(text, model_type="llama"), vision_config=dict(vision, num_attention_heads=2, patch_size=10)))
+    else:
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
             text_config=dict(text, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}),
-            vision_config=dict(depth=1, hidden_size=32, out_hidden_size=64, num_heads=2, intermediate_size=64, fullatt_block_indexes=[0]),
-            image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"]))
-    with torch.no_grad():  # samples shall vary, and depend on what stood before
-        for p in model.parameters():
-            p.mul_(1.5 if p.ndim == 2 else 1.0)
-    model.generation_config.eos_token_id = [tok.eos_token_id, *range(300, 330)]
-    with folder() as path:
-        ev.save(f"{path}/m", model, tok, {})
-        loaded, tok = ev.load(f"{path}/m")
-    assert type(loaded) is type(model) and all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
-    if family == "qwen2_5_vl":  # without torchvision there is a reason in the processor's place, and an error for who wants to show pictures
-        if isinstance(tok.processor, str):
-            try:
-                ev.prompt(tok, *GeneralPoints(vl=True).reset(0))
-                raise AssertionError("no error")
-            except SystemExit as e:
-                assert "processor cannot be loaded" in e.code, e.code
-        tok.processor = QwenProcessor(tok)
-    return loaded, tok
-
-
-def seen_episodes(family, n=6, temperature=1.0, verify=3, **keywords):
-    """Random multi-turn episodes of GeneralPoints-VL."""
-    model, tok = tiny_vlm(family)
-    torch.manual_seed(1)
-    envs = [GeneralPoints(vl=True, verify=verify, rule="id" if i % 2 else "ood", **keywords) for i in range(n)]
-    return ev.rollout(model, tok, envs, [f"t{i}" for i in range(n)], temperature, 16, cpu())
-
-
-def picture_places(model, segment):
-    ids = model.config.image_token_id if hasattr(model.config, "image_token_id") else model.config.image_token_index
-    return [i for i, t in enumerate(segment.ids) if t == ids]
-
-
-def test_vl_sampled_is_scored():
-    """With a picture, in all families: generate()'s log-probs equal score()'s; several turns; batches of unequal prompts."""
-    for family in VISION_FAMILIES:
-        model, tok = tiny_vlm(family)
-        for temperature in (1.0, 0.7):
-            kept, generate = [], type(model).generate
-
-            def spy(self, **kw):
-                kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
-                out = generate(self, **kw)
-                kept.append((kw["input_ids"].shape[0], out.sequences[:, kw["input_ids"].shape[1]:], torch.stack(out.scores, 1).log_softmax(-1)))
-                return out.sequences
-            type(model).generate = spy
-            try:
-                episodes = seen_episodes(family, 5, temperature)
-            finally:
-                type(model).generate = generate
-            assert len(kept) == 3 and all(len(e.segments) == 1 for e in episodes), "three turns in one conversation each"
-            at, active = [0] * 5, list(range(5))  # episode -> number of action tokens read so far
-            logps = [ev.score(model, [e.segments[0]], tok.pad_token_id, cpu(), temperature)[0].detach() for e in episodes]
-            for turn, (rows, said, scores) in enumerate(kept):
-                active = [i for i in active if len(episodes[i].turns) > turn]
-                assert rows == len(active)
-                for b, i in enumerate(active):
-                    n = episodes[i].turns[turn]["tokens"]
-                    sampled = scores[b, range(n), said[b, :n]]
-                    assert (logps[i][at[i]:at[i] + n] - sampled).abs().max() < 2e-4, (family, turn, (logps[i][at[i]:at[i] + n] - sampled).abs().max())
-                    at[i] += n
-
-
-def test_vl_the_picture_matters_and_padding_does_not():
-    for family in VISION_FAMILIES:
-        model, tok = tiny_vlm(family)
-        segments = [e.segments[0] for e in seen_episodes(family, 4)]
-        head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
-        together = ev.score(model, segments, tok.pad_token_id, cpu(), 1.0, head)
-        alone = [ev.score(model, [s], tok.pad_token_id, cpu(), 1.0, head) for s in segments]
-        for i in range(3):
-            assert close(together[i].detach(), torch.cat([a[i] for a in alone]).detach(), 1e-4), family
-        loss = sft.sft_loss(model, segments, 10, tok.pad_token_id, cpu()).item()
-        assert close(loss, sum(sft.sft_loss(model, [s], 10, tok.pad_token_id, cpu()).item() for s in segments), 1e-4)
-        swapped = [ev.Segment(s.ids, s.action, s.reward, segments[i - 1].pictures) for i, s in enumerate(segments)]
-        other = ev.score(model, swapped, tok.pad_token_id, cpu())[0]
-        assert (other - together[0]).abs().max() > 1e-3, f"{family} does not see its pictures"
-
-
-def test_vl_masks_and_turns():
-    """No image place is an action or has loss; what was said is decoded back; a later turn begins with the earlier ids and keeps the picture."""
-    for family in VISION_FAMILIES:
-        model, tok = tiny_vlm(family)
-        check_later_turns(model, tok, lambda: seen_episodes(family, 1))
-        messages, images = GeneralPoints(vl=True, rule="ood").reset("t0")  # that of seen_episodes
-        told = ev.prompt(tok, messages, images).pictures
-        assert told and same(seen_episodes(family, 1)[0].segments[0].pictures, told)
-        for e in seen_episodes(family, 3):
-            [segment], places = e.segments, picture_places(model, e.segments[0])
-            assert places and not any(segment.action[i] for i in places) and segment.pictures["pixel_values"].shape[0] >= 1
-            said = [t for t, a in zip(segment.ids, segment.action) if a]
-            assert sum(segment.action) == len(said) == sum(t["tokens"] for t in e.turns)
-            env = GeneralPoints(vl=True)
-            messages, images = env.reset(0)
-            row = sft.demonstration_row(tok, model, messages, images, env.expert())
-            places = picture_places(model, row)
-            assert places and not any(row.action[i] for i in places) and row.ids[:len(row.ids) - sum(row.action)] == ev.prompt(tok, messages, images).ids
-            step = env.step("nonsense")
-            later = ev.prompt(tok, step.messages, step.images).ids
-            first = ev.prompt(tok, messages, images).ids
-            nonsense = tok("nonsense", add_special_tokens=False).input_ids
-            assert later == first + nonsense + ev.glue_ids(tok, step.messages), family
-
-
-def test_vl_only_answers_move_the_loss():
-    """Zero gradient at the logits of everything but answers, image places included."""
-    for family in VISION_FAMILIES:
-        model, tok = tiny_vlm(family)
-        [segment], kept = seen_episodes(family, 1)[0].segments, []
-        hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: (logits.retain_grad(), kept.append(logits))[0])
-        try:
-            for loss in (lambda: ev.score(model, [segment], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [segment], 1, 0, cpu())):
-                loss().backward()
-                touched = kept[-1].grad[0].abs().sum(-1) > 0
-                assert touched.tolist() == [bool(a) for a in segment.action[1:]] + [False], family
-        finally:
-            hook.remove()
-            model.zero_grad()
-
-
-def test_vl_two_ranks():
-    """With pictures too; and where one rank's rows have none, so that its eyes get no gradient of their own."""
-    model, tok = tiny_vlm("llava")
-    torch.manual_seed(0)
-    seen = [e.segments[0] for e in seen_episodes("llava", 3)]
-    words = ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 1.0, 16, cpu())
-    same_gradients(model, "llava", seen + [e.segments[0] for e in words])
-
-
-def test_vl_mixed_precision_branches():
-    """bf16, and fp16 with an enabled loss scaler, take real steps with pictures; weights stay fp32 and the eyes learn."""
-    model, tok = tiny_vlm("llava")
-    for dtype in ("bf16", "fp16"):
-        with folder() as out:
-            ev.save(f"{out}/m", model, tok, {})
-            before = weights(f"{out}/m")
-            for main, name in ((sft.main, "sft"), (rl.main, "rl")):
-                quiet(main, ["--init", f"{out}/m", "--vl", "--out", out, "--tokens", "1e9", "--steps", "2", "--batch", "4", "--dtype", dtype] + SMALL)
-                after = weights(f"{out}/gp-vl/id-id/{name}")
-                assert all(v.dtype == torch.float32 for v in after.values())
-                changed = [k for k in after if not torch.equal(before[k], after[k])]
-                assert any("vision" in k for k in changed) and any("language" in k for k in changed), (dtype, name)
-
-
-def test_vl_model_families():
-    """--model with --vl takes other families through init, PPO and the table, and what is saved is loaded again."""
-    for family in ("mllama", "idefics3"):
-        model, tok = tiny_vlm(family)
-        with folder() as out:
-            ev.save(f"{out}/m", model, tok, {})
-            text = quiet(rl.main, ["--model", f"{out}/m", "--vl", "--pixels", "40", "--out", out, "--init_tokens", "1e3", "--tokens", "1e9", "--steps", "1",
-                                   "--batch", "4", *SMALL])
-            assert "parts read right" in text and "base" in text
-            trained, its = ev.load(f"{out}/gp-vl/id-id/rl")
-            assert type(trained) is type(model) and ev.eyes(its) is not None and not same(trained.state_dict(), model.state_dict())
+            vision_config=dict(depth=1, hidden_size=32, out_hidden_size=64, num_heads=2, intermediate_size=64,
+                               fullatt_block_indexes=[0]),
+            **{f"{name}_token_id": ids[mark] for name, mark in zip(("vision_start", "vision_end", "image", "video"), special)}))
+    return model, tok
 
 
 def test_vl_damaged_processor():
     """Of a checkpoint whose processor is damaged, pictures give one line with its name, and tasks in words still run."""
-    model, tok = tiny_vlm("llava")
     for damage in ("{ no json", '{"image_processor_type": "Unheard"}', None):
         with folder() as out:
-            ev.save(f"{out}/m", model, tok, {})
+            ev.save(f"{out}/m", *tiny("llava"), {})
             files = [f for f in os.listdir(f"{out}/m") if "processor" in f]
             assert files
             for file in files:
@@ -2504,86 +2390,67 @@ def test_vl_damaged_processor():
 
 def test_vl_models_do_tasks_in_words():
     """A vision-language model plays the task in words: no picture is passed, prompts have no image place."""
-    for family in VISION_FAMILIES:
-        model, tok = tiny_vlm(family)
+    for family in PICTURES:
+        model, tok = tiny(family)
         torch.manual_seed(0)
         episodes = ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(3)], range(3), 1.0, 8, cpu())
         segments = [e.segments[0] for e in episodes]
-        assert all(not s.pictures and not picture_places(model, s) for s in segments)
-        assert torch.isfinite(ev.score(model, segments, tok.pad_token_id, cpu())[0]).all()
+        equal([(s.pictures, picture_places(model, s)) for s in segments], [({}, [])] * 3, family)
+        assert torch.isfinite(ev.score(model, segments, tok.pad_token_id, cpu())[0]).all(), family
 
 
 def test_vl_processor_round_trip():
     """The tiny model's processor from disk: same ids, same pixels, 16 places a picture; pixels follow the picture."""
-    _, tok = tiny_vlm("llava")
-    fresh = sft.build_tiny(GeneralPoints, 0, vl=True)[1]
+    tok, fresh = tiny("llava")[1], sft.build_tiny("gp", 0, vl=True)[1]
     for i in range(3):
         messages, images = GeneralPoints(vl=True).reset(i)
         a, b = ev.prompt(tok, messages, images), ev.prompt(fresh, messages, images)
-        assert a.ids == b.ids and torch.equal(a.pictures["pixel_values"], b.pictures["pixel_values"])
-        assert a.pictures["pixel_values"].shape == (1, 3, 80, 80) and a.ids.count(tok.convert_tokens_to_ids("<image>")) == 16
+        pixels = a.pictures["pixel_values"]
+        assert a.ids == b.ids and torch.equal(pixels, b.pictures["pixel_values"])
+        equal((pixels.shape, a.ids.count(tok.convert_tokens_to_ids("<image>"))), ((1, 3, 80, 80), 16), "pixels, places")
         plain = torch.tensor(list(images[0].tobytes())).view(80, 80, 3).permute(2, 0, 1) / 255
-        flat = [(a.pictures["pixel_values"][0, c].flatten(), plain[c].flatten()) for c in range(3)]
-        assert all(torch.corrcoef(torch.stack(pair))[0, 1] > 0.999 for pair in flat)  # normalised, nothing else
-
-
-def test_vl_pretraining_rows():
-    """Pictures stand where their rows say, in order; their places have no loss; both kinds of documents occur."""
-    for env in (GeneralPoints, VIRL):
-        model, tok = sft.build_tiny(env, 0, vl=True)
-        image, rng = tok.convert_tokens_to_ids("<image>"), random.Random(0)
-        rows = sft.pretraining_rows(env, tok, rng, 12, 256, picture_share=0.5)
-        counts = [r.ids.count(image) / 16 for r in rows]
-        assert [r.pictures["pixel_values"].shape[0] if r.pictures else 0 for r in rows] == counts and sum(counts) > 6
-        assert all([bool(a) for a in r.action[1:]] == [t != image for t in r.ids[1:]] and len(r.ids) <= 256 for r in rows)
-        assert torch.isfinite(sft.sft_loss(model, rows, 100, tok.pad_token_id, cpu()))
-
-
-def test_vl_command_line():
-    """Both tasks with pictures, from an empty folder: base -> init -> PPO -> the table with the other look and with recognition; then SFT."""
-    for env, words in (("gp", "black suits"), ("virl", "cities by day")):
-        with folder() as out:
-            small = ["--env", env, "--vl", "--visual", "id", "--out", out, "--episodes", "2", "--monitor_episodes", "2", "--monitors", "1",
-                     "--max_new_tokens", "6", "--verify", "1"]
-            text = quiet(rl.main, ["--base_tokens", "2e4", "--init_tokens", "2e3", "--tokens", "1e9", "--steps", "1", "--batch", "4", "--minibatches",
-                                   "1", *small])
-            for part in ("visual OOD", words, "parts read right", "pictures read right", "--vl --visual id", "recognized"):
-                assert part in text, part
-            [first] = [r for r in records(f"{out}/{env}-vl/id-id/rl") if "reward" in r]
-            assert first["ratio_error"] < 1e-5 and first["kl1"] == 0 and 0 <= first["recognized"] <= 1
-            cells = json.load(open(f"{out}/{env}-vl/id-id/rl/eval.json"))
-            assert cells["vl"] and cells["trained_visual"] == "id" and set(cells["rows"][0]["visual"]["recognition"]) == {"p", "se", "n", "whole"}
-            if env == "virl":  # the rest is the same code for both, and routes take time
-                continue
-            for steps in (1, 2):  # stopped, and resumed with its two groups of rates and its processor
-                quiet(sft.main, ["--tokens", "1e9", "--steps", str(steps), "--batch", "2", *small] + ["--resume"] * (steps - 1))
-            quiet(sft.main, ["--tokens", "1e9", "--steps", "2", "--batch", "2", "--name", "straight", *small])
-            assert same(weights(f"{out}/{env}-vl/id-id/sft"), weights(f"{out}/{env}-vl/id-id/straight"))
-            words = quiet(ev.main, ["--env", env, "--out", out, "--models", f"{out}/{env}-vl/id-id/rl", "--episodes", "2", "--max_new_tokens", "6"])  # it does the task in words too
-            assert "visual OOD" not in words and "rl  " in words
-            assert "visual" in error_of(ev.main, ["--env", env, "--out", out, "--visual", "ood"])
-            assert "--pixels 80" in (e := error_of(ev.main, ["--env", env, "--vl", "--out", out, "--pixels", "120"])), e
-            assert "it needs --vl" in error_of(ev.main, ["--pixels", "80"])
-            assert "reads text alone" in error_of(rl.main, [*small, "--init", copy_of_init(out) + "/gp/id/init", "--name", "blind"])
+        for channel in range(3):  # normalised, nothing else
+            assert torch.corrcoef(torch.stack([pixels[0, channel].flatten(), plain[channel].flatten()]))[0, 1] > 0.999
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+def chosen(names):
+    """The tests that the command line names, in the file's order. A name that fits none ends the run."""
+    tests = {name: f for name, f in globals().items() if name.startswith("test_")}
+    wanted = set()
+    for name in names:
+        full = name if name.startswith("test_") else "test_" + name
+        fits = fnmatch.filter(tests, full)
+        if not fits:
+            near_by = [n.removeprefix("test_") for n in difflib.get_close_matches(full, tests, 5, 0.5)]
+            print(f"error: no test is named {name}" + (f"; close: {', '.join(near_by)}" if near_by else ""), file=sys.stderr)
+            sys.exit(2)
+        wanted.update(fits)
+    return {name: f for name, f in tests.items() if name in wanted or not names}
+
+
+def complaint(error):
+    """A failed check: file and line that hold it, and what was expected. Everything else: the whole traceback."""
+    if not isinstance(error, AssertionError):
+        return "".join(traceback.format_exception(error)).rstrip()
+    helpers = ("equal", "near", "raises", "error_of", "command", "quick", "quiet", "<lambda>")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == __file__ and f.name not in helpers]
+    return f"      {os.path.basename(__file__)}:{frames[-1].lineno}: {frames[-1].line}\n      {str(error) or 'it is not so'}"
+
+
 def main(names):
-    tests = [(n, f) for n, f in sorted(globals().items()) if n.startswith("test_") and any(x in n for x in names or [""])]
-    if not tests:
-        sys.exit(f"error: no test has {' or '.join(names)} in its name")
-    failed, begun = [], time.perf_counter()
-    for name, test in tests:
+    tests, failed, begun = chosen(names), [], time.perf_counter()
+    for name, test in tests.items():
         start = time.perf_counter()
         try:
             test()
             print(f"ok    {name}  {time.perf_counter() - start:.1f} s", flush=True)
-        except BaseException as e:
-            if isinstance(e, KeyboardInterrupt):
-                raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # a script's exit is a failure too
             failed.append(name)
-            print(f"FAIL  {name}\n{traceback.format_exc()}", flush=True)
+            print(f"FAIL  {name}\n{complaint(e)}", flush=True)
     print(f"{time.perf_counter() - begun:.0f} s" + "".join(f"\nfailed: {name}" for name in failed))
     print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0

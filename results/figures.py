@@ -1,0 +1,241 @@
+"""results/figures.py: what was measured, in tables and pictures. Reads raw files, trains nothing.
+
+    python results/figures.py table results/raw/gp-id-s?.json      # each seed's number, mean, differences
+    python results/figures.py table results/raw/virl-id-s?.json --part turns         # other parts: see PARTS
+    python results/figures.py choose results/raw/gp-id-s?.json     # the grid by ID: which rate is chosen
+    python results/figures.py curves results/curves.png results/raw/*main*.jsonl     # needs matplotlib
+    python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
+    python results/figures.py speed out/gp/base                    # a training step, of a matrix product
+
+A difference between two models is paired by seed. With n seeds it is called established when its t passes
+95%: 4.3 standard errors at n = 3, 3.2 at n = 4, 2.8 at n = 5.
+"""
+import argparse
+import json
+import math
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+PARTS = {"": lambda cell: cell, "first": lambda cell: cell["first"],  # of a column in eval.json
+         "turns": lambda cell: cell["matters"], "turns-first": lambda cell: cell["matters"]["first"],
+         "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
+         "read": lambda cell: cell["recognition"], "solved": lambda cell: cell["recognition"]["solved"],
+         "other": lambda cell: cell["other_rule"]}
+T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided Student t, 95%, by number of seeds
+
+
+def fail(message):
+    raise SystemExit(f"error: {message}")
+
+
+def read_tables(files):
+    """eval.json files of several seeds -> their dicts, with the models that all of them have. They must agree in
+    task and settings and differ in seed."""
+    tables = []
+    for file in files:
+        try:
+            with open(file) as f:
+                tables.append(json.load(f))
+            first, this = ([t[key] for key in ("env", "vl", "trained_rule", "trained_visual", "verify",
+                                               "temperature", "episodes")] for t in (tables[0], tables[-1]))
+            names = [{row["name"] for row in t["rows"]} for t in tables]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            fail(f"{file} is not a table of eval.py (eval.json): {e!r}")
+        if first != this or tables[-1]["seed"] in [t["seed"] for t in tables[:-1]]:
+            fail(f"{file} is not {files[0]} with another seed: task and settings must agree, seeds differ")
+    for t in tables:
+        t["rows"] = [row for row in t["rows"] if all(row["name"] in found for found in names)]
+    return tables
+
+
+def mean_se(values):
+    """Numbers of the seeds -> (mean, its standard error)."""
+    n, mean = len(values), sum(values) / len(values)
+    return mean, math.sqrt(sum((x - mean) ** 2 for x in values) / max(1, n - 1) / n)
+
+
+def numbers(tables, row, column, part):
+    """Percent, one number a seed."""
+    return [100 * PARTS[part](t["rows"][row][column])["p"] for t in tables]
+
+
+def print_tables(files, part, chosen=None):
+    """Every seed's number and their mean, a line a model; then differences between models, paired by seed."""
+    tables = read_tables(files)
+    for t in tables:
+        t["rows"] = [row for row in t["rows"] if not chosen or row["name"] in chosen]
+    rows = tables[0]["rows"]
+    columns = [c for c in ("seen", "id", "ood", "visual") if c in rows[0]]
+    print(f"{tables[0]['env']}, trained rule {tables[0]['trained_rule']}, "
+          f"seeds {[t['seed'] for t in tables]}, {tables[0]['episodes']} episodes a cell, "
+          f"{part or 'within the attempts'}, percent: each seed | mean")
+    print(f"{'':14}" + "".join(f"| {c:^30}" for c in columns))
+    for i, row in enumerate(rows):
+        cells = [numbers(tables, i, c, part) for c in columns]
+        print(f"{row['name']:14}" + "".join(
+            "| " + f"{' '.join(f'{x:5.1f}' for x in v)} | {mean_se(v)[0]:5.1f}".ljust(30) for v in cells))
+    if len(tables) > 1:
+        print("differences: each seed | mean, in standard errors; * = established")
+        for i, row in enumerate(rows):
+            for j in range(i):
+                text = f"{row['name']} - {rows[j]['name']}".ljust(24)
+                for c in columns[1:]:
+                    d = [a - b for a, b in zip(numbers(tables, i, c, part), numbers(tables, j, c, part))]
+                    mean, se = mean_se(d)
+                    t = abs(mean) / max(se, 1e-9)
+                    text += (f"| {c} {' '.join(f'{x:+6.1f}' for x in d)} | {mean:+6.1f}, {min(t, 99):4.1f}"
+                             + "*" * (t > T95.get(len(d), 2.6))).ljust(20 + 8 * len(d))
+                print(text)
+
+
+def choose(files):
+    """Of the runs whose names begin alike (sft-..., rl-...): the one with the best mean ID. SFT must also
+    have learnt its training set (mean seen of 85% or more), if any run has. OOD plays no part."""
+    tables = read_tables(files)
+    part = "turns" if tables[0]["env"] == "virl" else ""
+    for method in ("sft", "rl"):
+        runs = [(row["name"], mean_se(numbers(tables, i, "id", part))[0],
+                 mean_se(numbers(tables, i, "seen", part))[0])
+                for i, row in enumerate(tables[0]["rows"]) if row["name"].startswith(method + "-")]
+        learnt = [r for r in runs if r[2] >= 85] if method == "sft" else runs
+        for name, by_id, seen in runs:
+            print(f"{name:12} ID {by_id:5.1f}  seen {seen:5.1f}")
+        if runs:
+            print(f"chosen by ID: {max(learnt or runs, key=lambda r: r[1])[0]}")
+
+
+def read_metrics(file):
+    """metrics.jsonl -> (header, records); a damaged line is left out."""
+    records = []
+    try:
+        with open(file) as f:
+            for line in f:
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    continue
+        return records[0], records[1:]
+    except (OSError, IndexError) as e:
+        fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
+
+
+def end_points(file, header):
+    """The rows of init and run in the table beside a metrics file (raw/gp-id-s0.json for
+    raw/gp-id-s0-rl-1e-4.jsonl); None where there is no such table."""
+    table = file.removesuffix(f"-{header['name']}.jsonl") + ".json"
+    if not os.path.isfile(table):
+        return None
+    rows = {row["name"]: row for row in read_tables([table])[0]["rows"]}
+    return rows["init"], rows[header["name"]]
+
+
+def curves(picture, files):
+    """Success against fine-tuning compute, a panel a task and rule: mean over seeds, band of one standard
+    error. V-IRL at the turns, where the rules differ."""
+    try:
+        import matplotlib
+    except ImportError:
+        fail("curves needs matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    runs = {}
+    for file in files:
+        header, records = read_metrics(file)
+        ends = end_points(file, header)
+        points = [r for r in records if "seen" in r and not (ends and r["step"] in (0, records[-1]["step"]))]
+        if ends:  # the init's and the run's own rows of the larger table
+            points = [{"flops": records[0]["flops"], **ends[0]}, *points,
+                      {"flops": records[-1]["flops"], **ends[1]}]
+        if not points:
+            fail(f"{file}: its run has not got as far as a first success rate")
+        task = (header["env"] + "-vl" * header["vl"], header["rule"])
+        runs.setdefault(task, {}).setdefault("RL" if header["run"] == "rl" else "SFT", []).append(points)
+    fig, axes = plt.subplots(1, len(runs), figsize=(4.6 * len(runs), 3.7), sharey=True, squeeze=False)
+    titles = {"gp": "GeneralPoints", "virl": "V-IRL, turns", "gp-vl": "GeneralPoints-VL",
+              "virl-vl": "V-IRL-VL, turns"}
+    for ax, (task, methods) in zip(axes[0], sorted(runs.items())):
+        for method, of_method in sorted(methods.items()):
+            n = min(map(len, of_method))
+            x = [sum(run[i]["flops"] for run in of_method) / len(of_method) / 1e12 for i in range(n)]
+            for column, style in (("seen", ":"), ("id", "--"), ("ood", "-")):
+                pick = PARTS["turns" if task[0].startswith("virl") else ""]
+                points = [mean_se([100 * pick(run[i][column])["p"] for run in of_method]) for i in range(n)]
+                color = {"SFT": "C3", "RL": "C0"}[method]
+                label = f"{method} {dict(seen='seen', id='ID', ood='OOD')[column]}"
+                ax.plot(x, [m for m, _ in points], style, color=color, label=label)
+                ax.fill_between(x, [m - s for m, s in points], [m + s for m, s in points], color=color,
+                                alpha=0.12, linewidth=0)
+        ax.set_title(f"{titles[task[0]]}, trained on rule {task[1]}", fontsize=10)
+        ax.set_xlabel("fine-tuning compute, TFLOP")
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("success within the attempts, %")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.tight_layout(rect=(0, 0.09, 1, 1))
+    fig.legend(handles, labels, fontsize=9, ncol=6, loc="lower center")
+    fig.savefig(picture, dpi=120)
+    print("drawn:", picture, "from", len(files), "runs")
+
+
+def ppo_ranges(files):
+    """Of all iterations of some PPO runs: percentiles of each metric, and the last fifth's median."""
+    records = [[r for r in read_metrics(file)[1] if "reward" in r] for file in files]
+    print(f"{sum(map(len, records))} iterations of {len(files)} runs: 5%, 50%, 95% | "
+          "median of each run's last fifth")
+    for name in ("kl1", "kl3", "approx_kl", "clip_fraction", "ratio_error", "entropy", "explained_var",
+                 "value_loss", "grad_norm", "updates", "tokens_per_answer", "cut"):
+        values = sorted(r[name] for run in records for r in run if name in r)
+        late = sorted(r[name] for run in records for r in run[-max(1, len(run) // 5):] if name in r)
+        at = [values[min(len(values) - 1, int(q * len(values)))] for q in (0.05, 0.5, 0.95)]
+        print(f"{name:18} {at[0]:10.3g} {at[1]:10.3g} {at[2]:10.3g} | {late[len(late) // 2]:10.3g}")
+
+
+def speed(path):
+    """FLOP/s of 16 rows, forward and backward, as a share of a bare fp32 product of the layers' shape."""
+    import torch
+    from eval import Segment, load, setup
+    from sft import sft_loss
+    from types import SimpleNamespace
+    run = setup(SimpleNamespace(device="cpu", dtype="fp32"))
+    model, tok = load(path)
+    n, config = sum(p.numel() for p in model.parameters()), model.config.get_text_config()
+    rows = [Segment(torch.randint(5, 300, (128,)).tolist(), [0] + [1] * 127) for _ in range(16)]
+    a, b = torch.randn(4096, config.hidden_size), torch.randn(config.hidden_size, config.intermediate_size)
+
+    def seconds(work, times):
+        for _ in range(3):
+            work()
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        return (time.perf_counter() - start) / times
+    step = 6 * n * 16 * 128 / seconds(
+        lambda: sft_loss(model.train(), rows, 2048, tok.pad_token_id, run).backward(), 20)
+    product = 2 * a.numel() * b.shape[1] / seconds(lambda: a @ b, 200)
+    print(f"{step / 1e9:.0f} GFLOP/s of {product / 1e9:.0f} = {100 * step / product:.0f}% of the matrix "
+          "product")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["table", "choose", "curves", "ppo", "speed"])
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--part", choices=PARTS, default="")          # of table: what is counted
+    parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
+    args = parser.parse_args()
+    if args.command == "table":
+        print_tables(args.files, args.part, args.rows)
+    elif args.command == "choose":
+        choose(args.files)
+    elif args.command == "curves":
+        curves(args.files[0], args.files[1:])
+    elif args.command == "ppo":
+        ppo_ranges(args.files)
+    else:
+        speed(args.files[0])
+
+
+if __name__ == "__main__":
+    main()

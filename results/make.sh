@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# results/make.sh NAME: make the raw files of a section of results/README.md again, from nothing, below out/study.
+# It goes on where it was stopped: a finished run is not trained again.
+#   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh rates
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=${1:-} seeds=${SEEDS:-0 1 2} python=${PYTHON:-python} raw=results/raw
+mkdir -p $raw
+
+# One run: script, task, seed, name, more flags. Its table is made later, together with all others'. Success is
+# measured on the way (for the curves) at the chosen rates alone.
+train() {
+  local script=$1 env=$2 rule=$3 seed=$4 run=$5; shift 5
+  local folder=out/study/s$seed/$env/$rule/$run monitors=1
+  if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then monitors=4; fi
+  if ! [ -f $folder/eval.json ]; then
+    $python -u $script.py --env $env --rule $rule --seed $seed --out out/study/s$seed --name $run --episodes 2 --monitors $monitors "$@" \
+      $([ -d $folder ] && echo --resume)
+  fi
+  cp $folder/metrics.jsonl $raw/$env-$rule-s$seed-$run.jsonl
+}
+
+# One table: task, rule, seed, its file's name, the runs in it. 300 hands or 200 routes a cell.
+tabulate() {
+  local env=$1 rule=$2 seed=$3 file=$4; shift 4
+  local home=out/study/s$seed/$env episodes=300
+  [ $env = virl ] && episodes=200
+  $python -u eval.py --env $env --rule $rule --seed $seed --out out/study/s$seed --episodes $episodes \
+    --models $(printf "$home/$rule/%s " "$@")
+  cp $home/$rule/eval.json $raw/$file-s$seed.json
+}
+
+rates() {  # every cell of the grid, rule id
+  local env=$1 seed
+  for seed in $seeds; do
+    for lr in $SFT_RATES; do train sft $env id $seed sft-$lr --lr $lr; done
+    for lr in $RL_RATES; do train rl $env id $seed rl-$lr --lr $lr; done
+    tabulate $env id $seed $env-id init $(printf "sft-%s " $SFT_RATES) $(printf "rl-%s " $RL_RATES)
+  done
+}
+
+writers() {  # the chosen rate, demonstrations in the base's own habit, rule id
+  local env=$1 seed
+  for seed in $seeds; do
+    train sft $env id $seed habit --demos habit --lr $SFT_LR
+    tabulate $env id $seed $env-id-habit init habit
+  done
+}
+
+mirror() {  # rule ood at the rates that rule id chose
+  local env=$1 seed
+  for seed in $seeds; do
+    train sft $env ood $seed sft-$SFT_LR --lr $SFT_LR
+    train rl $env ood $seed rl-$RL_LR --lr $RL_LR
+    train sft $env ood $seed habit --demos habit --lr $SFT_LR
+    tabulate $env ood $seed $env-ood init sft-$SFT_LR rl-$RL_LR habit
+  done
+}
+
+ppo() {  # PPO's settings, one change at a time, seed 0
+  train rl gp id 0 ppo-epochs4 --epochs 4
+  train rl gp id 0 ppo-minibatches8 --minibatches 8
+  train rl gp id 0 ppo-epochs4-clip.1 --epochs 4 --clip 0.1
+  train rl gp id 0 ppo-lam1 --lam 1
+  train rl gp id 0 ppo-gamma.9 --gamma 0.9
+  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4 ppo-minibatches8 ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
+  for gamma in 0.9 1; do train rl virl id 0 ppo-gamma$gamma --gamma $gamma; done
+  tabulate virl id 0 virl-ppo init rl-$RL_LR ppo-gamma0.9 ppo-gamma1
+}
+
+pictures() {  # one run of each method, rule id, look id, seed 0
+  local env=$1 folder=out/study/s0/$1-vl/id-id
+  $python -u rl.py --env $env --vl --visual id --out out/study/s0 --episodes $2
+  $python -u sft.py --env $env --vl --visual id --out out/study/s0 --episodes $2
+  cp $folder/sft/eval.json $raw/$env-vl-s0.json
+  for run in sft rl; do cp $folder/$run/metrics.jsonl $raw/$env-vl-s0-$run.jsonl; done
+}
+
+gp() { SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-4} RL_LR=${RL_LR:-1e-4}; }
+virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-1e-3} RL_LR=${RL_LR:-1e-4}; }
+
+case $name in
+  rates-gp) echo "GeneralPoints, rule id: about 15 minutes a seed"; gp; rates gp ;;
+  rates-virl) echo "V-IRL, rule id: about 15 minutes a seed"; virl; rates virl ;;
+  mirror-gp) echo "GeneralPoints, rule ood: about 5 minutes a seed, after rates-gp"; gp; mirror gp ;;
+  mirror-virl) echo "V-IRL, rule ood: about 5 minutes a seed, after rates-virl"; virl; mirror virl ;;
+  writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after rates-gp"; gp; writers gp ;;
+  writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after rates-virl"; virl; writers virl ;;
+  ppo) echo "PPO's settings: about 15 minutes, after rates-gp and rates-virl"; gp; ppo ;;
+  pictures-gp) echo "GeneralPoints from pictures: about 15 minutes"; pictures gp 300 ;;
+  pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
+  *) echo "usage: bash results/make.sh rates-gp | rates-virl | mirror-gp | mirror-virl |" \
+       "writers-gp | writers-virl | ppo | pictures-gp | pictures-virl" >&2; exit 2 ;;
+esac
