@@ -33,16 +33,18 @@ Why each part is there.
     Clip        The correction is good only near pi_old. Beyond 1 +- eps a token stops pushing further away.
     KL penalty  Keeps pi near the init, and so keeps what no reward asks for: reading the other rule.
 
-Metrics, a record an iteration in metrics.jsonl, and the range in results/ (episodes.txt: two of every tenth):
+Metrics, a record an iteration in metrics.jsonl (episodes.txt: two of every tenth), with what was measured at
+the chosen rates (`python results/figures.py ppo`, medians unless said):
     reward           verifier's reward per episode, unscaled (GeneralPoints: -15 to 5); rises
     success          share of positions solved while sampling; rises
     recognized       with pictures: share of their parts that first answers read right; does not fall
-    kl1, kl3         KL(pi || pi_ref) per token, two estimators (below); grow slowly and agree
-    approx_kl        KL(pi_old || pi) over the update, k3; most iterations below .001
-    clip_fraction    share of ratios beyond the clip; 0 in the first minibatch
-    ratio_error      max |log ratio| of the first minibatch, before any step; in fp32 rounding, below 1e-5
-    entropy          nats per token; falls slowly, never to 0
-    explained_var    1 - Var(R - V) / Var(R), on rank 0; from 0 upwards
+    kl1, kl3         KL(pi || pi_ref) per token, two estimators (below); agree, and grow to about .06
+    approx_kl        KL(pi_old || pi) over the update, k3; .002, in 95% of iterations below .007
+    clip_fraction    share of ratios beyond the clip; .007, in 95% below .02: here the clip hardly acts
+    ratio_error      max |log ratio| of the first minibatch, before any step; in fp32 rounding, below 2e-5
+    entropy          nats per token; falls slowly, from .2 to .1 (V-IRL: from .1 to .07), never to 0
+    explained_var    1 - Var(R - V) / Var(R), on rank 0; from 0 to .1-.2 in GeneralPoints, where only its last
+                     tokens show a formula's worth, to .4 in V-IRL
     value_loss, policy_loss, grad_norm (before clipping), lr (of the policy), updates (optimizer steps taken),
     turns (answers per episode), tokens_per_answer (steady), cut (share of answers that ran into
     --max_new_tokens), verdicts (share of each), tokens_per_s (trained on), episodes_per_s, memory_gb, flops
@@ -73,7 +75,7 @@ from sft import Loop, build, clip_and_step, fill_in, log_row
 PPO = {                # gp     gp-vl  virl   virl-vl
     "tokens":           (8e5,   8e5,   6e5,   6e5),    # compute X / 6N, the same as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
-    "lr":               1e-4,                          # AdamW, policy; chosen by ID, see results/
+    "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; chosen by ID, see results/
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)

@@ -65,7 +65,7 @@ BASE = {
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    1e-3,   1e-3),    # AdamW; chosen by ID, see results/
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen by ID, see results/
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,

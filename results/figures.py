@@ -3,7 +3,8 @@
     python results/figures.py table results/raw/gp-id-s?.json      # each seed's number, mean, differences
     python results/figures.py table results/raw/virl-id-s?.json --part turns         # other parts: see PARTS
     python results/figures.py choose results/raw/gp-id-s?.json     # the grid by ID: which rate is chosen
-    python results/figures.py curves results/curves.png results/raw/*main*.jsonl     # needs matplotlib
+    python results/figures.py bars results/main.png results/raw/{gp,virl}-{id,ood}-s?.json
+    python results/figures.py curves results/curves.png results/raw/gp-*-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
     python results/figures.py speed out/gp/base                    # a training step, of a matrix product
 
@@ -24,6 +25,7 @@ PARTS = {"": lambda cell: cell, "first": lambda cell: cell["first"],  # of a col
          "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
          "read": lambda cell: cell["recognition"], "solved": lambda cell: cell["recognition"]["solved"],
          "other": lambda cell: cell["other_rule"]}
+CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-2e-4")}  # by choose(), rule id
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided Student t, 95%, by number of seeds
 
 
@@ -135,13 +137,7 @@ def end_points(file, header):
 def curves(picture, files):
     """Success against fine-tuning compute, a panel a task and rule: mean over seeds, band of one standard
     error. V-IRL at the turns, where the rules differ."""
-    try:
-        import matplotlib
-    except ImportError:
-        fail("curves needs matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    runs = {}
+    plt, runs = pyplot(), {}
     for file in files:
         header, records = read_metrics(file)
         ends = end_points(file, header)
@@ -177,6 +173,46 @@ def curves(picture, files):
     fig.legend(handles, labels, fontsize=9, ncol=6, loc="lower center")
     fig.savefig(picture, dpi=120)
     print("drawn:", picture, "from", len(files), "runs")
+
+
+def pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        fail("pictures need matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def bars(picture, files):
+    """ID and OOD of init, SFT and RL at the chosen rates: a panel a task and rule, a bar the mean over seeds, a dot
+    a seed. V-IRL in the paper's counting."""
+    plt, groups = pyplot(), {}
+    for file in files:
+        with open(file) as f:
+            t = json.load(f)
+        groups.setdefault((t["env"], t["trained_rule"]), []).append(t)
+    titles = {"gp": "GeneralPoints", "virl": "V-IRL, the paper's counting"}
+    fig, axes = plt.subplots(1, len(groups), figsize=(3.3 * len(groups), 3.3), sharey=True, squeeze=False)
+    for ax, ((env, rule), tables) in zip(axes[0], groups.items()):
+        for i, (name, color) in enumerate(zip(CHOSEN[env], ("0.6", "C3", "C0"))):
+            for at, column in enumerate(("id", "ood")):
+                pick = PARTS["paper" if env == "virl" else ""]
+                rows = [next(row for row in t["rows"] if row["name"] == name) for t in tables]
+                seeds = [100 * pick(row[column])["p"] for row in rows]
+                x = at + 0.27 * (i - 1)
+                ax.bar(x, sum(seeds) / len(seeds), 0.24, color=color, alpha=0.75,
+                       label=("init", "SFT", "RL")[i] if at == 0 else None)
+                ax.plot([x] * len(seeds), seeds, "o", color="black", markersize=3)
+        ax.set_xticks([0, 1], ["trained rule (ID)", "held-out rule (OOD)"], fontsize=9)
+        ax.set_title(f"{titles[env]},\ntrained on rule {rule}", fontsize=10)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0][0].set_ylabel("success, %")
+    axes[0][0].legend(fontsize=9)
+    fig.tight_layout()
+    fig.savefig(picture, dpi=110)
+    print("drawn:", picture, "from", len(files), "tables")
 
 
 def ppo_ranges(files):
@@ -220,7 +256,7 @@ def speed(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["table", "choose", "curves", "ppo", "speed"])
+    parser.add_argument("command", choices=["table", "choose", "bars", "curves", "ppo", "speed"])
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--part", choices=PARTS, default="")          # of table: what is counted
     parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
@@ -229,6 +265,8 @@ def main():
         print_tables(args.files, args.part, args.rows)
     elif args.command == "choose":
         choose(args.files)
+    elif args.command == "bars":
+        bars(args.files[0], args.files[1:])
     elif args.command == "curves":
         curves(args.files[0], args.files[1:])
     elif args.command == "ppo":

@@ -4,7 +4,7 @@
 #   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh rates
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:-} seeds=${SEEDS:-0 1 2} python=${PYTHON:-python} raw=results/raw
+name=${1:-} seeds=${SEEDS:-0 1 2} WRITERS_RULES=${RULES:-id ood} python=${PYTHON:-python} raw=results/raw
 mkdir -p $raw
 
 # One run: script, task, seed, name, more flags. Its table is made later, together with all others'. Success is
@@ -39,11 +39,13 @@ rates() {  # every cell of the grid, rule id
   done
 }
 
-writers() {  # the chosen rate, demonstrations in the base's own habit, rule id
-  local env=$1 seed
+writers() {  # the chosen rate, demonstrations in the base's own habit
+  local env=$1 seed rule
   for seed in $seeds; do
-    train sft $env id $seed habit --demos habit --lr $SFT_LR
-    tabulate $env id $seed $env-id-habit init habit
+    for rule in $WRITERS_RULES; do
+      train sft $env $rule $seed habit --demos habit --lr $SFT_LR
+      tabulate $env $rule $seed $env-$rule-habit init habit
+    done
   done
 }
 
@@ -52,8 +54,7 @@ mirror() {  # rule ood at the rates that rule id chose
   for seed in $seeds; do
     train sft $env ood $seed sft-$SFT_LR --lr $SFT_LR
     train rl $env ood $seed rl-$RL_LR --lr $RL_LR
-    train sft $env ood $seed habit --demos habit --lr $SFT_LR
-    tabulate $env ood $seed $env-ood init sft-$SFT_LR rl-$RL_LR habit
+    tabulate $env ood $seed $env-ood init sft-$SFT_LR rl-$RL_LR
   done
 }
 
@@ -77,7 +78,7 @@ pictures() {  # one run of each method, rule id, look id, seed 0
 }
 
 gp() { SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-4} RL_LR=${RL_LR:-1e-4}; }
-virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-1e-3} RL_LR=${RL_LR:-1e-4}; }
+virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-3} RL_LR=${RL_LR:-2e-4}; }
 
 case $name in
   rates-gp) echo "GeneralPoints, rule id: about 15 minutes a seed"; gp; rates gp ;;
