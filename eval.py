@@ -168,11 +168,12 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
     False drops those of conversations that are over, but the first: kl_to() reads that, PPO all."""
     model.eval()
     ends = set(model.generation_config.eos_token_id)
-    how = (dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature
-           else dict(do_sample=False))
+    sampling = dict(do_sample=False)
+    if temperature:
+        sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
-        suppress_tokens=model.generation_config.suppress_tokens, **how)
+        suppress_tokens=model.generation_config.suppress_tokens, **sampling)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     episodes, chats = [Episode() for _ in envs], []
     for env, seed, episode in zip(envs, seeds, episodes):

@@ -310,7 +310,7 @@ def train(args, run, init, folder):
                   "sampling_seconds": sampling_seconds}
         key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
                "explained_var": ".2f", "episodes_per_s": ".0f"}
-        say(run, f"KEY {loop.step + 1:3d}", *(f"{n} {record.get(n, 0):{how}}" for n, how in key.items()))
+        say(run, f"KEY {loop.step + 1:3d}", *(f"{n} {record.get(n, 0):{form}}" for n, form in key.items()))
         if run.rank == 0 and loop.step % 10 == 0:
             with open(os.path.join(folder, "episodes.txt"), "a") as f:
                 for e in episodes[:2]:

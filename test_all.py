@@ -1,6 +1,6 @@
 """test_all.py: every claim about correctness, as a test. Also the checker of the assignments.
 
-    python test_all.py                    # all, about five minutes on two cores; the last line is "N passed, N failed"
+    python test_all.py                    # all, four to five minutes on two cores; the last line is "N passed, N failed"
     python test_all.py gae_brute_force    # one test, by its exact name, with or without test_
     python test_all.py 'gae*' whiten      # * and ? stand for any text and any character
     pytest test_all.py                    # the same, if you have pytest
@@ -1056,7 +1056,8 @@ def test_virl_real_routes():
         equal(shown, [NONE, *(f"{place}, {CROSS}" for place in places), end], "observations")
         refused(f"milestone_info.to_next_intersection_heading: block 0: {words[0].split()[0]} degrees",
                 lambda: read_one(points[1:], words[:-1], [*places[1:], f"The destination {end}"]))
-    north, near_by = [[40.0, -74.0], [40.001, -74.0], [40.00102, -74.0]], ["A is on your left", "The destination B is on your left"]
+    north = [[40.0, -74.0], [40.001, -74.0], [40.00102, -74.0]]
+    near_by = ["A is on your left", "The destination B is on your left"]
     read_one(north, ["44 (x)", "90 (east)"], near_by)  # 44 degrees off; and a leg of 2 m may head anywhere
     refused("block 0", lambda: read_one(north, ["46 (x)", "0 (north)"], near_by))
 
@@ -2141,8 +2142,8 @@ def test_model_families():
                 with mock.patch.object(tok, "chat_template", None if name == "gpt2" else sft.CHAT_TEMPLATE):
                     tok.save_pretrained(f"{out}/m")
             loaded = ev.load(f"{out}/m")[0]
-            how = loaded.generation_config
-            assert type(loaded) is type(model) and how.top_k is how.top_p is how.repetition_penalty is None, how
+            config = loaded.generation_config
+            assert type(loaded) is type(model) and config.top_k is config.top_p is config.repetition_penalty is None, config
             trained = {}
             with tiny_stages(), watching(sft, "save", lambda _, path, model, *__: trained.update({path.split("/")[-2]: model})):
                 text = quick(rl.main, flags(out, model=f"{out}/m") + ["--vl", "--pixels", "40"] * vl)
@@ -2216,17 +2217,17 @@ def test_bad_input_gets_one_clear_line():
 def test_command_line_from_an_empty_folder():
     """The main job in processes of their own with a very small budget: base, init, PPO and the table; then SFT, eval."""
     with folder() as out:
-        few = ["--rule", "ood", "--out", out, "--episodes", "6", "--max_new_tokens", "24"]
-        less = ["--tokens", "5e3", "--batch", "8"]
+        shared = ["--rule", "ood", "--out", out, "--episodes", "6", "--max_new_tokens", "24"]
+        budget = ["--tokens", "5e3", "--batch", "8"]
         for argv, parts in ((["sft.py", "--stage", "base", "--tokens", "3e4"], ("[base]", "base  ", "next: python rl.py")),
-                            (["sft.py", "--stage", "init", *less], ("[base] found", "[init]", "init  ")),
-                            (["rl.py", *less], (
+                            (["sft.py", "--stage", "init", *budget], ("[base] found", "[init]", "init  ")),
+                            (["rl.py", *budget], (
                                 "[init] found, not trained again", "[rl]", "trained rule = ood", "held out = id", "base  ",
                                 "init  ", "rl  ", "next: python sft.py", "--tokens 5000")),
-                            (["sft.py", *less], ("[init] found", "sft  ", "rl  "))):
-            text = command(*argv, *few, "--monitors", "1")
+                            (["sft.py", *budget], ("[init] found", "sft  ", "rl  "))):
+            text = command(*argv, *shared, "--monitors", "1")
             assert all(part in text for part in parts), ([part for part in parts if part not in text], text)
-        command("eval.py", *few[:4], "--episodes", "4", "--verify", "1", "--max_new_tokens", "24")
+        command("eval.py", *shared[:4], "--episodes", "4", "--verify", "1", "--max_new_tokens", "24")
         tables = [json.load(open(f"{out}/gp/ood/{file}")) for file in ("rl/eval.json", "eval.json")]
         equal([(t["trained_rule"], t["verify"], t["episodes"]) for t in tables], [("ood", 5, 6), ("ood", 1, 4)])
         equal([[r["name"] for r in t["rows"]] for t in tables], [["base", "init", "rl"], ["base", "init", "sft", "rl"]])
@@ -2243,15 +2244,15 @@ def test_command_lines_of_all_tasks():
     routes = ("where the rules differ", "whole episodes", "the paper's counting")
     for env, vl, words in (("gp", False, ["J, Q, K = 10"]), ("virl", False, ["absolute directions", *routes]),
                            ("gp", True, ["black suits"]), ("virl", True, ["cities by day", *routes])):
-        few = ["--env", env, "--episodes", "2", "--max_new_tokens", "6", "--verify", "1"] + ["--vl", "--visual", "id"] * vl
+        shared = ["--env", env, "--episodes", "2", "--max_new_tokens", "6", "--verify", "1"] + ["--vl", "--visual", "id"] * vl
         calls, real = [], ev.evaluate
 
         def spy(model, *more, **keywords):
             calls.append(sum(p.detach().double().abs().sum().item() for p in model.parameters()))  # stands for the weights
             return real(model, *more, **keywords)
         with folder() as out, mock.patch.object(ev, "evaluate", spy), mock.patch.object(sft, "evaluate", spy), tiny_stages():
-            less = ["--tokens", "1.5e3", "--batch", "4", "--minibatches", "1", "--monitors", "2"]
-            text = quiet(rl.main, ["--out", out, *less, *few])
+            budget = ["--tokens", "1.5e3", "--batch", "4", "--minibatches", "1", "--monitors", "2"]
+            text = quiet(rl.main, ["--out", out, *budget, *shared])
             for part in ("[base]", "[init]", "[rl]", "next: python sft.py", "KEY ", *words, *(
                     ("visual OOD", "parts read right", "pictures read right", "solved if read right", "--vl") if vl else ())):
                 assert part in text, part
@@ -2267,7 +2268,7 @@ def test_command_lines_of_all_tasks():
             if vl and env == "gp":  # it does the task in words too
                 text = quiet(ev.main, ["--out", out, "--models", f"{place}/rl", "--episodes", "2", "--max_new_tokens", "6"])
                 assert "visual OOD" not in text and "rl  " in text
-                message = error_of(ev.main, [*few, "--out", out, "--pixels", "120"])
+                message = error_of(ev.main, [*shared, "--out", out, "--pixels", "120"])
                 assert "--pixels 80" in message, message
 
 
@@ -2440,7 +2441,7 @@ def complaint(error):
 
 
 def main(names):
-    tests, failed, begun = chosen(names), [], time.perf_counter()
+    tests, failed, begin = chosen(names), [], time.perf_counter()
     for name, test in tests.items():
         start = time.perf_counter()
         try:
@@ -2451,7 +2452,7 @@ def main(names):
         except BaseException as e:  # a script's exit is a failure too
             failed.append(name)
             print(f"FAIL  {name}\n{complaint(e)}", flush=True)
-    print(f"{time.perf_counter() - begun:.0f} s" + "".join(f"\nfailed: {name}" for name in failed))
+    print(f"{time.perf_counter() - begin:.0f} s" + "".join(f"\nfailed: {name}" for name in failed))
     print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
 
