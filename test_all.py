@@ -1874,7 +1874,7 @@ def test_interrupt_saves():
                         os.kill(os.getpid(), signal.SIGINT)
             name, before = f"pressed{presses}", signal.getsignal(signal.SIGINT)
             with watching(sft, "clip_and_step", press):
-                error = raises(kind, "", lambda: quick(sft.main, flags(out, None, name=name)))
+                error = raises(kind, "", lambda: quick(sft.main, flags(out, 9, name=name)))
             equal(signal.getsignal(signal.SIGINT), before, "handler afterwards")
             if step:
                 equal(error, "130", "exit code")

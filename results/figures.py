@@ -82,7 +82,7 @@ def print_tables(files, part, chosen=None):
     if len(tables) > 1:
         print("differences: each seed | mean, in standard errors; * = established")
         for i, row in enumerate(rows):
-            for j in range(i):
+            for j in range(i if len(rows) <= 4 else min(i, 1)):
                 text = f"{row['name']} - {rows[j]['name']}".ljust(24)
                 for c in columns[1:]:
                     d = [a - b for a, b in zip(numbers(tables, i, c, part), numbers(tables, j, c, part))]

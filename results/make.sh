@@ -65,8 +65,6 @@ ppo() {  # PPO's settings, one change at a time, seed 0
   train rl gp id 0 ppo-lam1 --lam 1
   train rl gp id 0 ppo-gamma.9 --gamma 0.9
   tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4 ppo-minibatches8 ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
-  for gamma in 0.9 1; do train rl virl id 0 ppo-gamma$gamma --gamma $gamma; done
-  tabulate virl id 0 virl-ppo init rl-$RL_LR ppo-gamma0.9 ppo-gamma1
 }
 
 pictures() {  # one run of each method, rule id, look id, seed 0
