@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # results/make.sh NAME: make the raw files of a section of results/README.md again, from nothing, below out/study.
 # It goes on where it was stopped: a finished run is not trained again.
-#   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh rates
+#   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh rates-gp
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:-} seeds=${SEEDS:-0 1 2} WRITERS_RULES=${RULES:-id ood} python=${PYTHON:-python} raw=results/raw
@@ -79,13 +79,13 @@ gp() { SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR
 virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-3} RL_LR=${RL_LR:-2e-4}; }
 
 case $name in
-  rates-gp) echo "GeneralPoints, rule id: about 15 minutes a seed"; gp; rates gp ;;
-  rates-virl) echo "V-IRL, rule id: about 15 minutes a seed"; virl; rates virl ;;
-  mirror-gp) echo "GeneralPoints, rule ood: about 5 minutes a seed, after rates-gp"; gp; mirror gp ;;
-  mirror-virl) echo "V-IRL, rule ood: about 5 minutes a seed, after rates-virl"; virl; mirror virl ;;
+  rates-gp) echo "GeneralPoints, rule id: about 11 minutes a seed on 2 cores"; gp; rates gp ;;
+  rates-virl) echo "V-IRL, rule id: about 8 minutes a seed"; virl; rates virl ;;
+  mirror-gp) echo "GeneralPoints, rule ood: about 3 minutes a seed, after rates-gp"; gp; mirror gp ;;
+  mirror-virl) echo "V-IRL, rule ood: about 4 minutes a seed, after rates-virl"; virl; mirror virl ;;
   writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after rates-gp"; gp; writers gp ;;
   writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after rates-virl"; virl; writers virl ;;
-  ppo) echo "PPO's settings: about 15 minutes, after rates-gp and rates-virl"; gp; ppo ;;
+  ppo) echo "PPO's settings: about 8 minutes, after rates-gp"; gp; ppo ;;
   pictures-gp) echo "GeneralPoints from pictures: about 15 minutes"; pictures gp 300 ;;
   pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
   *) echo "usage: bash results/make.sh rates-gp | rates-virl | mirror-gp | mirror-virl |" \
