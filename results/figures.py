@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 PARTS = {"": lambda cell: cell, "first": lambda cell: cell["first"],  # of a column in eval.json
          "turns": lambda cell: cell["matters"], "turns-first": lambda cell: cell["matters"]["first"],
          "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
-         "read": lambda cell: cell["recognition"], "solved": lambda cell: cell["recognition"]["solved"],
+         "read": lambda cell: cell["recognition"]["whole"], "solved": lambda cell: cell["recognition"]["solved"],
          "other": lambda cell: cell["other_rule"]}
 CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-2e-4")}  # by choose(), rule id
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided Student t, 95%, by number of seeds

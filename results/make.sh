@@ -59,12 +59,11 @@ mirror() {  # rule ood at the rates that rule id chose
 }
 
 ppo() {  # PPO's settings, one change at a time, seed 0
-  train rl gp id 0 ppo-epochs4 --epochs 4
   train rl gp id 0 ppo-minibatches8 --minibatches 8
   train rl gp id 0 ppo-epochs4-clip.1 --epochs 4 --clip 0.1
   train rl gp id 0 ppo-lam1 --lam 1
   train rl gp id 0 ppo-gamma.9 --gamma 0.9
-  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4 ppo-minibatches8 ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
+  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-minibatches8 ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
 }
 
 pictures() {  # one run of each method, rule id, look id, seed 0
