@@ -59,11 +59,10 @@ mirror() {  # rule ood at the rates that rule id chose
 }
 
 ppo() {  # PPO's settings, one change at a time, seed 0
-  train rl gp id 0 ppo-minibatches8 --minibatches 8
   train rl gp id 0 ppo-epochs4-clip.1 --epochs 4 --clip 0.1
   train rl gp id 0 ppo-lam1 --lam 1
   train rl gp id 0 ppo-gamma.9 --gamma 0.9
-  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-minibatches8 ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
+  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
 }
 
 pictures() {  # one run of each method, rule id, look id, seed 0
@@ -85,7 +84,7 @@ case $name in
   writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after rates-gp"; gp; writers gp ;;
   writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after rates-virl"; virl; writers virl ;;
   ppo) echo "PPO's settings: about 8 minutes, after rates-gp"; gp; ppo ;;
-  pictures-gp) echo "GeneralPoints from pictures: about 15 minutes"; pictures gp 300 ;;
+  pictures-gp) echo "GeneralPoints from pictures: about 11 minutes"; pictures gp 300 ;;
   pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
   *) echo "usage: bash results/make.sh rates-gp | rates-virl | mirror-gp | mirror-virl |" \
        "writers-gp | writers-virl | ppo | pictures-gp | pictures-virl" >&2; exit 2 ;;
