@@ -65,7 +65,7 @@ BASE = {
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen by ID, see results/
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; in words chosen by ID: results/
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
@@ -357,7 +357,7 @@ def log_row(folder, cells):
 
 
 def fine_tuning_flops(path):
-    """Compute spent on a checkpoint since the base, {}: 0. The base's own is not counted."""
+    """Compute spent on a checkpoint since the base; 0 for a base or a model from elsewhere."""
     state = load_state(path) if path else {}
     return state.get("flops", 0.0) if state.get("stage") in ("init", "sft", "rl") else 0.0
 
