@@ -44,7 +44,11 @@ writers() {  # the chosen rate, demonstrations in the base's own habit
   for seed in $seeds; do
     for rule in $WRITERS_RULES; do
       train sft $env $rule $seed habit --demos habit --lr $SFT_LR
-      tabulate $env $rule $seed $env-$rule-habit init habit
+      if [ $rule = id ]; then
+        tabulate $env id $seed $env-id-habit init habit
+      else  # mirror's table again, with one row more
+        tabulate $env ood $seed $env-ood init sft-$SFT_LR rl-$RL_LR habit
+      fi
     done
   done
 }
@@ -81,8 +85,8 @@ case $name in
   rates-virl) echo "V-IRL, rule id: about 8 minutes a seed"; virl; rates virl ;;
   mirror-gp) echo "GeneralPoints, rule ood: about 3 minutes a seed, after rates-gp"; gp; mirror gp ;;
   mirror-virl) echo "V-IRL, rule ood: about 4 minutes a seed, after rates-virl"; virl; mirror virl ;;
-  writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after rates-gp"; gp; writers gp ;;
-  writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after rates-virl"; virl; writers virl ;;
+  writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after mirror-gp"; gp; writers gp ;;
+  writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after mirror-virl"; virl; writers virl ;;
   ppo) echo "PPO's settings: about 8 minutes, after rates-gp"; gp; ppo ;;
   pictures-gp) echo "GeneralPoints from pictures: about 11 minutes"; pictures gp 300 ;;
   pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
