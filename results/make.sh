@@ -66,7 +66,18 @@ ppo() {  # PPO's settings, one change at a time, seed 0
   train rl gp id 0 ppo-epochs4-clip.1 --epochs 4 --clip 0.1
   train rl gp id 0 ppo-lam1 --lam 1
   train rl gp id 0 ppo-gamma.9 --gamma 0.9
-  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9
+  train rl gp id 0 ppo-minibatch8 --minibatches 8
+  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9 ppo-minibatch8
+}
+
+class() {  # what assignments/ lets a class try: no KL, one attempt, RL without the short SFT
+  local seed
+  for seed in $seeds; do
+    train rl gp id $seed nokl --beta 0
+    train rl gp id $seed verify1 --verify 1
+    train rl gp id $seed raw --init out/study/s$seed/gp/base
+    tabulate gp id $seed gp-class init rl-$RL_LR nokl verify1 raw
+  done
 }
 
 pictures() {  # one run of each method, rule id, look id, seed 0
@@ -88,8 +99,9 @@ case $name in
   writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after mirror-gp"; gp; writers gp ;;
   writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after mirror-virl"; virl; writers virl ;;
   ppo) echo "PPO's settings: about 8 minutes, after rates-gp"; gp; ppo ;;
+  class) echo "The class's experiments on GeneralPoints: about 7 minutes a seed, after rates-gp"; gp; class ;;
   pictures-gp) echo "GeneralPoints from pictures: about 11 minutes"; pictures gp 300 ;;
   pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
   *) echo "usage: bash results/make.sh rates-gp | rates-virl | mirror-gp | mirror-virl |" \
-       "writers-gp | writers-virl | ppo | pictures-gp | pictures-virl" >&2; exit 2 ;;
+       "writers-gp | writers-virl | ppo | class | pictures-gp | pictures-virl" >&2; exit 2 ;;
 esac
