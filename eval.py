@@ -15,13 +15,16 @@ Departures from the paper: sampling at T = 1, the distribution that PPO optimise
 episodes a cell (the paper: 234); ID episodes are unseen (the paper's ID is our "seen").
 """
 import argparse
+import inspect
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import SimpleNamespace
 
 import torch
@@ -74,20 +77,29 @@ class Segment:
 
 
 MARK = "@@ANSWER@@"
+TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must not change overnight
 
 
 def chat_text(tok, messages, images=(), **options):
-    """A conversation in the chat template's words. With a processor, images stand before the first user's."""
-    if getattr(tok, "processor", None) is not None:
+    """A conversation in the chat template's words. With a processor, images stand before the first user's.
+    A template that lets its model think before it answers is asked not to."""
+    if loaded_processor(tok) is not None:
         first = [m["role"] for m in messages].index("user")
         messages = [{"role": m["role"], "content": [{"type": "image"}] * (len(images) if i == first else 0)
                                                    + [{"type": "text", "text": m["content"]}]}
                     for i, m in enumerate(messages)]
-    return tok.apply_chat_template(messages, tokenize=False, **options)
+    try:
+        return tok.apply_chat_template(messages, tokenize=False, date_string=TODAY, enable_thinking=False,
+                                       **options)
+    except Exception as e:  # a template may raise anything
+        fail(f"the model's chat template does not take this conversation: {first_line(e)}")
 
 
 def encode(tok, text, images):
-    """-> Segment of a text with the processor's marks for images. ids hold all the places of each image."""
+    """-> Segment of a text with the processor's marks for images. ids hold all the places of each image.
+    A text begins with the BOS token once, if the tokenizer uses one, whether or not the template wrote it."""
+    if tok.bos_token and tok("").input_ids[:1] == [tok.bos_token_id] and not text.startswith(tok.bos_token):
+        text = tok.bos_token + text
     if not images:
         return Segment(tok(text, add_special_tokens=False).input_ids)
     if loaded_processor(tok) is None:
@@ -105,30 +117,36 @@ def prompt(tok, messages, images=()):
     return encode(tok, chat_text(tok, messages, images, add_generation_prompt=True), images)
 
 
+def ids_after_mark(tok, messages, **options):
+    """Ids of what the chat template writes after MARK, which stands in the place of an answer."""
+    text = chat_text(tok, messages, **options)
+    if MARK not in text:
+        fail("the model's chat template leaves out what the assistant said")
+    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
+
+
 def glue_ids(tok, messages, last_id=None):
     """Ids between an answer and the next one: end of turn, feedback, "assistant:". messages: [..., assistant,
-    user]. The chat template is rendered with a mark for the answer; the glue is what follows the mark.
-    last_id: the answer's last id. If that is the end of turn, it is not repeated.
+    user]. last_id: the end of turn if the model has said it, which is not repeated; None if it was cut off.
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>
     """
     marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    ids = tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
-    return ids[1:] if ids and ids[0] == last_id else ids
+    ids = ids_after_mark(tok, marked, add_generation_prompt=True)
+    return ids[ids.index(last_id) + 1:] if last_id in ids[:2] else ids  # [:2]: some put a space before it
 
 
 def answer_ids(tok, model, messages, text):
     """Ids of a demonstration: the answer and the token that ends a turn in this chat template."""
-    closing = chat_text(tok, messages + [{"role": "assistant", "content": MARK}])
-    first = tok(closing.rpartition(MARK)[2], add_special_tokens=False).input_ids[:1]
+    closing = ids_after_mark(tok, messages + [{"role": "assistant", "content": MARK}])[:2]
     eos = model.generation_config.eos_token_id
-    return tok(text, add_special_tokens=False).input_ids + (first if first and first[0] in eos else eos[:1])
+    return tok(text, add_special_tokens=False).input_ids + [next((i for i in closing if i in eos), eos[0])]
 
 
-def longest_answer(tok, model, args):
-    """Default of --max_new_tokens: 1.25 x the longest of 64 demonstrations, in this tokenizer's tokens."""
+def longest_answer(tok, model, args, path):
+    """Default of --max_new_tokens: 1.25 x the longest of 64 demonstrations, in this tokenizer's tokens, and
+    room for the words that a model from elsewhere may put before it."""
     env, longest = make(args, rule=args.rule), 0
     for seed in range(64):
         messages, _ = env.reset(seed)
@@ -136,7 +154,7 @@ def longest_answer(tok, model, args):
             answer = env.expert()
             longest = max(longest, len(answer_ids(tok, model, messages, answer)))
             messages = env.step(answer).messages
-    return longest * 5 // 4
+    return longest * 5 // 4 + (128 if from_elsewhere(path) else 0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -193,9 +211,15 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
             ids = torch.tensor([[tok.pad_token_id] * (width - len(p)) + p for p in prompts])     # [B, width]
             attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])   # [B, width]
             pictures = join_pictures([episodes[i].segments[-1] for i in part], width, run.device, left=True)
-            with run.amp():
-                out = model.generate(input_ids=ids.to(run.device), attention_mask=attention.to(run.device),
-                                     generation_config=config, **pictures)
+            try:
+                with run.amp():
+                    out = model.generate(input_ids=ids.to(run.device), generation_config=config,
+                                         attention_mask=attention.to(run.device), **pictures)
+            except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
+                if "probability tensor" in str(e) or "device-side assert" in str(e):
+                    fail(f"the model's logits are not finite: it cannot be sampled from (dtype {run.dtype}); "
+                         "checkpoints saved before are intact")
+                raise
             for i, row in zip(part, out[:, width:].tolist()):
                 stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
                 said = row[:stop]                        # the end token, if any, is an action too
@@ -216,7 +240,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                     continue
                 still.append(i)
                 if step.messages[:len(chats[i])] == chats[i]:   # the conversation goes on
-                    segment.add(glue_ids(tok, step.messages, said[-1]), 0)
+                    segment.add(glue_ids(tok, step.messages, None if cut else said[-1]), 0)
                 else:                                           # a fresh one begins
                     episode.segments.append(prompt(tok, step.messages, step.images))
                 chats[i] = step.messages
@@ -272,28 +296,41 @@ def micro_batches(segments, budget):
         yield part
 
 
-def score(model, segments, pad_id, run, temperature=1.0, value_head=None):
+def forward(model, segments, pad_id, run, **options):
+    """Run a model over a batch of segments -> (output, its logits at the positions that score an action token
+    [N, V], those positions [B, T] bool, the action tokens [N]).
+
+    Token t is scored by position t - 1. With ids  p0 p1 a2 a3 f4 a5  and action 0 0 1 1 0 1, positions 1, 2
+    and 4 are kept and score a2, a3 and a5. No other position gets logits: [B, T, V] would not fit."""
+    inputs, action = collate(segments, pad_id, run.device)
+    keep = torch.nn.functional.pad(action[:, 1:], (0, 1))                   # [B, T], the last one False
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = keep
+    with run.amp():
+        out = model(**inputs, use_cache=False, **options)
+    logits = out.logits if out.logits.ndim == 2 else out.logits[keep]       # [N, V]; few models make them all
+    return out, logits.float(), keep, inputs["input_ids"][:, 1:][action[:, 1:]]
+
+
+def score(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
     """What the model thinks of the action tokens of some segments, and of no others, in reading order -> logp
     [N], entropy [N], value [N] (None without a head), in fp32.
 
-    Token t is scored by position t - 1. With ids  p0 p1 a2 a3 f4 a5  and action 0 0 1 1 0 1, the logits of
-    positions 1, 2 and 4 are kept and score a2, a3 and a5. Logits are divided by the sampling temperature:
-    this is the distribution that was sampled from."""
-    inputs, action = collate(segments, pad_id, run.device)
-    with run.amp():
-        out = model(**inputs, output_hidden_states=value_head is not None)
-    keep = action[:, 1:]                                                    # [B, T-1]
-    logits = out.logits[:, :-1][keep].float() / temperature                 # [N, V]
+    Logits are divided by the sampling temperature: this is the distribution that was sampled from.
+    entropy_grad: False where no gradient goes through the entropy, whose graph would cost [N, V] more."""
+    out, logits, keep, said = forward(model, segments, pad_id, run,
+                                      output_hidden_states=value_head is not None)
+    logits = logits / temperature                                           # [N, V]
     unsaid = model.generation_config.suppress_tokens or []                  # rollout() does not sample these
     if unsaid:
         logits = logits.index_fill(1, torch.tensor(unsaid, device=run.device), -1e9)
     logprobs = logits.log_softmax(-1)                                       # [N, V]
-    said = inputs["input_ids"][:, 1:][keep]                                 # [N]
     logp = logprobs.gather(-1, said[:, None])[:, 0]                         # [N]
-    entropy = -(logprobs.exp() * logprobs).sum(-1)                          # [N]
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = -(logprobs.exp() * logprobs).sum(-1)                      # [N]
     if value_head is None:
         return logp, entropy, None
-    return logp, entropy, value_head(out.hidden_states[-1][:, :-1][keep].float())[:, 0]
+    return logp, entropy, value_head(out.hidden_states[-1][keep].float())[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -463,9 +500,9 @@ def table(paths, args, run):
             if args.vl:
                 same_flags(path, args, ["pixels"])
             if reference is None and "init" in paths:
-                reference, reference_tok = load(paths["init"], run.device)
-            model, tok = (reference, reference_tok) if name == "init" else load(path, run.device)
-            longest = args.max_new_tokens or longest_answer(tok, model, args)  # in this model's tokens
+                reference, reference_tok = load(paths["init"], run.device, run.dtype)
+            model, tok = (reference, reference_tok) if name == "init" else load(path, run.device, run.dtype)
+            longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in this model's tokens
             comparable = reference is not None and len(tok) == len(reference_tok)  # one vocabulary: KL exists
             cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": longest}), run,
                              args.episodes, verify, reference if comparable else None)
@@ -485,6 +522,11 @@ def fail(message):
     raise SystemExit(f"error: {message}")
 
 
+def first_line(error):
+    """The first line of what an exception says, or its name."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def new_parser(doc):
     parser = argparse.ArgumentParser(description=doc, usage="%(prog)s [flags]    (--help lists them)",
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -501,7 +543,7 @@ def new_parser(doc):
     add("--verify", type=int)                            # attempts per position; default: gp 5, virl 2
     add("--temperature", type=float, default=1.0)        # of sampling; 0 = greedy (evaluation only)
     add("--max_new_tokens", type=int)                    # per answer; default: see longest_answer()
-    add("--micro_tokens", type=int, default=2048)        # per forward pass when not sampling, with padding
+    add("--micro_tokens", type=int)                      # per forward pass when not sampling, with padding
     add("--device")                                      # cpu | cuda | cuda:1 ...; default: cuda if there
     add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto")  # of autocast; weights stay fp32
     add("--episodes", type=int, default=300)             # per cell of the final table
@@ -532,12 +574,11 @@ def script(main):
     try:
         main()
     except (OSError, torch.OutOfMemoryError, DataError) as e:
-        fail(str(e).strip().splitlines()[0])
+        fail(first_line(e))
     except KeyboardInterrupt:
         raise SystemExit(130)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():  # only here: a rank that fails must not wait for the others in this call
+        dist.destroy_process_group()
 
 
 def setup(args):
@@ -552,9 +593,9 @@ def setup(args):
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        fail(f"--device {name}: {str(e).splitlines()[0]}")
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        fail(f"--device {name}: {first_line(e)}")
+    if world > 1 and not dist.is_initialized():  # the others wait as long while rank 0 saves a large model
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     if args.dtype != "auto":
         dtype, why = args.dtype, "--dtype"
     elif device.type != "cuda":
@@ -644,8 +685,9 @@ FALLBACK_TEMPLATE = (
     "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
 
 
-def load(path, device="cpu"):
-    """-> (model in fp32 and eval mode, tokenizer). path: our folder, or any folder or OWNER/NAME of the hub.
+def load(path, device="cpu", dtype=torch.float32):
+    """-> (model in eval mode, tokenizer). path: our folder, or any folder or OWNER/NAME of the hub. dtype:
+    of the weights, fp32 for a model that is trained.
 
     A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its
     processor. If that needs a package that is not here (torchvision for Qwen2.5-VL), it is the reason, a str:
@@ -662,19 +704,12 @@ def load(path, device="cpu"):
         tok = AutoTokenizer.from_pretrained(folder or path) if blind else processor.tokenizer
         tok.chat_template = getattr(processor, "chat_template", None) or tok.chat_template  # with pictures
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-        model, report = kind.from_pretrained(folder or path, dtype=torch.float32, output_loading_info=True)
+        model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True)
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
-        fail(f"cannot load a model from {path!r}: {(str(e).strip() or repr(e)).splitlines()[0]}")
+        fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = set(report["missing_keys"]) | {str(m[0]) for m in report.get("mismatched_keys", ())}
     if lost:
         fail(f"{path!r} is incomplete: {len(lost)} weights are missing, {sorted(lost)[0]} first")
-    eos = {tok.eos_token_id} | set(
-        torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist())
-    eos = sorted(int(e) for e in eos - {None})
-    if not eos:
-        fail(f"the tokenizer of {path!r} has no end-of-sequence token")
-    if tok.pad_token_id is None:
-        tok.pad_token = tok.eos_token
     tok.processor = processor
     if tok.chat_template is None and vision:
         fail(f"{path!r}: no chat template in its processor"
@@ -683,6 +718,16 @@ def load(path, device="cpu"):
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one",
               flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
+    tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
+    # A turn may end as the model's files say, or as its chat template does: for a base model they differ.
+    turn = ids_after_mark(tok, [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}])
+    eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
+    special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
+    eos = sorted(eos - {None} | set(turn[:2]) & special)
+    if not eos:
+        fail(f"the tokenizer of {path!r} has no end-of-sequence token")
+    if tok.pad_token_id is None:
+        tok.pad_token = tok.eos_token or tok.convert_ids_to_tokens(eos[0])
     # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
     marks = {getattr(model.config, name, None)
              for name in ("image_token_id", "image_token_index", "video_token_id")}
@@ -699,7 +744,7 @@ def load_processor(path):
         processor = AutoProcessor.from_pretrained(path)
         return processor if hasattr(processor, "image_processor") else f"{path} holds no image processor"
     except Exception as e:  # a package that is missing, a damaged file: each family raises its own kinds
-        return (str(e).strip() or repr(e)).splitlines()[0]
+        return first_line(e)
 
 
 def loaded_processor(tok):
@@ -719,6 +764,8 @@ def save(path, model, tok, state):
         model.save_pretrained(tmp)
         (loaded_processor(tok) or tok).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
+        if hasattr(os, "sync"):  # not on Windows
+            os.sync()            # on the disk before the renames, should the machine stop
         checkpoint_at(path)
         shutil.rmtree(old, ignore_errors=True)
         if os.path.isdir(path):
@@ -729,15 +776,22 @@ def save(path, model, tok, state):
         fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
 
 
-def load_state(path):
-    """trainer.pt of a checkpoint, {} when it has none (a model from elsewhere)."""
+def load_state(path, whole=False):
+    """trainer.pt of a checkpoint, {} when it has none (a model from elsewhere). whole: its tensors are read.
+    Else they stay on the disk (mmap): an optimizer's state is twice as large as the model."""
     file = os.path.join(checkpoint_at(path) or path, "trainer.pt")
     if not os.path.isfile(file):
         return {}
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=not whole)
     except Exception as e:
-        fail(f"{file} is damaged: {str(e).splitlines()[0]}")
+        fail(f"{file} is damaged: {first_line(e)}")
+
+
+def from_elsewhere(path):
+    """Is it a user's model, or trained from one? The rest descends from the tiny base. None: that base."""
+    state = load_state(path) if path else {"flags": {}}
+    return state.get("flags", {"from_elsewhere": True}).get("from_elsewhere", False)
 
 
 BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "on_the_way",
@@ -759,7 +813,7 @@ def same_flags(folder, args, only=None):
 
 def write_json(path, content):
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path + ".tmp", "w") as f:
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(content, f, indent=1)
     os.replace(path + ".tmp", path)
 
@@ -768,6 +822,7 @@ def main(argv=None):
     parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="+", metavar="PATH")  # to compare; default: all stages found
     args = parse(parser, argv)
+    args.micro_tokens = args.micro_tokens or 2048
     run = setup(args)
     paths = found_checkpoints(args)
     if args.models:

@@ -5,7 +5,7 @@
     python rl.py --env gp --rule id --name v1 --verify 1            # single attempts instead of five
     python rl.py --env gp --rule id --name nokl --beta 0            # no KL penalty
     python rl.py --env gp --rule id --name raw --init out/gp/base   # RL without SFT
-    python rl.py --init Qwen/Qwen2.5-0.5B-Instruct --out out/qwen --lr 1e-6 --batch 64    # and on a GPU
+    python rl.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen    # a real model, with rates of its own
 Finished runs, --name, --resume and Ctrl-C: as in sft.py.
 
 The objective. States are token prefixes, actions tokens. An episode gives each position (a hand; a step of a
@@ -66,10 +66,10 @@ from types import SimpleNamespace
 
 import torch
 
-from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, load, load_state,
-                  longest_answer, make, micro_batches, new_parser, parse, rollout, same_flags, say, score,
-                  script, setup, table, task_flags, trained_on, write_json)
-from sft import Loop, build, clip_and_step, fill_in, log_row
+from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, from_elsewhere, load,
+                  load_state, longest_answer, make, micro_batches, new_parser, parse, rollout, same_flags,
+                  say, score, script, setup, table, task_flags, trained_on, write_json)
+from sft import REAL, Loop, build, clip_and_step, fill_in, log_row, recompute_activations
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -77,6 +77,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
     "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; in words chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
+    "micro_tokens":     2048,                          # tokens a forward pass, padding included
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
     "beta":             0.02,                          # KL penalty per token (the release: none)
@@ -90,6 +91,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; pictures need it
     "monitors":         6,                             # success rates are measured this often a run
 }
+REAL_PPO = {**REAL, "value_rate": 10}  # what is other for a model from elsewhere
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -188,7 +190,9 @@ def train(args, run, init, folder):
     checkpoint, env_class = os.path.join(folder, "checkpoint"), ENVS[args.env]
     resumed = args.resume and checkpoint_at(checkpoint)
     model, tok = load(checkpoint if resumed else init, run.device)
-    reference = load(init, run.device)[0].requires_grad_(False)
+    if args.activation_checkpointing:
+        recompute_activations(model)
+    reference = load(init, run.device, run.dtype)[0].requires_grad_(False)
     # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
     value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=run.device)
     torch.nn.init.zeros_(value_head.weight)
@@ -199,13 +203,14 @@ def train(args, run, init, folder):
          {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     if resumed:
-        state = load_state(checkpoint)
+        state = load_state(checkpoint, whole=True)
         if "value_head" not in state:
             fail(f"--resume: {checkpoint} was not saved by rl.py")
         value_head.load_state_dict(state["value_head"])
         optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
-    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
+        del state  # the optimizer has its own copy
+    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, init)
     verify, pad = args.verify or env_class.default_verify, tok.pad_token_id
     envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
     loop = Loop("rl", args, run, folder, init, model, tok,
@@ -241,6 +246,7 @@ def train(args, run, init, folder):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
         updates, trained_tokens, stats, ratio_error, too_far = 0, 0, Counter(), 0.0, False
+        model.train(args.activation_checkpointing)  # else as it was scored: in eval() mode
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
             for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
@@ -250,7 +256,8 @@ def train(args, run, init, folder):
                 sums = Counter()
                 for part in micro_batches(batch, args.micro_tokens):
                     old_logp = joined(part, "logp")                                            # [N]
-                    logp, entropy, value = score(model, part, pad, run, args.temperature, value_head)
+                    logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
+                                                 entropy_grad=args.coef_entropy > 0)           # [N] each
                     policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)  # [N]
                     critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
                                         args.clip_value)                                       # [N]
@@ -276,8 +283,9 @@ def train(args, run, init, folder):
                 if too_far:
                     break
                 norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
-                updates += 1
-                stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
+                if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
+                    updates += 1
+                    stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
             if too_far:
                 break
 
@@ -312,7 +320,7 @@ def train(args, run, init, folder):
                "explained_var": ".2f", "episodes_per_s": ".0f"}
         say(run, f"KEY {loop.step + 1:3d}", *(f"{n} {record.get(n, 0):{form}}" for n, form in key.items()))
         if run.rank == 0 and loop.step % 10 == 0:
-            with open(os.path.join(folder, "episodes.txt"), "a") as f:
+            with open(os.path.join(folder, "episodes.txt"), "a", encoding="utf-8") as f:
                 for e in episodes[:2]:
                     f.write(f"---- iteration {loop.step + 1}, success {e.success}\n"
                             + "\n".join(tok.decode(s.ids) for s in e.segments)
@@ -333,6 +341,7 @@ def flags():
         add(f"--{name}", type=float)             # explained in the table PPO above; so are the next four
     for name in ("batch", "epochs", "minibatches", "monitors"):
         add(f"--{name}", type=int)
+    add("--activation_checkpointing", action="store_true")  # less memory for activations, a third more time
     return parser
 
 
@@ -340,7 +349,9 @@ def main(argv=None):
     args = parse(flags(), argv)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    chosen_tokens = args.tokens
+    chosen_tokens, args.from_elsewhere = args.tokens, from_elsewhere(args.init or args.model)
+    if args.from_elsewhere:
+        fill_in(args, REAL_PPO)
     fill_in(args, PPO)
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "

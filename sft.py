@@ -5,11 +5,11 @@
     python sft.py --env gp --rule id               # SFT from the init at RL's compute       -> out/gp/id/sft
     python sft.py --env gp --rule id --name own --demos own      # right answers of the init as demonstrations
     python sft.py --env virl --vl --visual id --rule id          # from pictures -> out/virl-vl/id-id/sft
-    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen --stage init --lr 1e-6    # on a GPU
+    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen    # a real model, with rates of its own
     torchrun --nproc_per_node=2 sft.py --rule id    # several devices
-A stage whose input is missing builds it first, by that stage's defaults (so train a real model's init first,
-with --lr). A finished run is not trained again: give a new --name for other flags. --resume continues one
-that was interrupted (Ctrl-C saves), or a finished one to a larger --tokens.
+A stage whose input is missing builds it first, by that stage's defaults. A finished run is not trained again:
+give a new --name for other flags. --resume continues one that was interrupted (Ctrl-C and SIGTERM save), or a
+finished one to a larger --tokens (but no finished init, which keeps no optimizer).
 
 The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that
 ends the turn. Prompts carry no loss. In pretraining all but the places of pictures is "answer".
@@ -33,19 +33,26 @@ import json
 import math
 import os
 import random
-import resource
 import signal
+import sys
 import time
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows has neither: no lock on a run's folder, no peak memory
+    fcntl = resource = None
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from eval import (ENVS, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, collate,
-                  columns, encode, evaluate, fail, found_checkpoints, load, load_state, longest_answer, make,
-                  measured, micro_batches, new_parser, parse, prompt, rollout, same_flags, save, say, script,
-                  setup, table, task_flags, trained_on, training_flags, write_json)
+from eval import (ENVS, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, columns,
+                  encode, evaluate, fail, first_line, forward, found_checkpoints, from_elsewhere, load, load_state,
+                  longest_answer, make, measured, micro_batches, new_parser, parse, prompt, rollout,
+                  same_flags, save, say, script, setup, table, task_flags, trained_on, training_flags,
+                  write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -61,6 +68,7 @@ BASE = {
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
     "monitors":          3,                                  # success rates are measured this often a run
+    "micro_tokens":      2048,                               # tokens a forward pass, padding included
 }
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
@@ -71,12 +79,16 @@ SFT = {
     "warmup":            5,
     "decay":             0.0,
     "monitors":          6,
+    "micro_tokens":      2048,
 }
 INIT = {
     **SFT,
     "tokens":            8e4,                                # enough to take on the expert's hand
     "lr":                (1e-3,   1e-3,    1e-4,   1e-4),
 }
+# What is other for a model from elsewhere (--model), in SFT and PPO. Never tried at size: no GPU was at hand.
+REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096}
+REAL_INIT = {**REAL, "tokens": 1e6}
 STAGES = {"base": BASE, "init": INIT, "sft": SFT}
 MONITOR_EPISODES = 100  # per column, for success rates on the way
 SAVES = 4               # checkpoints a run
@@ -202,27 +214,43 @@ def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share
 
 
 def own_demonstrations(path, args, run):
-    """The init's right first answers to training episodes -> ([an episode's rows, ...], tokens forwarded)."""
-    model, tok = load(path, run.device)
-    torch.manual_seed(args.seed)
-    envs = [make(args, rule=args.rule, split="train", verify=1) for _ in range(OWN_EPISODES)]
-    episodes = rollout(model, tok, envs, [f"own/{args.seed}/{i}" for i in range(len(envs))], 1.0,
-                       args.max_new_tokens, run)
+    """The init's right first answers to training episodes -> ([an episode's rows, ...], tokens forwarded).
+    Each rank plays its share of the episodes; its rows are those, and the tokens are all ranks'."""
+    model, tok = load(path, run.device, run.dtype)
+    torch.manual_seed(args.seed + run.rank)
+    seeds = [f"own/{args.seed}/{i}" for i in range(run.rank, OWN_EPISODES, run.world)]
+    envs = [make(args, rule=args.rule, split="train", verify=1) for _ in seeds]
+    episodes = rollout(model, tok, envs, seeds, 1.0, args.max_new_tokens, run)
     right = [[s for s, t in zip(e.segments, e.positions()) if t[0]["position_solved"]] for e in episodes]
     if not any(right):
         fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
-    return [rows for rows in right if rows], sum(e.forwarded for e in episodes)
+    return [rows for rows in right if rows], all_sum([sum(e.forwarded for e in episodes)], run)[0]
 
 
 def sft_loss(model, rows, denominator, pad_id, run):
     """Sum of the negative log-likelihoods of the action tokens / denominator -> scalar, fp32."""
-    inputs, action = collate(rows, pad_id, run.device)
-    with run.amp():
-        logits = model(**inputs).logits                                     # [B, T, V]
-    keep = action[:, 1:]                                                    # t is scored by position t-1
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1][keep].float(), inputs["input_ids"][:, 1:][keep],
-                                               reduction="sum")
-    return losses / denominator
+    _, logits, _, said = forward(model, rows, pad_id, run)                  # [N, V], [N]
+    return torch.nn.functional.cross_entropy(logits, said, reduction="sum") / denominator
+
+
+def recompute_activations(model):
+    """Keep each block's input alone, and run the block again in the backward pass (activation checkpointing).
+    transformers does so in train() mode only, where PPO wants no dropout."""
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError as e:
+        fail(f"--activation_checkpointing: {first_line(e)}")
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def state_bytes(n, ppo, ranks=1, dtype=torch.bfloat16):
+    """Bytes that each GPU holds for n parameters while training, before activations. ranks: of --shard.
+    PPO has a value head (not counted) and a frozen reference in the dtype of autocast."""
+    weights, gradient, adam, copy = 4, 4, 8, dtype.itemsize  # fp32; Adam's two moments
+    return n * (weights + gradient + adam + copy * ppo) / ranks
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -237,7 +265,13 @@ class Loop:
         self.name, self.args, self.run, self.folder, self.source = name, args, run, folder, source
         self.model, self.tok, self.extra = model, tok, extra
         self.checkpoint = os.path.join(folder, "checkpoint")
-        state = load_state(self.checkpoint) if args.resume and checkpoint_at(self.checkpoint) else {}
+        self.lock = lock(folder, run)
+        state = load_state(self.checkpoint) if checkpoint_at(self.checkpoint) else {}
+        if state and not args.resume:
+            fail(f"{folder}: another command has trained this run in the meantime")
+        if state.get("world", run.world) != run.world:
+            fail(f"--resume: {folder} was trained by {state['world']} processes, and this is {run.world}: "
+                 "its batches would be others")
         self.n = sum(p.numel() for p in model.parameters())
         self.start_flops = state.get("start_flops", fine_tuning_flops(source))
         self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
@@ -250,11 +284,14 @@ class Loop:
         self.monitor_text, self.tokens, self.seconds, self.interrupted = "", 0, 0.0, False
         say(run, f"[{name}] {args.env}, rule {args.rule}: {self.n / 1e6:.3f}M parameters, {self.budget:.3g} "
                  f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
+        if args.from_elsewhere:
+            say(run, f"[{name}] a model from elsewhere, so with", *(f"--{n} {getattr(args, n):g}" for n in (
+                "lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
         header = {"run": name, "n": self.n, **vars(args)}
         self.log = open_log(folder, self.step, header, bool(state)) if run.rank == 0 else None
         self.bar = tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
                         bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
-        self.signal_before = signal.signal(signal.SIGINT, self.interrupt)
+        self.signals_before = {s: signal.signal(s, self.interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         self.start = self.step_start = time.perf_counter()
 
     @property
@@ -262,10 +299,14 @@ class Loop:
         return (self.flops - self.start_flops) / self.budget
 
     def interrupt(self, *_):
-        """Ctrl-C asks for a save and a stop after the current step; a second one stops at once."""
+        """Ctrl-C or SIGTERM asks for a save and a stop after the current step; a second one stops at once."""
         self.interrupted = True
-        signal.signal(signal.SIGINT, self.signal_before)
+        self.restore_signals()
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
+
+    def restore_signals(self):
+        for number, handler in self.signals_before.items():
+            signal.signal(number, handler)
 
     def goes_on(self):
         """Measure success where a monitor is due -> False when budget or --steps are used up or on Ctrl-C."""
@@ -306,53 +347,75 @@ class Loop:
 
     def save(self):
         check_ranks_agree(self.model, self.run)
+        done = self.progress >= 1
         if self.run.rank == 0:
             save(self.checkpoint, self.model, self.tok, {
                 "stage": self.name, "step": self.step, "flops": self.flops, "start_flops": self.start_flops,
-                "done": self.progress >= 1, "next_monitor": self.next_monitor,
-                "flags": training_flags(self.args), "scaler": self.run.scaler.state_dict(), **self.extra()})
+                "done": done, "next_monitor": self.next_monitor, "world": self.run.world,
+                "flags": training_flags(self.args), "scaler": self.run.scaler.state_dict(),
+                **({} if done and self.name == "init" else self.extra())})  # a finished init is final
         all_sum([0], self.run)  # wait: the next stage reads what rank 0 has written
 
     def close(self):
         self.bar.close()
-        signal.signal(signal.SIGINT, self.signal_before)
+        self.restore_signals()
         self.save()
         if self.seconds:
             say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
                           f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
         if self.log:
             self.log.close()
+            self.lock.close()
         if self.interrupted:
             say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
             raise SystemExit(130)
 
 
+def lock(folder, run):
+    """Only one command trains in a folder: two would write the same files. -> a file to close, on rank 0. The
+    system frees it when the process ends, however it ends."""
+    if run.rank:
+        return None
+    os.makedirs(folder, exist_ok=True)
+    file = open(os.path.join(folder, "lock"), "w")
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        fail(f"another command is training in {folder}: wait for it, or choose another --name or --out")
+    return file
+
+
+def read_log(file):
+    """metrics.jsonl -> [record, ...], without lines that a killed run or a full disk has damaged."""
+    records = []
+    with open(file, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return [r for r in records if isinstance(r, dict)]
+
+
 def open_log(folder, step, header, resumed):
     """metrics.jsonl of a run, to append to. On resume, records after the checkpoint's step are dropped."""
-    file, lines = os.path.join(folder, "metrics.jsonl"), []
+    file, records = os.path.join(folder, "metrics.jsonl"), []
     try:
-        os.makedirs(folder, exist_ok=True)
         if resumed and os.path.isfile(file):
-            with open(file) as f:
-                whole = [line for line in f if line.endswith("}\n")]  # a killed run may leave half a line
-                lines = [line for line in whole if json.loads(line).get("step", 0) <= step]
-        with open(file + ".tmp", "w") as f:
-            f.writelines(lines or [json.dumps(header) + "\n"])
+            records = [r for r in read_log(file) if r.get("step", 0) <= step]
+        with open(file + ".tmp", "w", encoding="utf-8") as f:
+            f.writelines(json.dumps(r) + "\n" for r in records or [header])
         os.replace(file + ".tmp", file)
-        return open(file, "a", buffering=1)
-    except (OSError, ValueError) as e:
+        return open(file, "a", buffering=1, encoding="utf-8")
+    except OSError as e:
         fail(f"cannot write {file}: {e}")
 
 
 def log_row(folder, cells):
     """The table's row of a run becomes the last record of its metrics.jsonl, once."""
     file = os.path.join(folder, "metrics.jsonl")
-    if not os.path.isfile(file):
-        return
-    with open(file) as f:
-        last = json.loads(f.readlines()[-1])
+    last = read_log(file)[-1] if os.path.isfile(file) else {}
     if "loss" in last or "reward" in last:
-        with open(file, "a") as f:
+        with open(file, "a", encoding="utf-8") as f:
             f.write(json.dumps({**{n: last[n] for n in ("step", "flops", "tokens")}, **cells}) + "\n")
 
 
@@ -365,7 +428,10 @@ def fine_tuning_flops(path):
 def peak_memory_gb(run):
     if run.device.type == "cuda":
         return torch.cuda.max_memory_allocated(run.device) / 2 ** 30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    if resource is None:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 2 ** 10  # bytes on a Mac, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
 
 
 def check_ranks_agree(model, run):
@@ -380,12 +446,17 @@ def check_ranks_agree(model, run):
 
 
 def reduce_gradients(parameters, run):
-    """Sum gradients over the ranks. Losses are divided by the global token count, so the sum is the mean."""
-    if run.world > 1:
-        for p in parameters:
-            if p.grad is None:  # a rank whose batch had nothing for this parameter still takes part
-                p.grad = torch.zeros_like(p)
-            dist.all_reduce(p.grad)
+    """Sum gradients over the ranks, all of one dtype in one message. Losses are divided by the global token
+    count, so the sum is the mean."""
+    for p in parameters:
+        if p.grad is None and run.world > 1:  # a rank whose batch had nothing for it still takes part
+            p.grad = torch.zeros_like(p)
+    for dtype in sorted({p.dtype for p in parameters}, key=str) if run.world > 1 else ():
+        gradients = [p.grad for p in parameters if p.dtype == dtype]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for g, piece in zip(gradients, flat.split([g.numel() for g in gradients])):
+            g.copy_(piece.view_as(g))
 
 
 def clip_and_step(parameters, optimizers, run, where):
@@ -413,15 +484,19 @@ def train(args, run, source, folder):
     checkpoint, state, own = os.path.join(folder, "checkpoint"), {}, None
     if args.resume and checkpoint_at(checkpoint):
         model, tok = load(checkpoint, run.device)
-        state = load_state(checkpoint)
+        state = load_state(checkpoint, whole=True)
         if state.get("stage") != args.stage:
             fail(f"--resume: {checkpoint} was not saved by this stage of sft.py")
+        if "optimizers" not in state:
+            fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
     elif source is None:
         model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
         model.to(run.device)
     else:
         model, tok = load(source, run.device)
-    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args)
+    if args.activation_checkpointing:
+        recompute_activations(model)
+    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
     env = make(args, rule=args.rule, split="train")
 
     # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest.
@@ -440,6 +515,7 @@ def train(args, run, source, folder):
         o.load_state_dict(saved)
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
+    del state  # the optimizer has its own copy
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
 
     loop = Loop(args.stage, args, run, folder, source, model, tok,
@@ -502,6 +578,7 @@ def flags():
     add("--lr", type=float)                        # of AdamW
     add("--monitors", type=int)                    # success rates are measured this often a run
     add("--resume", action="store_true")           # continue an interrupted run
+    add("--activation_checkpointing", action="store_true")  # less memory for activations, a third more time
     return parser
 
 
@@ -512,6 +589,9 @@ def run_stage(args, run):
     writers = [*ENVS[args.env].writers, "own"]
     if args.demos not in writers:
         fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by {' or '.join(writers)}")
+    args.from_elsewhere = from_elsewhere(args.init or args.model)
+    if args.from_elsewhere:
+        fill_in(args, REAL_INIT if args.stage == "init" else REAL)
     fill_in(args, STAGES[args.stage])
     folder = (base_of(args) if args.stage == "base"
               else os.path.join(trained_on(args), args.name or args.stage))

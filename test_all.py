@@ -161,6 +161,7 @@ def tiny_stages():
     stages = contextlib.ExitStack()
     stages.enter_context(mock.patch.dict(sft.BASE, {"tokens": 2e3, "batch": 4, "monitors": 1}))
     stages.enter_context(mock.patch.dict(sft.INIT, {"tokens": 1e3, "batch": 4}))
+    stages.enter_context(mock.patch.dict(sft.REAL_INIT, {"tokens": 1e3, "batch": 4}))
     return stages
 
 
@@ -294,7 +295,7 @@ def watching(module, name, look):
 
 
 def table_args(*argv):
-    return ev.parse(ev.new_parser(""), ["--max_new_tokens", "12", *argv])
+    return ev.parse(ev.new_parser(""), ["--max_new_tokens", "12", "--micro_tokens", "2048", *argv])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1404,18 +1405,18 @@ def test_padding_changes_nothing():
 
 
 def test_feedback_gets_no_gradient():
-    """Both losses reach the logits of position t - 1 for every action token t, and no other: not prompt, not feedback,
-    not an image's places."""
+    """Both losses come from position t - 1 for every action token t, and no other: not prompt, not feedback, not an
+    image's places."""
     for family in FAMILIES:
         model, tok = tiny(family)
         [s], kept = played(family, 1)[0].segments, []
         assert 0 in s.action[s.action.index(1):], "no feedback in the sample"
-        hook = model.lm_head.register_forward_hook(
-            lambda module, inputs, logits: (logits.retain_grad(), kept.append(logits))[0])
+        hook = model.model.register_forward_hook(
+            lambda module, inputs, out: (out[0].retain_grad(), kept.append(out[0]))[0])  # last hidden state [1, T, H]
         for loss in (lambda: ev.score(model, [s], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
             loss().backward()
             touched = kept[-1].grad[0].abs().sum(-1) > 0
-            equal(touched.tolist(), [bool(a) for a in s.action[1:]] + [False], f"{family}: logits with a gradient")
+            equal(touched.tolist(), [bool(a) for a in s.action[1:]] + [False], f"{family}: places with a gradient")
         hook.remove()
         model.zero_grad()
 
@@ -1871,7 +1872,10 @@ def test_interrupt_saves():
             def press(*_):
                 if next(calls) == 2:
                     for _ in range(presses):
+                        handler = signal.getsignal(signal.SIGINT)
                         os.kill(os.getpid(), signal.SIGINT)
+                        while signal.getsignal(signal.SIGINT) == handler:  # until the first one has arrived
+                            pass
             name, before = f"pressed{presses}", signal.getsignal(signal.SIGINT)
             with watching(sft, "clip_and_step", press):
                 error = raises(kind, "", lambda: quick(sft.main, flags(out, 9, name=name)))
@@ -2159,6 +2163,246 @@ def test_model_families():
             with torch.no_grad():
                 logits = [m.eval()(**inputs).logits for m in (plain, trained["rl"])]
             assert type(plain) is type(model) and torch.equal(*logits), name
+
+
+# Chat templates with the traits of released ones. Roles are written out: <|user|> is a token of the tiny tokenizer.
+LLAMA = ("{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+         "<|system|>Today: {{ date_string }}{{ strftime_now('%d %b') }}<|eot|>{% for m in messages %}<|{{ m.role }}|>"
+         "{{ m.content | trim }}<|eot|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+QWEN = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|eot|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think></think>{% endif %}{% endif %}")
+GEMMA = ("{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+         "{{ raise_exception('roles must alternate user/assistant, and there is no system role') }}{% endif %}"
+         "<|{{ m.role }}|>{{ m.content }} <|eot|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+def test_templates():
+    """Templates with the date, thinking, no system role and strict alternation, with and without a BOS token: prompts are
+    the same every day, begin with BOS once, do not think; turns end as the template ends them, once."""
+    from tokenizers.processors import TemplateProcessing
+    for name, template, adds_bos in (("llama", LLAMA, True), ("qwen", QWEN, False), ("gemma", GEMMA, True),
+                                     ("base", None, True)):
+        model, tok = sft.build_tiny("gp", 0)
+        tok.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<|eot|>"]})
+        model.resize_token_embeddings(len(tok))
+        bos, eot, end = tok.convert_tokens_to_ids(["<s>", "<|eot|>", "<|end|>"])
+        if adds_bos:
+            tok.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+        tok.chat_template = template
+        with folder() as out:
+            ev.save(f"{out}/m", model, tok, {})
+            with contextlib.redirect_stdout(io.StringIO()):
+                model, tok = ev.load(f"{out}/m")
+        equal(model.generation_config.eos_token_id, sorted({end, eot} if template else {end}), f"{name}: ends of a turn")
+        env, prompts = GeneralPoints(verify=3), []
+        for day in (1, 2):
+            with mock.patch("transformers.utils.chat_template_utils.datetime") as clock:
+                clock.now.return_value.strftime.side_effect = lambda form: f"day {day}"
+                messages, _ = env.reset(0)
+                prompts.append(ev.prompt(tok, messages).ids)
+        equal(prompts[1], prompts[0], f"{name}: tomorrow's prompt")
+        equal([i for i, token in enumerate(prompts[0]) if token == bos], [0] * adds_bos, f"{name}: places of BOS")
+        assert ("<think></think>" in tok.decode(prompts[0])) == (name == "qwen"), tok.decode(prompts[0])
+        answer, step = ev.answer_ids(tok, model, messages, "hello"), env.step("hello")
+        equal(answer[-1], eot if template else end, f"{name}: the end of a demonstration's turn")
+        whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, step.messages, answer[-1])
+        space = tok(" ").input_ids[adds_bos:] * (name == "gemma")  # its template writes one before the end of a turn
+        if name != "qwen":  # which leaves the empty thinking out of what was said before
+            equal(prompts[0] + answer[:-1] + space + answer[-1:] + glue, whole, f"{name}: prompt + answer + glue")
+        assert eot not in glue[:1] and end not in glue[:1], f"{name}: the end of a turn comes twice: {tok.decode(glue)}"
+        episodes = ev.rollout(model, tok, [GeneralPoints(verify=3) for _ in range(4)], range(4), 1.0, 12, cpu())
+        equal([s.ids.count(bos) for e in episodes for s in e.segments], [int(adds_bos)] * 4, f"{name}: BOS in a conversation")
+        if template:  # what it raises, and an answer that it drops, are one line
+            for words, damaged in (("no system role", GEMMA), ("leaves out", QWEN.replace("m.content", "''"))):
+                tok.chat_template = damaged
+                system = [{"role": "system", "content": "x"}] * (damaged is GEMMA)
+                assert "\n" not in raises(SystemExit, words, lambda: ev.ids_after_mark(
+                    tok, system + messages + [{"role": "assistant", "content": ev.MARK}]))
+
+
+def test_defaults_of_a_model_from_elsewhere():
+    """--model and --init of a model that does not descend from the tiny base: its own rates, budget, micro-batches and room
+    for answers, in every stage, said in a line; flags come first; the tiny model's runs are as they were."""
+    with folder() as out:
+        ev.save(f"{out}/m", *tiny(), {})
+        model, tok = ev.load(f"{out}/m")
+        args = table_args()
+        equal(ev.longest_answer(tok, model, args, f"{out}/m"), ev.longest_answer(tok, model, args, None) + 128, "room")
+        real = ["--model", f"{out}/m", *flags(out, 1, 4)]
+        real = [word for i, word in enumerate(real) if "--tokens" not in real[max(0, i - 1):i + 1]]
+        with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
+            text = quick(rl.main, real)
+        headers = {stage: records(f"{out}/gp/id/{stage}")[0] for stage in ("init", "rl")}
+        for stage, tokens in (("init", 2e3), ("rl", 1e7)):
+            equal([headers[stage][k] for k in ("lr", "tokens", "micro_tokens")], [1e-6, tokens, 4096], stage)
+        equal(headers["rl"]["value_rate"], 10, "the value head's rate, in the policy's")
+        assert text.count("a model from elsewhere, so with --lr 1e-06 --tokens") == 2, text
+        quick(rl.main, [*flags(out, 1, 4), "--init", f"{out}/gp/id/init", "--name", "b"])  # it knows where it comes from
+        quick(sft.main, [*flags(out, 1, 4), "--init", f"{out}/m", "--name", "c", "--lr", "0.5"])
+        quick(rl.main, [*flags(f"{out}/tiny", 1, 4), "--init", f"{small_init()}/gp/id/init"])
+        places = ("gp/id/b", "gp/id/c", "tiny/gp/id/rl")
+        equal([records(f"{out}/{p}")[0]["lr"] for p in places], [1e-6, 0.5, 1e-4], "rates")
+
+
+def test_memory():
+    """What is kept while training: logits of scored positions alone, no graph of an unused entropy, reference and evaluated
+    models in the compute type, no optimizer in a finished init, none read for flags; and state_bytes() is what is held."""
+    model, tok = tiny()
+    segments = [s for e in played(n=3) for s in e.segments]
+    rows, expected = [], ev.score(model, segments, 0, cpu())
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: rows.append(logits.shape[:-1].numel()))
+    actions = sum(map(sum, (s.action for s in segments)))
+    ev.score(model, segments, 0, cpu())
+    sft.sft_loss(model, segments, 1, 0, cpu())
+    hook.remove()
+    equal(rows, [actions] * 2, "positions that got logits")
+
+    class Plain(torch.nn.Module):  # a model whose forward() cannot choose
+        generation_config = model.generation_config
+
+        def forward(self, input_ids, attention_mask, use_cache, output_hidden_states):
+            return model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states)
+    for a, b in zip(ev.score(Plain(), segments, 0, cpu()), expected):
+        near(a, b, 1e-5, "scores by all logits") if a is not None else None
+    entropies = [ev.score(model, segments, 0, cpu(), entropy_grad=grad)[1] for grad in (True, False)]
+    equal([e.requires_grad for e in entropies], [True, False], "entropy has a graph")
+
+    kinds, held = [], []
+
+    def look(_, model, *__, **___):
+        kinds.append((torch.is_grad_enabled(), next(model.parameters()).dtype))
+
+    def bytes_of(tensors):
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def hold(norm, parameters, optimizers, *_):
+        moments = [t for o in optimizers for s in o.state.values() for t in s.values() if t.ndim]
+        held.append(bytes_of(parameters) + bytes_of(p.grad for p in parameters) + bytes_of(moments))
+    with folder() as out:
+        copy_of_init(out)
+        n = sum(p.numel() for p in ev.load(f"{out}/gp/base")[0].parameters())
+        with watching(rl, "score", look), watching(rl, "clip_and_step", hold), watching(sft, "clip_and_step", hold):
+            quick(rl.main, flags(out, dtype="bf16"))
+            quick(sft.main, flags(out, dtype="bf16"))
+        equal(set(kinds), {(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)}, "weights that score")
+        head = 16 * (n // n * tiny()[0].config.hidden_size + 1)
+        reference = bytes_of(ev.load(f"{out}/gp/id/init", dtype=torch.bfloat16)[0].parameters())
+        equal(held[0] - head + reference, sft.state_bytes(n, ppo=True), "bytes that PPO holds")
+        equal(held[-1], sft.state_bytes(n, ppo=False), "bytes that SFT holds")
+        models = []
+        with watching(ev, "load", lambda loaded, *_: models.append(next(loaded[0].parameters()).dtype)):
+            quick(ev.main, ["--out", out, "--dtype", "bf16", "--episodes", "2"])
+        equal(set(models), {torch.bfloat16}, "evaluated models")
+
+        assert "optimizers" not in ev.load_state(f"{out}/gp/id/init"), "an optimizer in a finished init"
+        message = error_of(sft.main, flags(out, None, tokens="2e4", stage="init") + ["--resume"])
+        assert "keeps no optimizer" in message, message
+        state = {"flags": {"seed": 3}, "optimizers": torch.zeros(40_000_000)}  # 160 MB
+        ev.save(f"{out}/large", model, tok, state)
+        grown = command("-c", "import eval, sft; run = eval.setup(eval.SimpleNamespace(device='cpu', dtype='fp32'));"
+                        "a = sft.peak_memory_gb(run); s = eval.load_state(r'%s/large'); b = sft.peak_memory_gb(run);"
+                        "print(s['flags']['seed'], b - a)" % out).split()
+        equal(grown[0], "3", "a flag")
+        within(0, float(grown[1]), 0.05, "GB that reading a flag takes")
+
+
+def test_activation_checkpointing():
+    """The flag acts: each block runs twice in an update, and gradients, weights and the first ratio are the same."""
+    trained = {}
+    for main, name in ((sft.main, "sft"), (rl.main, "rl")):
+        for extra in ([], ["--activation_checkpointing"]):
+            runs, grads = [], []
+            with folder() as out, watching(sft, "clip_and_step", lambda _, parameters, *__: grads.append(
+                    torch.cat([p.grad.flatten() for p in parameters]).clone())):
+                copy_of_init(out)
+                kind = type(ev.load(f"{out}/gp/base")[0].model.layers[0].self_attn)
+                forward = kind.forward
+
+                def spy(self, *more, **keywords):
+                    runs.append(torch.is_grad_enabled())
+                    return forward(self, *more, **keywords)
+                with mock.patch.object(kind, "forward", spy), mock.patch.object(rl, "clip_and_step", sft.clip_and_step):
+                    quick(main, flags(out) + extra)
+                trained[name, bool(extra)] = weights(f"{out}/gp/id/{name}"), grads, runs.count(True)
+        (a, grads_a, once), (b, grads_b, twice) = trained[name, False], trained[name, True]
+        equal(twice, 2 * once, f"{name}: runs of a block with gradient")
+        near(grads_b[0], grads_a[0], 1e-5, f"{name}: gradient")
+        for key in a:
+            near(b[key], a[key], 1e-5, f"{name}: {key}")
+
+
+def test_several_ranks():
+    """Two gloo ranks: where one fails, all end, and its own line is there; a resume by another number of processes is
+    refused; the compute of --demos own is all ranks'."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    with folder() as out:
+        copy_of_init(out)
+        put(out, "one.py", b"import os, sys; sys.path.insert(0, os.getcwd()); import eval, rl\n"
+                           b"real = rl.estimate_advantages\n"
+                           b"def bad(*a):\n"
+                           b"    eval.fail('rank 1 has had enough') if os.environ['RANK'] == '1' else real(*a)\n"
+                           b"rl.estimate_advantages = bad\n"
+                           b"eval.script(rl.main)\n")
+        text = command(*launch, f"{out}/one.py", *flags(out, 2), OMP_NUM_THREADS="1", PYTHONPATH=HERE, code=1)
+        assert "error: rank 1 has had enough" in text, text[-2000:]
+        base = ev.load_state(f"{out}/gp/id/init")["flops"]
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            put(out, "own.py", b"import os, sys; sys.path.insert(0, os.getcwd()); import eval, sft\n"
+                               b"sft.OWN_EPISODES, real = 24, sft.rollout\n"
+                               b"def spy(*a):\n"
+                               b"    episodes = real(*a)\n"
+                               b"    print('played', a[3], sum(e.forwarded for e in episodes), flush=True)\n"
+                               b"    for e in episodes: e.turns[0]['position_solved'] = True\n"
+                               b"    return episodes\n"
+                               b"sft.rollout = spy\n"
+                               b"eval.script(sft.main)\n")
+            text = command(*launch, f"{out}/own.py", *flags(out, 1, demos="own", name="own"), PYTHONPATH=HERE)
+        seeds, forwarded = zip(*re.findall(r"played (\[.*?\]) (\d+)", text))
+        equal(sorted(sum(map(json.loads, (s.replace("'", '"') for s in seeds)), [])), sorted(f"own/3/{i}" for i in range(24)),
+              "episodes that the ranks played")
+        [record] = records(f"{out}/gp/id/own", "loss")
+        n = records(f"{out}/gp/id/own")[0]["n"]
+        own = record["flops"] - base - 2 * n * sum(map(int, forwarded))
+        near(own, 6 * n * record["tokens_per_s"] * record["seconds"], 1e-3, "compute without the sampling")
+        assert "trained by 2 processes" in error_of(sft.main, flags(out, 2, demos="own", name="own") + ["--resume"])
+
+
+def test_interruptions():
+    """SIGTERM is Ctrl-C; two commands on one folder; a damaged line of the log; NaN while sampling; Windows and macOS."""
+    with folder() as out:
+        copy_of_init(out)
+        before = signal.getsignal(signal.SIGTERM)
+        with watching(sft, "clip_and_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM)):
+            equal(raises(SystemExit, "", lambda: quick(sft.main, flags(out, 9, name="term"))), "130")
+        equal((signal.getsignal(signal.SIGTERM), ev.load_state(f"{out}/gp/id/term")["step"]), (before, 1), "handler, saved step")
+
+        kept, held = weights(f"{out}/gp/id/term"), sft.lock(f"{out}/gp/id/term", cpu())
+        message = error_of(sft.main, flags(out, 9, name="term") + ["--resume"])
+        assert "another command is training in" in message and same(kept, weights(f"{out}/gp/id/term")), message
+        held.close()
+
+        with open(f"{out}/gp/id/term/metrics.jsonl", "ab") as f:
+            f.write(b'{"step": 1, "loss": \xff\x00 half a line\n[1]\n')
+        quick(sft.main, flags(out, 2, name="term") + ["--resume"])
+        equal([r["step"] for r in records(f"{out}/gp/id/term", "loss")], [1, 2], "steps in the log")
+
+        model, tok = ev.load(f"{out}/gp/base")
+        with torch.no_grad():
+            model.model.norm.weight.fill_(math.nan)
+        ev.save(f"{out}/nan", model, tok, {})
+        message = error_of(ev.main, ["--models", f"{out}/nan", "--out", out, "--episodes", "2"])
+        assert "logits are not finite" in message, message
+        synced = []
+        with mock.patch.object(os, "sync", lambda: synced.append(os.path.isfile(f"{out}/nan.tmp/trainer.pt"))):
+            ev.save(f"{out}/nan", model, tok, {})
+        equal(synced, [True], "os.sync() before the renames")
+    code = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None; import rl, sft; print(%s)"
+    assert "nan" in command("-c", code % "sft.peak_memory_gb(rl.SimpleNamespace(device=rl.torch.device('cpu')))")
+    run, peak = cpu(), SimpleNamespace(ru_maxrss=2 ** 30)
+    for platform, gigabytes in (("darwin", 1), ("linux", 1024)):
+        with mock.patch.object(sys, "platform", platform), mock.patch.object(sft.resource, "getrusage", lambda _: peak):
+            equal(sft.peak_memory_gb(run), gigabytes, platform)
 
 
 def test_bad_input_gets_one_clear_line():
