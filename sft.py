@@ -247,10 +247,13 @@ def recompute_activations(model):
 
 
 def state_bytes(n, ppo, ranks=1, dtype=torch.bfloat16):
-    """Bytes that each GPU holds for n parameters while training, before activations. ranks: of --shard.
-    PPO has a value head (not counted) and a frozen reference in the dtype of autocast."""
-    weights, gradient, adam, copy = 4, 4, 8, dtype.itemsize  # fp32; Adam's two moments
-    return n * (weights + gradient + adam + copy * ppo) / ranks
+    """Bytes on each GPU for a model of n parameters -> (held all the time, the most). ranks: of --shard.
+
+    Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in the dtype of autocast. The
+    most adds all weights in that dtype: autocast's copies in an update, or what --shard lends for sampling.
+    Activations, the cache of generate() and PPO's value head come on top."""
+    held = n * (4 + 4 + 8 + dtype.itemsize * ppo) / ranks
+    return held, held + n * dtype.itemsize
 
 
 # ------------------------------------------------------------------------------------------------------------

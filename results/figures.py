@@ -7,6 +7,7 @@
     python results/figures.py curves results/curves.png results/raw/gp-*-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
     python results/figures.py speed out/gp/base                    # a training step, of a matrix product
+    python results/figures.py memory                               # what a GPU must hold, by size of the model
 
 A difference between two models is paired by seed. With n seeds it is called established when its t passes
 95%: 4.3 standard errors at n = 3, 3.2 at n = 4, 2.8 at n = 5.
@@ -254,13 +255,26 @@ def speed(path):
           "product")
 
 
+def memory():
+    """What each GPU holds, in 10^9 bytes, for released sizes (parameters as their model cards count them)."""
+    from sft import state_bytes
+    sizes = {"0.5B": 0.494e9, "1.5B": 1.54e9, "3B": 3.09e9, "7.6B": 7.62e9, "11B": 10.7e9}
+    print("| held, and the most, GB | " + " | ".join(sizes) + " |\n|---|" + "---|" * len(sizes))
+    for method, ranks in (("SFT", 1), ("PPO", 1), ("SFT", 8), ("PPO", 8)):
+        pairs = [state_bytes(n, method == "PPO", ranks) for n in sizes.values()]
+        print(f"| {method}, " + ("one GPU" if ranks == 1 else "eight GPUs, `--shard`") + " | "
+              + " | ".join(f"{held / 1e9:.0f}, {most / 1e9:.0f}" for held, most in pairs) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["table", "choose", "bars", "curves", "ppo", "speed"])
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("command", choices=["table", "choose", "bars", "curves", "ppo", "speed", "memory"])
+    parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--part", choices=PARTS, default="")          # of table: what is counted
     parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
     args = parser.parse_args()
+    if not args.files and args.command != "memory":
+        parser.error(f"{args.command} needs files")
     if args.command == "table":
         print_tables(args.files, args.part, args.rows)
     elif args.command == "choose":
@@ -271,8 +285,10 @@ def main():
         curves(args.files[0], args.files[1:])
     elif args.command == "ppo":
         ppo_ranges(args.files)
-    else:
+    elif args.command == "speed":
         speed(args.files[0])
+    else:
+        memory()
 
 
 if __name__ == "__main__":
