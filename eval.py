@@ -460,11 +460,12 @@ def blocks_of(rows):
 
 def print_table(rows, args, verify):
     env, names, blocks = ENVS[args.env], [c for c in HEADS if c in rows[0]], blocks_of(rows)
+    counts = dict.fromkeys(str(rows[0][c]["episode"]["n"]) for c in names)  # --data may have a fixed number
     other = "ood" if args.rule == "id" else "id"
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
           f"({env.rule_names[other]})"
           + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl else "")
-          + f"\nsuccess in %, ± one standard error; {args.episodes} episodes a cell, T = "
+          + f"\nsuccess in %, ± one standard error; {' or '.join(counts)} episodes a cell, T = "
           f"{args.temperature:g}, within {verify} attempts")
     for title, pick in blocks:
         firsts = [c for c in names[1:] if "first" in pick(rows[0]["id"])]
@@ -794,8 +795,9 @@ def from_elsewhere(path):
     return state.get("flags", {"from_elsewhere": True}).get("from_elsewhere", False)
 
 
+# Flags that do not change what a run learns.
 BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "on_the_way",
-               "max_new_tokens", "micro_tokens"}  # flags that do not change what a run learns
+               "max_new_tokens", "micro_tokens", "activation_checkpointing"}
 
 
 def training_flags(args):
@@ -804,8 +806,11 @@ def training_flags(args):
 
 
 def same_flags(folder, args, only=None):
-    """Fail, naming them, if a run was made with other flags. only: those that count; default: all shared."""
+    """Fail, naming them, if a run was made with other flags. only: those that count. Default: all, but a run
+    that goes on may have a larger budget."""
     old, new = load_state(folder).get("flags", {}), training_flags(args)
+    if getattr(args, "resume", False):
+        new.pop("tokens", None)
     other = [f"--{k} {old[k]}" for k in (only or sorted(new)) if k in old and k in new and old[k] != new[k]]
     if other:
         fail(f"{folder} was made with {' '.join(other)}; for other values choose another --name or --out")

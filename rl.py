@@ -204,8 +204,6 @@ def train(args, run, init, folder):
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     if resumed:
         state = load_state(checkpoint, whole=True)
-        if "value_head" not in state:
-            fail(f"--resume: {checkpoint} was not saved by rl.py")
         value_head.load_state_dict(state["value_head"])
         optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
@@ -360,9 +358,11 @@ def main(argv=None):
     folder = os.path.join(trained_on(args), args.name)
     finished = False
     if checkpoint_at(folder):
-        same_flags(folder, args,
-                   ["model", "init", "data", "verify", "seed", "pixels"] if args.resume else None)
-        finished = load_state(folder).get("done") and not args.resume
+        state = load_state(folder)
+        if args.resume and state.get("stage") != "rl":
+            fail(f"--resume: {folder} was not saved by rl.py")
+        same_flags(folder, args)
+        finished = state.get("done") and not args.resume
         if not finished and not args.resume:
             fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
                  "--out")

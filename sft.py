@@ -49,10 +49,10 @@ except ImportError:  # Windows has neither: no lock on a run's folder, no peak m
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from eval import (ENVS, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, columns,
-                  encode, evaluate, fail, first_line, forward, found_checkpoints, from_elsewhere, load, load_state,
-                  longest_answer, make, measured, micro_batches, new_parser, parse, prompt, rollout,
-                  same_flags, save, say, script, setup, table, task_flags, trained_on, training_flags,
-                  write_json)
+                  encode, evaluate, fail, first_line, forward, found_checkpoints, from_elsewhere, load,
+                  load_state, longest_answer, make, measured, micro_batches, new_parser, parse, prompt,
+                  rollout, same_flags, save, say, script, setup, table, task_flags, trained_on,
+                  training_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -488,8 +488,6 @@ def train(args, run, source, folder):
     if args.resume and checkpoint_at(checkpoint):
         model, tok = load(checkpoint, run.device)
         state = load_state(checkpoint, whole=True)
-        if state.get("stage") != args.stage:
-            fail(f"--resume: {checkpoint} was not saved by this stage of sft.py")
         if "optimizers" not in state:
             fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
     elif source is None:
@@ -599,9 +597,11 @@ def run_stage(args, run):
     folder = (base_of(args) if args.stage == "base"
               else os.path.join(trained_on(args), args.name or args.stage))
     if checkpoint_at(folder):
-        shared = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base")
-        same_flags(folder, args, shared if args.on_the_way or args.resume or args.stage == "base" else None)
-        if load_state(folder).get("done") and not args.resume:
+        shared, state = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base"), load_state(folder)
+        if args.resume and state.get("stage") != args.stage:
+            fail(f"--resume: {folder} was not saved by this stage of sft.py")
+        same_flags(folder, args, shared if args.on_the_way or args.stage == "base" else None)
+        if state.get("done") and not args.resume:
             say(run, f"[{args.stage}] found, not trained again: {folder}")
             return folder
         if not args.resume and not args.on_the_way:

@@ -2296,7 +2296,7 @@ def test_memory():
         equal(set(models), {torch.bfloat16}, "evaluated models")
 
         assert "optimizers" not in ev.load_state(f"{out}/gp/id/init"), "an optimizer in a finished init"
-        message = error_of(sft.main, flags(out, None, tokens="2e4", stage="init") + ["--resume"])
+        message = error_of(sft.main, ["--stage", "init", "--tokens", "2e4", "--out", out, "--resume"] + SMALL)
         assert "keeps no optimizer" in message, message
         state = {"flags": {"seed": 3}, "optimizers": torch.zeros(40_000_000)}  # 160 MB
         ev.save(f"{out}/large", model, tok, state)
@@ -2449,9 +2449,12 @@ def test_bad_input_gets_one_clear_line():
                 ("not finite", sft.main, flags(out, 9, name="wild", lr="1e20")),
                 ("not finite", rl.main, flags(out, 9, name="wilder", lr="1e20")),
                 ("--seed 3", rl.main, [*stay, "--seed", "4"]),  # its base and init have another one
-                ("--init", rl.main, flags(out, 2, name="raw") + ["--resume"]),
+                ("made with --init", rl.main, flags(out, 2, name="raw", init=f"{out}/gp/id/init") + ["--resume"]),
                 ("not saved by this stage", sft.main, flags(out, name="raw") + ["--resume"]),
-                ("--lr", sft.main, flags(out, None, tokens="1e3", name="short", lr=1))):
+                ("not saved by rl.py", rl.main, flags(out, name="short") + ["--resume"]),
+                ("--lr", sft.main, flags(out, None, tokens="1e3", name="short", lr=1)),
+                *(("made with --batch 4", main, flags(out, 2, 5, name=name) + ["--resume"])
+                  for main, name in ((sft.main, "short"), (rl.main, "raw")))):
             message = error_of(main, argv)
             met = words in message or words == "not finite" and "loss is" in message
             assert met, f"expected {words!r} for {argv}, got {message!r}"
