@@ -22,13 +22,18 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
                           AutoTokenizer, GenerationConfig)
@@ -185,6 +190,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
     padded on the left. batch: of one generate() call; environments that are done leave it. keep_pictures:
     False drops those of conversations that are over, but the first: kl_to() reads that, PPO all."""
     model.eval()
+    lend(model, True)
     ends = set(model.generation_config.eos_token_id)
     sampling = dict(do_sample=False)
     if temperature:
@@ -213,8 +219,9 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
             pictures = join_pictures([episodes[i].segments[-1] for i in part], width, run.device, left=True)
             try:
                 with run.amp():
-                    out = model.generate(input_ids=ids.to(run.device), generation_config=config,
-                                         attention_mask=attention.to(run.device), **pictures)
+                    out = model.generate(
+                        input_ids=ids.to(run.device), attention_mask=attention.to(run.device),
+                        generation_config=config, synced_gpus=False, **pictures)
             except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
                 if "probability tensor" in str(e) or "device-side assert" in str(e):
                     fail(f"the model's logits are not finite: it cannot be sampled from (dtype {run.dtype}); "
@@ -245,6 +252,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                     episode.segments.append(prompt(tok, step.messages, step.images))
                 chats[i] = step.messages
         active = still
+    lend(model, False)
     return episodes
 
 
@@ -595,6 +603,9 @@ def setup(args):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         fail(f"--device {name}: {first_line(e)}")
+    shard = getattr(args, "shard", False)
+    if shard and world == 1:
+        fail("--shard spreads a model over several ranks: torchrun --nproc_per_node=2 ... --shard")
     if world > 1 and not dist.is_initialized():  # the others wait as long while rank 0 saves a large model
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     if args.dtype != "auto":
@@ -605,9 +616,11 @@ def setup(args):
         dtype, why = "bf16", "this GPU supports it"
     else:
         dtype, why = "fp16", "this GPU lacks bf16; with a loss scaler"
+    if shard and dtype == "fp16":
+        fail("--shard goes with bf16 or fp32: the ranks' loss scalers would differ")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     return SimpleNamespace(
-        device=device, dtype=dtype, why=why, rank=rank, world=world,
+        device=device, dtype=dtype, why=why, rank=rank, world=world, sharded=False,
         amp=lambda: torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext(),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
 
@@ -754,15 +767,15 @@ def loaded_processor(tok):
     return None if isinstance(processor, str) else processor
 
 
-def save(path, model, tok, state):
+def save(path, model, tok, state, weights=None):
     """Write a checkpoint folder so that at every instant the old or the new one is whole: path.tmp in full,
     then path -> path.old, path.tmp -> path. state: for trainer.pt, tensors and plain values
-    (weights_only)."""
+    (weights_only). weights: in place of the model's own."""
     tmp, old = path + ".tmp", path + ".old"
     try:
         shutil.rmtree(tmp, ignore_errors=True)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        model.save_pretrained(tmp)
+        model.save_pretrained(tmp, state_dict=weights)
         (loaded_processor(tok) or tok).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
         if hasattr(os, "sync"):  # not on Windows
@@ -797,7 +810,7 @@ def from_elsewhere(path):
 
 # Flags that do not change what a run learns.
 BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "on_the_way",
-               "max_new_tokens", "micro_tokens", "activation_checkpointing"}
+               "max_new_tokens", "micro_tokens", "activation_checkpointing", "shard"}
 
 
 def training_flags(args):
@@ -821,6 +834,68 @@ def write_json(path, content):
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(content, f, indent=1)
     os.replace(path + ".tmp", path)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Plumbing, last: --shard, PyTorch's FSDP2. Each rank holds its part of every weight (a DTensor), and so of
+# gradient and AdamW's state, and borrows the others while a block computes. All ranks borrow together: one
+# that runs a block which another one does not run waits for it for ever. The tiny base stays whole.
+
+def place(model, run, dtype, sharded):
+    """A model from the CPU to this rank's device: all of it, or sharded. dtype: of the weights borrowed."""
+    run.sharded = sharded
+    if not sharded:
+        return model.to(run.device)
+    names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
+    blocks = [m for m in model.modules() if type(m).__name__ in (names or ())]
+    if not blocks:
+        fail(f"--shard: {type(model).__name__} does not name its blocks (_no_split_modules)")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is changed in place
+    mesh = dist.init_device_mesh(run.device.type, (run.world,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for unit in dict.fromkeys([*reversed(blocks), model]):  # inner ones first: a unit takes what is left
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        unit.set_gradient_divide_factor(1.0)          # a sum over the ranks; the default is the mean
+        unit.set_force_sum_reduction_for_comms(True)  # or gloo refuses the line above
+
+
+def lend(model, everything):
+    """Before generate() all weights to all ranks, after it back: ranks may sample unequally many tokens."""
+    for unit in (m for m in model.modules() if isinstance(m, FSDPModule)):
+        unit.set_reshard_after_forward(not everything, recurse=False)
+        if everything:
+            unit.unshard()  # now, not when it is used: a rank may have no episode to play
+        else:
+            unit.reshard()
+
+
+def in_step(parts, run):
+    """Micro-batches -> [(micro-batch, weight), ...]. Sharded, ranks with fewer repeat one with weight 0."""
+    parts, ranks = list(parts), [(0, None)] * run.world
+    if run.sharded:
+        dist.all_gather_object(ranks, (len(parts), {bool(s.pictures) for part in parts for s in part}))
+        if len(set.union(*(kinds for _, kinds in ranks))) > 1:  # a vision tower is not run without pictures
+            fail("--shard: pictures must be in all conversations or in none")
+    most = max(n for n, _ in ranks)
+    return [(part, 1.0) for part in parts] + [(parts[0], 0.0)] * (most - len(parts))
+
+
+def gathered(x, run):
+    """Tensors in dicts and lists -> detached, on rank 0 the sharded ones whole. All ranks must call it."""
+    @cache  # tied weights are one tensor under two names and stay one, which save_pretrained() asks for
+    def whole(t):
+        t = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
+        return t.cpu() if run.rank == 0 else None
+    return tree_map_only(torch.Tensor, whole, x)
+
+
+def restore(optimizer, saved):
+    """optimizer.load_state_dict(), which does not cut what was gathered to this rank's part."""
+    for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        for name, x in saved["state"].get(i, {}).items():
+            if isinstance(p, DTensor) and name != "step":
+                saved["state"][i][name] = distribute_tensor(x, p.device_mesh, p.placements)
+    optimizer.load_state_dict(saved)
 
 
 def main(argv=None):

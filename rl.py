@@ -55,7 +55,7 @@ every epoch, D_buffer every token that went through a model without a gradient: 
 policy and reference, and while sampling (a later turn reads its whole conversation again).
 
 Departures from the authors' release: README.md lists them. Running out of attempts is an end, not a
-truncation: the conversation counts attempts. Left out: vLLM-style sampling, FSDP, a value network, dropout.
+truncation: the conversation counts attempts. Left out: vLLM-style sampling, a value network, dropout.
 """
 import math
 import os
@@ -66,9 +66,9 @@ from types import SimpleNamespace
 
 import torch
 
-from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, from_elsewhere, load,
-                  load_state, longest_answer, make, micro_batches, new_parser, parse, rollout, same_flags,
-                  say, score, script, setup, table, task_flags, trained_on, write_json)
+from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, from_elsewhere, in_step,
+                  load, load_state, longest_answer, make, micro_batches, new_parser, parse, place, restore,
+                  rollout, same_flags, say, score, script, setup, table, task_flags, trained_on, write_json)
 from sft import REAL, Loop, build, clip_and_step, fill_in, log_row, recompute_activations
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
@@ -189,23 +189,26 @@ def train(args, run, init, folder):
     """The training loop. init: the checkpoint that is both start and frozen reference. folder: the run's."""
     checkpoint, env_class = os.path.join(folder, "checkpoint"), ENVS[args.env]
     resumed = args.resume and checkpoint_at(checkpoint)
-    model, tok = load(checkpoint if resumed else init, run.device)
+    model, tok = load(checkpoint if resumed else init)
     if args.activation_checkpointing:
         recompute_activations(model)
-    reference = load(init, run.device, run.dtype)[0].requires_grad_(False)
+    reference = load(init, dtype=run.dtype)[0].requires_grad_(False)
     # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
-    value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=run.device)
+    value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     torch.nn.init.zeros_(value_head.weight)
     torch.nn.init.zeros_(value_head.bias)
+    if resumed:
+        state = load_state(checkpoint, whole=True)
+        value_head.load_state_dict(state["value_head"])
+    for module, dtype in (model, run.dtype), (reference, run.dtype), (value_head, torch.float32):
+        place(module, run, dtype, args.shard)
     parameters = [*model.parameters(), *value_head.parameters()]
     optimizer = torch.optim.AdamW(
         [{"params": list(model.parameters()), "rate": args.lr},
          {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     if resumed:
-        state = load_state(checkpoint, whole=True)
-        value_head.load_state_dict(state["value_head"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore(optimizer, state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
         del state  # the optimizer has its own copy
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, init)
@@ -229,7 +232,7 @@ def train(args, run, init, folder):
         # The policy is scored anew rather than read off generate(), so that update and score use one code
         # path. Dropout stays off in both (rollout() called eval()): with it, the first ratio would not be 1.
         with torch.no_grad():
-            for part in micro_batches(segments, args.micro_tokens):
+            for part, _ in in_step(micro_batches(segments, args.micro_tokens), run):
                 logp, _, value = score(model, part, pad, run, args.temperature, value_head)  # [N], [N]
                 ref_logp, _, _ = score(reference, part, pad, run, args.temperature)          # [N]
                 hand_out(part, logp=logp, value=value, ref_logp=ref_logp)
@@ -252,7 +255,7 @@ def train(args, run, init, folder):
                 count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
                 optimizer.zero_grad(set_to_none=True)
                 sums = Counter()
-                for part in micro_batches(batch, args.micro_tokens):
+                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
                     old_logp = joined(part, "logp")                                            # [N]
                     logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
                                                  entropy_grad=args.coef_entropy > 0)           # [N] each
@@ -260,14 +263,14 @@ def train(args, run, init, folder):
                     critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
                                         args.clip_value)                                       # [N]
                     loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
-                    run.scaler.scale(loss).backward()
+                    run.scaler.scale(weight * loss).backward()
                     log_ratio = (logp - old_logp).detach()
                     if updates == 0:
                         ratio_error = max(ratio_error, log_ratio.abs().max().item())
                     for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
                                     ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
                                     ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
-                        sums[name] += x.sum().item()
+                        sums[name] += weight * x.sum().item()
                 trained_tokens += sum(len(s.ids) for s in batch)
                 means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
                 if not all(map(math.isfinite, means.values())):
@@ -339,6 +342,7 @@ def flags():
         add(f"--{name}", type=float)             # explained in the table PPO above; so are the next four
     for name in ("batch", "epochs", "minibatches", "monitors"):
         add(f"--{name}", type=int)
+    add("--shard", action="store_true")          # spread weights, gradient, optimizer over torchrun's ranks
     add("--activation_checkpointing", action="store_true")  # less memory for activations, a third more time
     return parser
 

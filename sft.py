@@ -27,7 +27,7 @@ Metrics, one record a step in metrics.jsonl: loss (nats per answer token; falls,
 demonstrations), grad_norm (before clipping), lr, tokens_per_s, flops and tokens (cumulative, with the
 init's), memory_gb (peak). Records with seen / id / ood hold success rates.
 
-Departures from the authors' release: README.md lists them. Left out: sequence packing for SFT, LoRA, FSDP.
+Departures from the authors' release: README.md lists them. Left out: sequence packing for SFT, LoRA.
 """
 import json
 import math
@@ -49,10 +49,10 @@ except ImportError:  # Windows has neither: no lock on a run's folder, no peak m
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from eval import (ENVS, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, columns,
-                  encode, evaluate, fail, first_line, forward, found_checkpoints, from_elsewhere, load,
-                  load_state, longest_answer, make, measured, micro_batches, new_parser, parse, prompt,
-                  rollout, same_flags, save, say, script, setup, table, task_flags, trained_on,
-                  training_flags, write_json)
+                  encode, evaluate, fail, first_line, forward, found_checkpoints, from_elsewhere, gathered,
+                  in_step, load, load_state, longest_answer, make, measured, micro_batches, new_parser, parse,
+                  place, prompt, restore, rollout, same_flags, save, say, script, setup, table, task_flags,
+                  trained_on, training_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -351,12 +351,13 @@ class Loop:
     def save(self):
         check_ranks_agree(self.model, self.run)
         done = self.progress >= 1
+        extra = {} if done and self.name == "init" else self.extra()  # a finished init is final
+        weights, extra = gathered([self.model.state_dict(keep_vars=True), extra], self.run)
         if self.run.rank == 0:
             save(self.checkpoint, self.model, self.tok, {
                 "stage": self.name, "step": self.step, "flops": self.flops, "start_flops": self.start_flops,
                 "done": done, "next_monitor": self.next_monitor, "world": self.run.world,
-                "flags": training_flags(self.args), "scaler": self.run.scaler.state_dict(),
-                **({} if done and self.name == "init" else self.extra())})  # a finished init is final
+                "flags": training_flags(self.args), "scaler": self.run.scaler.state_dict(), **extra}, weights)
         all_sum([0], self.run)  # wait: the next stage reads what rank 0 has written
 
     def close(self):
@@ -439,7 +440,7 @@ def peak_memory_gb(run):
 
 def check_ranks_agree(model, run):
     """Stop if the ranks' parameters have drifted apart: they start equal and see the same gradients."""
-    if run.world > 1:
+    if run.world > 1 and not run.sharded:
         low = torch.stack([p.detach().double().sum() for p in model.parameters()])
         high = low.clone()
         dist.all_reduce(low, dist.ReduceOp.MIN)
@@ -451,10 +452,12 @@ def check_ranks_agree(model, run):
 def reduce_gradients(parameters, run):
     """Sum gradients over the ranks, all of one dtype in one message. Losses are divided by the global token
     count, so the sum is the mean."""
+    if run.world == 1 or run.sharded:  # backward() has done it then
+        return
     for p in parameters:
-        if p.grad is None and run.world > 1:  # a rank whose batch had nothing for it still takes part
+        if p.grad is None:  # a rank whose batch had nothing for it still takes part
             p.grad = torch.zeros_like(p)
-    for dtype in sorted({p.dtype for p in parameters}, key=str) if run.world > 1 else ():
+    for dtype in sorted({p.dtype for p in parameters}, key=str):
         gradients = [p.grad for p in parameters if p.dtype == dtype]
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
@@ -486,17 +489,17 @@ def train(args, run, source, folder):
     """Train one stage. source: the model to start from, None to build the tiny one. folder: the run's."""
     checkpoint, state, own = os.path.join(folder, "checkpoint"), {}, None
     if args.resume and checkpoint_at(checkpoint):
-        model, tok = load(checkpoint, run.device)
+        model, tok = load(checkpoint)
         state = load_state(checkpoint, whole=True)
         if "optimizers" not in state:
             fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
     elif source is None:
         model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
-        model.to(run.device)
     else:
-        model, tok = load(source, run.device)
+        model, tok = load(source)
     if args.activation_checkpointing:
         recompute_activations(model)
+    place(model, run, run.dtype, args.shard and args.stage != "base")
     args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
     env = make(args, rule=args.rule, split="train")
 
@@ -513,7 +516,7 @@ def train(args, run, source, folder):
     if matrices := groups(True, args.muon_lr):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
     for o, saved in zip(optimizers, state.get("optimizers", [])):
-        o.load_state_dict(saved)
+        restore(o, saved)
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     del state  # the optimizer has its own copy
@@ -552,8 +555,8 @@ def train(args, run, source, folder):
         loss_tokens, tokens = all_sum([sum(sum(r.action) for r in rows), sum(len(r.ids) for r in rows)], run)
         model.train()
         loss = 0.0
-        for part in micro_batches(rows, args.micro_tokens):
-            part_loss = sft_loss(model, part, loss_tokens, tok.pad_token_id, run)
+        for part, weight in in_step(micro_batches(rows, args.micro_tokens), run):
+            part_loss = weight * sft_loss(model, part, loss_tokens, tok.pad_token_id, run)
             run.scaler.scale(part_loss).backward()
             loss += part_loss.item()
         loss = all_sum([loss], run)[0]
@@ -579,6 +582,7 @@ def flags():
     add("--lr", type=float)                        # of AdamW
     add("--monitors", type=int)                    # success rates are measured this often a run
     add("--resume", action="store_true")           # continue an interrupted run
+    add("--shard", action="store_true")            # spread weights, gradient, optimizer over torchrun's ranks
     add("--activation_checkpointing", action="store_true")  # less memory for activations, a third more time
     return parser
 
@@ -620,7 +624,7 @@ def run_stage(args, run):
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     earlier = flags().parse_args([])
-    for name in vars(new_parser("").parse_args([])):
+    for name in [*vars(new_parser("").parse_args([])), "shard", "activation_checkpointing"]:
         setattr(earlier, name, getattr(args, name))
     earlier.stage, earlier.on_the_way = stage, True
     if stage == "base":

@@ -10,6 +10,7 @@ asks how long something took.
 """
 import atexit
 import contextlib
+import copy
 import difflib
 import fnmatch
 import functools
@@ -37,6 +38,7 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import env_gp
 import env_virl
@@ -2547,6 +2549,131 @@ def test_two_ranks_end_to_end():
             text = command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *flags(out, 2),
                            OMP_NUM_THREADS="1")
             assert "x 2 in float32" in text and text.count("trained rule = id") == 1, text[-3000:]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# --shard: two gloo ranks, each with a part of every weight, do what one process does with all of them.
+
+def three_updates(family, kind, mine, run, sharded=False):
+    """SFT's or PPO's updates on the rows mine, as the loops take them -> losses and gradient norms, the first gradient, the
+    last weights (None on rank 1), the model, its tokenizer."""
+    model, tok = copy.deepcopy(tiny(family)[0]), tiny(family)[1]
+    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
+    torch.nn.init.constant_(head.weight, 0.01), torch.nn.init.zeros_(head.bias)
+    for module in (model, head):
+        ev.place(module, run, torch.float32, sharded)
+    parameters, numbers, gradient = [*model.parameters(), *head.parameters()], [], None
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4, weight_decay=0)  # at 1e-8 it divides rounding by rounding
+    n = ev.all_sum([sum(sum(r.action) for r in mine)], run)[0]
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = 0.0
+        for part, weight in ev.in_step(ev.micro_batches(mine, 250), run):
+            if kind == "sft":
+                part_loss = weight * sft.sft_loss(model, part, n, tok.pad_token_id, run)
+            else:
+                logp, entropy, value = ev.score(model, part, tok.pad_token_id, run, 1.0, head)
+                old, advantage = (torch.cat([torch.linspace(*ends, sum(r.action)) for r in part]) for ends in ((-3, -1), (-1, 2)))
+                losses = rl.policy_loss(logp, old, advantage, 0.2) + rl.value_loss(value, 0 * old, advantage, 0.2) - 0.1 * entropy
+                part_loss = weight * losses.sum() / n
+            part_loss.backward()
+            loss += part_loss.item()
+        norm = sft.clip_and_step(parameters, [optimizer], run, "")
+        gradient = gradient or ev.gathered([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters], run)
+        numbers += [*ev.all_sum([loss], run), norm]
+    return numbers, gradient, ev.gathered(parameters, run), model, tok
+
+
+def shard_main(rank, port, path, out):
+    """One of two ranks. Rank 0 has three of the eight rows and rank 1 five, so one micro-batch less than rank 1."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    tiny("gp"), tiny("llava")
+    run, mine, results = cpu(), slice(0, 3) if rank == 0 else slice(3, 8), {}
+    for family, kind in itertools.product(("gp", "llava"), ("sft", "ppo")):
+        rows = [e.segments[0] for e in played(family)][mine]
+        *results[family, kind], model, tok = three_updates(family, kind, rows, run, sharded=True)
+    weights, counts = ev.gathered(model.state_dict(keep_vars=True), run), [None, None]
+    torch.distributed.all_gather_object(counts, len(list(ev.micro_batches(rows, 250))))
+    assert counts[0] < counts[1], counts
+    mixed = [ev.Segment([1], pictures={"pixel_values": 0} if rank else {})]
+    raises(SystemExit, "pictures must be in all", lambda: ev.in_step([mixed], run))
+    if rank == 0:
+        ev.save(f"{path}/llava", model, tok, {}, weights)
+        torch.save(results, f"{path}/results.pt")
+    # The scripts: without --shard; with it, and a first monitor with no episode for rank 1; stopped, resumed with and without.
+    for main in (sft.main, rl.main):
+        def go(name, steps, *more, play=quick):
+            play(main, flags(out, steps, name=f"{main.__module__}-{name}", micro_tokens=300) + list(more))
+        go("whole", 3)
+        go("shard", 3, "--shard", "--episodes", "1", play=quiet)
+        for name in ("shard-shard", "shard-whole", "whole-shard"):
+            before, after = (["--shard"] * (word == "shard") for word in name.split("-"))
+            go(name, 1, *before)
+            go(name, 3, *after, "--resume")
+    torch.distributed.destroy_process_group()
+
+
+@functools.lru_cache(maxsize=None)
+def sharded_ranks():
+    """-> (what three_updates() says on rank 0, a LLaVA that was saved, the folder of the scripts' runs)."""
+    path = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, path, True)
+    out = f"{path}/out"
+    ev.save(f"{out}/gp/id/init", *tiny(), {"stage": "init", "done": True})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(shard_main, (port, path, out), nprocs=2)
+    return torch.load(f"{path}/results.pt", weights_only=False), f"{path}/llava", out
+
+
+def test_shard_is_one_process():
+    """Losses, gradient norms, the first gradient and the weights after three updates, in words and from pictures; the weights
+    also from the folder, by transformers alone."""
+    results, saved, _ = sharded_ranks()
+    for (family, kind), sharded in results.items():
+        *alone, model, _ = three_updates(family, kind, [e.segments[0] for e in played(family)], cpu())
+        for what, mine, theirs in zip(("loss and norm", "gradient", "weights"), sharded, alone):
+            flat = lambda x: torch.cat([torch.as_tensor(t).detach().flatten() for t in x])
+            near(flat(mine), flat(theirs), 1e-5, f"{family}, {kind}: {what}")
+    loaded = AutoModelForImageTextToText.from_pretrained(saved)
+    equal(type(loaded), type(model))
+    equal(loaded.lm_head.weight.data_ptr(), loaded.get_input_embeddings().weight.data_ptr(), "tied")
+    for name, x in model.state_dict().items():
+        near(loaded.state_dict()[name], x, 1e-5, name)
+
+
+def test_shard_in_the_scripts():
+    """Both loops with --shard: the numbers of two ranks without it, and the weights, as do runs that were stopped and resumed
+    with or without; a sharded run resumed is itself, to the bit."""
+    out = sharded_ranks()[2]
+    for script, key in (("sft", "loss"), ("rl", "reward")):
+        place = lambda name: f"{out}/gp/id/{script}-{name}"
+        whole, sharded = weights(place("whole")), weights(place("shard"))
+        assert same(sharded, weights(place("shard-shard"))), f"{script}: resumed, other weights"
+        for name in ("shard", "shard-shard", "shard-whole", "whole-shard"):
+            both = [[(r[key], r["grad_norm"], r["flops"]) for r in records(place(n), key)] for n in (name, "whole")]
+            near(*map(torch.tensor, both), 1e-4, f"{script}, {name}: {key}, gradient norm, flops")
+            equal(len(both[0]), 3, "records")
+            # AdamW divides by the gradient's size: rounding counts as much as the gradient where that is as small
+            near(*(torch.cat([x.flatten() for x in w.values()]) for w in (weights(place(name)), whole)), 1e-4, f"{script}, {name}")
+            model, files = AutoModelForCausalLM.from_pretrained(f"{place(name)}/checkpoint"), os.listdir(f"{place(name)}/checkpoint")
+            assert same(model.state_dict(), weights(place(name)))
+            equal(sorted(files), sorted(os.listdir(f"{place('whole')}/checkpoint")), "files")
+            equal(*(os.path.getsize(f"{place(n)}/checkpoint/model.safetensors") for n in (name, "whole")), "bytes")
+
+
+def test_shard_bad_input():
+    """One line, and no file: without torchrun; for a model that does not say what its blocks are."""
+    with folder() as out:
+        for main in (sft.main, rl.main):
+            assert "torchrun" in error_of(main, flags(out) + ["--shard"])
+            equal(os.listdir(out), [])
+    model = copy.deepcopy(tiny()[0])
+    for names in (None, {"GPT2Block"}):
+        model._no_split_modules = names
+        raises(SystemExit, "does not name its blocks", lambda: ev.place(model, cpu(), torch.float32, True))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
