@@ -15,6 +15,7 @@ Departures from the paper: sampling at T = 1, the distribution that PPO optimise
 episodes a cell (the paper: 234); ID episodes are unseen (the paper's ID is our "seen").
 """
 import argparse
+import gc
 import inspect
 import json
 import math
@@ -501,6 +502,7 @@ def table(paths, args, run):
     """Evaluate checkpoints, print the table -> the dict that eval.json holds. paths: {name: path}. The model
     named init, if there, is the reference of the KL column. What is in `measured` is not played again."""
     verify = args.verify or ENVS[args.env].default_verify
+    gc.collect()  # a sharded model refers to itself: without this it stays in memory after its training
     reference, reference_tok, rows = None, None, []
     for name, path in tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True,
                            leave=False):

@@ -1,6 +1,6 @@
-"""test_all.py: every claim about correctness, as a test. Also the checker of the assignments.
+"""test_all.py: every claim about correctness, as a test.
 
-    python test_all.py                    # all, two minutes on two cores; the last line is "N passed, N failed"
+    python test_all.py                    # all, four minutes on two cores; the last line is "N passed, N failed"
     python test_all.py gae_brute_force    # one test, by its exact name, with or without test_
     python test_all.py 'gae*' whiten      # * and ? stand for any text and any character
     pytest test_all.py                    # the same, if you have pytest
@@ -2786,6 +2786,14 @@ def test_vl_processor_round_trip():
         plain = torch.tensor(list(images[0].tobytes())).view(80, 80, 3).permute(2, 0, 1) / 255
         for channel in range(3):  # normalised, nothing else
             assert torch.corrcoef(torch.stack([pixels[0, channel].flatten(), plain[channel].flatten()]))[0, 1] > 0.999
+
+
+def test_assignments():
+    """Each exercise of the class refuses its wrong answers and takes the solution; make.py hands out and grades."""
+    file = os.path.join(HERE, "assignments", "test_class.py")
+    if os.path.exists(file):  # a student's copy has none
+        text = command(file)
+        assert re.search(r"^[1-9]\d* passed, 0 failed$", text.strip().splitlines()[-1]), text
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,602 @@
+"""exercises.py: the exercises of the class, each with its points and its test. make.py runs them.
+
+    python assignments/make.py check . gae        # checks one exercise of this folder
+
+A test gets the module that holds the function. It calls no function of another exercise: where the function
+needs one, a stand-in takes its place. So an exercise can be checked before the others are solved.
+What a test expects is written as numbers. A failed test says what was expected and what came.
+"""
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import sys
+import threading
+import traceback
+from collections import namedtuple
+from itertools import product
+from types import SimpleNamespace
+from unittest import mock
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Helpers.
+
+def equal(actual, expected, what):
+    """Two values of one type. Of long ones, the first difference is shown."""
+    if actual == expected and type(actual) is type(expected):
+        return
+    if type(actual) is type(expected) and isinstance(expected, (list, tuple, dict)):
+        keys = list(expected) if isinstance(expected, dict) else range(max(len(actual), len(expected)))
+        a, b = (x if isinstance(x, dict) else dict(enumerate(x)) for x in (actual, expected))
+        key = next((k for k in keys if a.get(k, a) != b.get(k, b)), None)
+        if key is not None and len(repr(expected)) > 80:
+            shown = [repr(x[key]) if key in x else "nothing" for x in (b, a)]
+            raise AssertionError(f"{what}: first difference at {key!r}: expected {shown[0]}, got {shown[1]}")
+    raise AssertionError(f"{what}: expected {expected!r}, got {actual!r}")
+
+
+def near(actual, expected, what, tolerance=1e-4):
+    """Two tensors, lists of numbers or numbers. Shapes must agree, and every number to within `tolerance`."""
+    import torch
+    assert torch.is_tensor(actual) or isinstance(actual, (int, float, list, tuple)), (
+        f"{what}: expected numbers, got {actual!r}")
+    a, b = (torch.as_tensor(x).detach().double() for x in (actual, expected))
+    shown = [f"[{', '.join(f'{v:.6g}' for v in x.flatten()[:8].tolist())}{', ...' * (x.numel() > 8)}]"
+             if x.ndim else f"{x.item():.6g}" for x in (b, a)]
+    assert a.shape == b.shape, (f"{what}: expected {shown[0]} of shape {list(b.shape)}, got {shown[1]} of "
+                                f"shape {list(a.shape)}")
+    wrong = ((a - b).abs() <= tolerance).logical_not().flatten().nonzero().flatten().tolist()  # NaN is wrong
+    if wrong:
+        i = wrong[0]
+        where = f", first difference at {i}: expected {b.flatten()[i]:.6g}, got {a.flatten()[i]:.6g}"
+        raise AssertionError(f"{what}: expected {shown[0]}, got {shown[1]}" + where * (a.numel() > 1))
+
+
+def one_process():
+    """What eval.setup() gives on one CPU."""
+    import torch
+    return SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, rank=0, world=1,
+                           amp=contextlib.nullcontext)
+
+
+def small_model():
+    """A random Llama over 24 tokens that is sure of some things."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=24, hidden_size=16, intermediate_size=32,
+                                         num_hidden_layers=2, num_attention_heads=2)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(8 if p.ndim == 2 else 1)
+    return model
+
+
+def two_conversations(segment_class):
+    """The longer one first. In each, the answers are two, with feedback between them or not; token 0, the one
+    that pads, is also said."""
+    return [segment_class([5, 6, 7, 8, 9, 0, 3, 11, 0], [0, 0, 1, 1, 0, 0, 0, 1, 1], [0.0] * 9),
+            segment_class([12, 4, 13, 14, 0], [0, 0, 1, 0, 1], [0.0] * 5)]
+
+
+SAID = [[(2, 7), (3, 8), (7, 11), (8, 0)], [(2, 13), (4, 0)]]  # of both: (its place, the token)
+
+
+def log_probs(model, segments, temperature=1.0, never=()):
+    """The distribution behind every action token, in reading order -> [N, V], and the tokens said, [N]. One
+    row at a time, so that nothing is padded."""
+    import torch
+    rows, tokens = [], []
+    for segment, said in zip(segments, SAID):
+        logits = model(torch.tensor([segment.ids])).logits[0] / temperature
+        for place, token in said:
+            row = logits[place - 1].clone()
+            row[list(never)] = -1e9
+            rows.append(row.log_softmax(-1))
+            tokens.append(token)
+    return torch.stack(rows), torch.tensor(tokens)
+
+
+def forward_of_two(model, segments, pad_id, run, **options):
+    """Stands in for forward(), for these two conversations alone: where they speak is read off SAID."""
+    import torch
+    places = [SAID[0] if len(s.ids) == 9 else SAID[1] for s in segments]
+    ids = torch.full((len(segments), max(len(s.ids) for s in segments)), pad_id)
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    for i, (segment, said) in enumerate(zip(segments, places)):
+        ids[i, :len(segment.ids)] = torch.tensor(segment.ids)
+        keep[i, [place - 1 for place, _ in said]] = True
+    out = model(ids, **options)
+    return out, out.logits[keep], keep, torch.tensor([token for said in places for _, token in said])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sheet 1: the verifier and the environments.
+
+def test_relative_word(m):
+    for old, new, word in ((10, 280, "left"), (350, 10, "slightly right"), (10, 350, "slightly left"),
+                           (0, 45, "slightly right"), (0, 46, "right"), (0, 315, "slightly left"),
+                           (0, 314, "left"), (90, 90, "slightly right"), (90, 270, "left"), (270, 90, "left"),
+                           (359.5, 0.5, "slightly right"), (300, 20, "right"), (20, 300, "left")):
+        equal(m.relative_word(old, new), word, f"relative_word({old}, {new})")
+    for old, turn in product(range(0, 360, 7), range(-180, 180)):
+        word = ["slightly ", ""][abs(turn) > 45] + ["right", "left"][turn < 0]
+        equal(m.relative_word(old, (old + turn) % 360), word, f"relative_word({old}, {(old + turn) % 360})")
+
+
+def test_judge_gp(m):
+    hand, shown = [3, 3, 8, 8], ["3", "3", "8", "8"]
+    right = "8/(3-8/3)"
+    for answer, cards, kind in (
+            ('{"formula": "8/(3-8/3)"}', None, "correct"),
+            ('I try {"formula": "1+1"}. No: {"formula": "8 / (3 - 8/3) = 24"}', None, "correct"),
+            ('{"formula": "8/(3-8/3)=23"}', None, "wrong_value"),
+            ('{"formula": "3*8+3-8=24"}', None, "wrong_value"),
+            ('{"formula": "3*8+8-8"}', None, "wrong_numbers"),       # makes 24, with an 8 too many
+            ('{"formula": "3+3+8"}', None, "wrong_numbers"),         # neither numbers nor value: one verdict
+            ('{"formula": "8*3"}', None, "wrong_numbers"),
+            ('{"formula": "8/(3-8/3"}', None, "illegal"),
+            ('{"formula": "=24"}', None, "illegal"),
+            ('{"formula": "3*8=24=24"}', None, "illegal"),
+            ('{"formula": 24}', None, "illegal"),
+            ('{"number": [3, 3, 8, 8]}', None, "illegal"),
+            ("8/(3-8/3)", None, "illegal"),
+            ("8/(3-8/3)", shown, "illegal"),                         # no JSON comes before the cards
+            ('{"cards": ["8", "3", "8", "3"], "formula": "%s"}' % right, shown, "correct"),
+            ('{"cards": [8, 3, 3, 8], "formula": "%s"}' % right, shown, "correct"),
+            ('{"cards": ["3", "8", "8", "8"], "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": ["3", "8", "8", "8"], "formula": "8/"}', shown, "misread"),  # cards before formula
+            ('{"cards": "3388", "formula": "%s"}' % right, shown, "misread"),
+            ('{"formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": ["K"], "formula": "%s"}' % right, None, "correct")):         # nothing was to be read
+        verdict = m.judge_gp(answer, list(hand), cards=cards)
+        equal(verdict.kind, kind, f"the kind of {answer!r} with cards={cards}")
+        equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]),
+              f"reward and feedback of {answer!r}")
+    equal(m.judge_gp('{"formula": "3*8+3-8"}', hand).numbers, [3, 8, 3, 8], "numbers used, in their order")
+    equal(m.judge_gp('{"formula": "3*(1+3)"}', [1, 3, 3], target=12).kind, "correct", "with target=12")
+    equal(m.judge_gp('{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12).kind, "wrong_value", "with target=12")
+
+
+def test_solutions(m):
+    equal(m.solutions((3, 3, 8, 8)), ("8/(3-8/3)",), "solutions((3, 3, 8, 8))")
+    equal(m.solutions((1, 1, 1, 1)), (), "solutions((1, 1, 1, 1))")
+    equal(m.solutions((1, 5, 5, 5)), ("(5-1/5)*5",), "solutions((1, 5, 5, 5))")
+    equal(m.solutions((3, 5, 7, 13)), ("(13*5+7)/3",), "solutions((3, 5, 7, 13))")
+    equal(m.solutions((4, 4, 10, 10)), ("(10*10-4)/4",), "solutions((4, 4, 10, 10))")
+    equal(m.solutions((1, 1, 2, 3), 36), (), "solutions((1, 1, 2, 3), 36)")
+    equal(m.solutions((1, 2, 3, 4), 10), (
+        "1*2*3+4", "1*3*4-2", "1*4+2*3", "1+2+3+4", "2*3+4/1", "2*3/1+4", "2*4+3-1", "3*4-1*2", "3*4-2/1",
+        "3*4/1-2", "(1+3/2)*4", "(2*3+4)*1", "(2*3+4)/1", "(3*4-2)*1", "(3*4-2)/1", "(3-1)*4+2", "(3-1/2)*4",
+        "2-(1-3)*4"), "solutions((1, 2, 3, 4), 10)")
+    counts = [len(m.solutions(hand)) for hand in ((1, 2, 3, 4), (2, 3, 5, 12), (4, 6, 8, 12), (5, 6, 7, 8))]
+    equal(counts, [4, 1, 8, 3], "numbers of distinct solutions of four hands")
+
+
+def game(m, cards, numbers, verify, **more):
+    """An episode in its first state, dealt by hand: reset() would call the solver."""
+    env = m.GeneralPoints(verify=verify, **more)
+    env.cards, env.numbers, env.attempts = cards, numbers, 0
+    env.images = ["a picture"] if env.vl else []
+    env.messages = [{"role": "user", "content": "Make 24."}]
+    return env
+
+
+def test_step(m):
+    Verdict = namedtuple("Verdict", "kind reward feedback numbers action", defaults=(None, None))
+    verdicts = {"right": Verdict("correct", 5.0, "Correct.", [10, 10, 4, 1]),
+                "poor": Verdict("wrong_value", -1.0, "No.", [10, 10, 4, 1]),
+                "other": Verdict("wrong_numbers", -2.0, "Numbers.", [13, 4, 1, 11]),
+                '{"cards": ["K", "J"]}': Verdict("misread", -1.5, "Look.")}
+    asked = []
+
+    def judge(answer, numbers, target=24, cards=None):
+        asked.append((answer, list(numbers), target, cards))
+        return verdicts[answer]
+    with mock.patch.object(m, "judge_gp", judge):
+        env = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 3)
+        first = env.messages
+        step = env.step("poor")
+        equal(asked[-1], ("poor", [10, 10, 4, 1], 24, None), "what judge_gp was asked")
+        said = [{"role": "assistant", "content": "poor"}, {"role": "user", "content": "No."}]
+        equal(step.messages, [{"role": "user", "content": "Make 24."}, *said], "messages, attempt 1 of 3")
+        equal(len(first), 1, "messages in the list that reset() returned, after a step")
+        equal((step.reward, step.done, step.images), (-1.0, False, []), "reward, done, images; attempt 1")
+        expected = dict(verdict="wrong_value", success=False, position_done=False, position_solved=False,
+                        rule_matters=True, recognized=None, other_rule=False)
+        equal(step.info, expected, "info after attempt 1 of 3")
+        step = env.step("other")
+        equal(step.info, {**expected, "verdict": "wrong_numbers", "other_rule": True}, "info, other rule")
+        equal(len(step.messages), 5, "messages after attempt 2 of 3")
+        step = env.step("poor")
+        equal((step.messages, step.done), (None, True), "messages, done after attempt 3 of 3")
+        equal(step.info, {**expected, "position_done": True}, "info after attempt 3 of 3")
+        step = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 3).step("right")
+        equal((step.messages, step.reward, step.done), (None, 5.0, True), "messages, reward, done; solved")
+        equal((step.info["success"], step.info["position_solved"]), (True, True), "success when solved")
+        step = game(m, ["10", "10", "4", "A"], [10, 10, 4, 1], 1).step("right")
+        equal((step.info["rule_matters"], step.info["other_rule"]), (False, False), "no face card: rule info")
+        env = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2, vl=True)
+        step = env.step('{"cards": ["K", "J"]}')
+        equal(asked[-1][3], ["K", "J", "4", "A"], "the cards that judge_gp was given, with pictures")
+        equal((step.images, step.info["recognized"]), (["a picture"], 0.5), "images, recognized; pictures")
+        equal(env.step('{"cards": ["K", "J"]}').images, [], "images when the episode is over")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sheet 2: tokens, masks and scores.
+
+def test_segment_add(m):
+    first = [5, 6, 7]
+    s = m.Segment(first)
+    s.add([], 0)
+    equal((s.ids, s.action, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3), "ids, action, reward: add([], 0)")
+    s.add([8, 9], 1)
+    s.reward[-1] = -1.0
+    equal((s.ids, s.action), ([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), "ids, action after add([8, 9], 1)")
+    s.add([3], 0)
+    s.add([4, 2], 1)
+    equal(s.action, [0, 0, 0, 1, 1, 0, 1, 1], "action after add([3], 0) and add([4, 2], 1)")
+    equal(s.reward, [0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0], "reward; the -1 was there before")
+    equal(s.ids, [5, 6, 7, 8, 9, 3, 4, 2], "ids in the end")
+    equal(first, [5, 6, 7], "the list of ids that Segment() was given")
+    s = m.Segment([1, 2])
+    s.add([3], 1)
+    equal(s.action, [1, 1, 1], "action of Segment([1, 2]) after add([3], 1)")
+
+
+def test_glue_ids(m):
+    from sft import build_tiny
+    tok = build_tiny("gp", 0)[1]
+
+    def ids(text):
+        return tok(text, add_special_tokens=False).input_ids
+    end = tok.eos_token_id
+    chat = [{"role": "user", "content": "Make 24."}, {"role": "assistant", "content": "two  words"},
+            {"role": "user", "content": "Try again."}]
+    marked = [{"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."}]
+    longer = chat[:1] + marked + chat[1:]
+    newline = tok.chat_template.replace("<|end|>", "<|end|>\n")
+    for template, between in ((tok.chat_template, ""), (newline, "\n")):
+        tok.chat_template = template
+        after = f"{between}<|user|>Try again.<|end|>{between}<|assistant|>"
+        for messages, what in ((chat, "the first answer"), (longer, "an answer after one with @@ANSWER@@")):
+            for last, text, how in ((end, after, "ended"), (ids("s")[-1], "<|end|>" + after, "was cut"),
+                                    (None, "<|end|>" + after, "ended in an unknown way")):
+                got = m.glue_ids(tok, [dict(message) for message in messages], last)
+                assert got == ids(text), (f"glue behind {what}, which {how}: expected {text!r} = "
+                                          f"{ids(text)}, got {tok.decode(got)!r} = {got}")
+
+
+def test_forward(m):
+    import torch
+    model, run = small_model(), one_process()
+    segments = two_conversations(m.Segment)
+    for part in ([0, 1], [1]):
+        what = f"of {len(part)} conversations"
+        out, logits, keep, said = m.forward(model, [segments[i] for i in part], 0, run)
+        expected = [[token for _, token in SAID[i]] for i in part]
+        near(said, sum(expected, []), f"the action tokens {what}")
+        width = max(len(segments[i].ids) for i in part)
+        marks = [[int(t + 1 in dict(SAID[i])) for t in range(width)] for i in part]
+        near(keep.long(), marks, f"the positions that score an action token {what}")
+        equal(keep.dtype, torch.bool, "the dtype of the positions")
+        alone = [model(torch.tensor([segments[i].ids])).logits[0] for i in part]
+        rows = torch.cat([x[[place - 1 for place, _ in SAID[i]]] for i, x in zip(part, alone)])
+        near(logits, rows, f"the logits {what}", 1e-3)
+    assert logits.requires_grad, "logits: expected a gradient to the model, got none"
+    equal(logits.dtype, torch.float32, "the dtype of the logits")
+    out = m.forward(model, segments, 0, run, output_hidden_states=True)[0]
+    equal(list(out.hidden_states[-1].shape), [2, 9, 16], "the last hidden states' shape, by an option")
+
+
+def test_score(m):
+    with mock.patch.object(m, "forward", forward_of_two):
+        score_is_right(m)
+
+
+def score_is_right(m):
+    import torch
+    model, run = small_model(), one_process()
+    segments = two_conversations(m.Segment)
+    for temperature in (1.0, 0.7):
+        got = m.score(model, segments, 0, run, temperature)
+        rows, tokens = log_probs(model, segments, temperature)
+        near(got[0], rows[range(6), tokens], f"logp at temperature {temperature}", 1e-3)
+        near(got[1], -(rows.exp() * rows).sum(-1), f"entropy at temperature {temperature}", 1e-3)
+        equal(got[2], None, "value without a head")
+    for column, what in ((0, "logp"), (1, "entropy")):
+        assert got[column].requires_grad, f"{what}: expected a gradient to the model, got none"
+    got = m.score(model, segments, 0, run, temperature, entropy_grad=False)
+    equal((got[0].requires_grad, got[1].requires_grad), (True, False), "gradients with entropy_grad=False")
+    equal((got[0].dtype, got[1].dtype), (torch.float32,) * 2, "the dtypes of logp and entropy")
+    head = torch.nn.Linear(16, 1)
+    states = [model(torch.tensor([s.ids]), output_hidden_states=True).hidden_states[-1][0] for s in segments]
+    expected = torch.stack([head(h[place - 1])[0] for h, said in zip(states, SAID) for place, _ in said])
+    near(m.score(model, segments, 0, run, 1.0, head)[2], expected, "value", 1e-3)
+    model.generation_config.suppress_tokens = [7, 20]
+    rows, _ = log_probs(model, segments, 1.0, never=(7, 20))
+    got = m.score(model, segments[1:], 0, run)
+    near(got[0], rows[[4, 5], [13, 0]], "logp where rollout() never samples the tokens 7 and 20", 1e-3)
+    near(got[1], -(rows.exp() * rows).sum(-1)[4:], "entropy, where 7 and 20 are never sampled", 1e-3)
+
+
+def test_sft_loss(m):
+    with mock.patch.object(m, "forward", forward_of_two):
+        sft_loss_is_right(m)
+
+
+def sft_loss_is_right(m):
+    model, run = small_model(), one_process()
+    rows = two_conversations(m.Segment)
+    logp, tokens = log_probs(model, rows)
+    each = -logp[range(6), tokens]
+    for part, expected, what in (([0], each[:4], "one row"), ([1], each[4:], "a shorter row"),
+                                 ([0, 1], each, "both rows, padded")):
+        for denominator in (1, 10):
+            got = m.sft_loss(model, [rows[i] for i in part], denominator, 0, run)
+            near(got, expected.sum() / denominator, f"loss of {what}, denominator {denominator}", 1e-3)
+    assert got.requires_grad, "loss: expected a gradient to the model, got none"
+
+
+def test_dft_loss(m):
+    with mock.patch.object(m, "forward", forward_of_two):
+        dft_loss_is_right(m)
+
+
+def dft_loss_is_right(m):
+    model, run = small_model(), one_process()
+    rows = two_conversations(m.Segment)
+
+    def gradient(loss):
+        model.zero_grad()
+        loss.backward()
+        return model.lm_head.weight.grad.flatten().clone()
+    for part, behind, what in (([0, 1], slice(0, 6), "both rows"), ([1], slice(4, 6), "the shorter row")):
+        logp, tokens = log_probs(model, rows)
+        logp = logp[range(6), tokens][behind]
+        got = m.dft_loss(model, [rows[i] for i in part], 10, 0, run)
+        near(got, (logp.exp() * -logp).sum() / 10, f"loss of {what}, denominator 10", 1e-3)
+        assert got.requires_grad, "loss: expected a gradient to the model, got none"
+        slope = gradient(got)  # p times the gradient of -log p is the gradient of -p
+        near(slope, gradient(-logp.exp().sum() / 10), f"gradient of {what} at the last layer", 1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sheet 3: PPO.
+
+def test_kl_estimators(m):
+    import torch
+    k1, k3 = m.kl_estimators(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -1.0, -0.5]))
+    near(k1, [0.5, -1.0, 0.0], "k1 of logp [-1, -2, -.5] and ref_logp [-1.5, -1, -.5]")
+    near(k3, [math.exp(-0.5) - 0.5, math.e - 2, 0.0], "k3 of the same")
+    p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
+    means = [(p * k).sum() for k in m.kl_estimators(p.log(), q.log())]
+    near(torch.stack(means), [0.3600617, 0.3600617], "the means of k1 and k3 under pi, both KL(pi || ref)")
+
+
+def test_token_rewards(m):
+    import torch
+    from eval import Segment
+    s = Segment([7] * 9, [0, 0, 1, 1, 1, 0, 0, 1, 1], [0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0])
+    s.logp = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])
+    s.ref_logp = torch.tensor([-1.5, -1.0, -0.5, -3.5, -3.0])
+
+    def k1_alone(logp, ref_logp):
+        return logp - ref_logp, torch.full_like(logp, 9.0)
+    with mock.patch.object(m, "kl_estimators", k1_alone):
+        near(m.token_rewards(s, 1.0, 0.0), [0, 0, -1, 0, 5], "rewards at scale 1, beta 0")
+        near(m.token_rewards(s, 5.0, 0.0), [0, 0, -0.2, 0, 1], "rewards at scale 5, beta 0")
+        near(m.token_rewards(s, 5.0, 0.1), [-0.05, 0.1, -0.2, -0.05, 0.8], "rewards at scale 5, beta .1, "
+             "k1 [.5, -1, 0, .5, 2]")
+        s.reward = [0.0] * 9
+        near(m.token_rewards(s, 5.0, 1.0), [-0.5, 1, 0, -0.5, -2], "rewards of worthless answers, beta 1")
+
+
+def test_answer_discounts(m):
+    from eval import Segment
+    for action, expected in (([0, 0, 1, 1, 1, 0, 0, 1, 1], [1, 1, 0.5, 1, 0.5]), ([0, 1], [0.5]),
+                             ([0, 1, 1, 0, 0], [1, 0.5]), ([0, 1, 0, 1], [0.5, 0.5]),
+                             ([0, 0, 1, 1, 0, 1, 1, 1], [1, 0.5, 1, 1, 0.5])):
+        s = Segment([7] * len(action), list(action), [0.0] * len(action))
+        near(m.answer_discounts(s, 0.5), expected, f"discounts behind action {action}, gamma .5")
+    near(m.answer_discounts(s, 1.0), [1] * 5, "discounts at gamma 1")
+
+
+def test_gae(m):
+    import torch
+    for rewards, values, discounts, lam, expected, what in (
+            ([0, 0, 1], [0, 0, 0], [1, 1, 1], 1.0, [1, 1, 1], "lambda 1, values 0"),
+            ([0, 0, 1], [0, 0, 0], [1, 1, 1], 0.5, [0.25, 0.5, 1], "lambda .5, values 0"),
+            ([0, 0, 1], [0.5, 0.25, 0.75], [1, 1, 1], 0.0, [-0.25, 0.5, 0.25], "lambda 0: the deltas"),
+            ([0, 0, 1], [0.5, 0.25, 0.75], [1, 1, 1], 1.0, [0.5, 0.75, 0.25], "lambda 1"),
+            ([1], [0.25], [0.5], 0.9, [0.75], "one token"),
+            ([0, -1, 0, 2], [0.5, 1, -0.5, 1], [1, 0.5, 1, 0.5], 0.5,
+             [-0.375, -1.75, 2.0, 1.0], "a discount of .5 behind tokens 1 and 3, lambda .5")):
+        tensors = [torch.tensor(x, dtype=torch.float32) for x in (rewards, values, discounts)]
+        copies = [x.clone() for x in tensors]
+        advantages, returns = m.gae(*tensors, lam)
+        what = f"{what}; rewards {rewards}, values {values}, discounts {discounts}"
+        near(advantages, expected, f"advantages, {what}")
+        near(returns, [a + v for a, v in zip(expected, values)], f"returns, {what}")
+        equal(all(map(torch.equal, tensors, copies)), True, "are the arguments unchanged")
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 60, generator=generator).double()
+    ahead = [sum(rewards[t:].tolist()) for t in range(60)]
+    near(m.gae(rewards, values, torch.ones(60).double(), 1.0)[1], ahead, "returns of 60 tokens, lambda 1")
+
+
+def test_estimate_advantages(m):
+    import torch
+    from eval import Segment
+    asked = []
+    rewards = [[0.0, -1.0], [0.0, 0.5, 2.0], [4.0]]      # of three conversations, by the stand-in
+    values = [[0.1, 0.2], [0.3, 0.4, 0.5], [0.6]]
+    segments = []
+    for i, of_tokens in enumerate(values):
+        n = len(of_tokens)
+        segments.append(Segment([i] * (n + 1), [0] + [1] * n, [0.0] * (n + 1)))
+        segments[-1].value, segments[-1].logp = torch.tensor(of_tokens), torch.zeros(n)
+        segments[-1].ref_logp = torch.zeros(n)
+
+    def token_rewards(segment, reward_scale, beta):
+        asked.append(("token_rewards", segment.ids[0], reward_scale, beta))
+        return torch.tensor(rewards[segment.ids[0]])
+
+    def answer_discounts(segment, gamma):
+        asked.append(("answer_discounts", segment.ids[0], gamma))
+        return torch.tensor([1.0] * (len(segment.ids) - 2) + [0.5])
+
+    def gae(rewards, values, discounts, lam):  # a sum of all that follows, not GAE
+        asked.append(("gae", [round(v, 3) for v in values.tolist()], discounts.tolist(), lam))
+        total = rewards.flip(0).cumsum(0).flip(0)
+        return total, total + values
+    stand_ins = dict(token_rewards=token_rewards, answer_discounts=answer_discounts, gae=gae)
+    with mock.patch.multiple(m, **stand_ins):
+        m.estimate_advantages(SimpleNamespace(segments=segments), 5.0, 0.02, 0.9, 0.8)
+    equal([call for call in asked if call[0] == "gae"],
+          [("gae", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1.0, 0.5, 1.0, 1.0, 0.5, 0.5], 0.8)],
+          "the calls of gae(): values, discounts, lam")
+    equal(sorted(call for call in asked if call[0] == "token_rewards"),
+          [("token_rewards", i, 5.0, 0.02) for i in range(3)], "the calls of token_rewards()")
+    equal(sorted(call for call in asked if call[0] == "answer_discounts"),
+          [("answer_discounts", i, 0.9) for i in range(3)], "the calls of answer_discounts()")
+    for i, expected in enumerate(([5.5, 5.5], [6.5, 6.5, 6.0], [4.0])):
+        near(segments[i].advantage, expected, f".advantage of conversation {i}, by the stand-in gae()")
+        returns = [a + v for a, v in zip(expected, values[i])]
+        near(segments[i].returns, returns, f".returns of conversation {i}")
+
+
+def test_whiten(m):
+    import torch
+    run = one_process()
+    near(m.whiten(torch.tensor([1.0, 2.0, 3.0, 6.0]), run), [-1.069045, -0.534522, 0.0, 1.603567],
+         "whitened [1, 2, 3, 6]", 1e-3)
+    near(m.whiten(torch.full((5,), 2.0), run), [0] * 5, "whitened [2, 2, 2, 2, 2]")
+    barrier, given, results = threading.Barrier(2, timeout=10), [None, None], [None, None]
+
+    def all_sum(numbers, run):  # of two ranks: threads that wait for each other
+        given[run.rank] = list(numbers)
+        barrier.wait()
+        total = [float(a + b) for a, b in zip(*given)]
+        barrier.wait()
+        return total
+
+    def rank(i, numbers):
+        here = SimpleNamespace(rank=i, world=2, device=torch.device("cpu"))
+        results[i] = m.whiten(torch.tensor(numbers), here)
+    with mock.patch.object(m, "all_sum", all_sum):
+        threads = [threading.Thread(target=rank, args=pair, daemon=True)
+                   for pair in ((0, [1.0, 2.0]), (1, [3.0, 6.0]))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert None not in results, "two ranks: expected a result on each, got none (do both call all_sum()?)"
+    near(torch.cat(results), [-1.069045, -0.534522, 0.0, 1.603567], "[1, 2] and [3, 6] on two ranks", 1e-3)
+
+
+def test_policy_loss(m):
+    import torch
+    for ratio, advantage, loss, slope in (
+            (1.0, 2.0, -2.0, -2.0), (1.5, 1.0, -1.2, 0.0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5),
+            (0.5, -1.0, 0.8, 0.0), (1.1, 1.0, -1.1, -1.1)):
+        logp = torch.tensor([math.log(ratio) - 3], requires_grad=True)
+        got = m.policy_loss(logp, torch.tensor([-3.0]), torch.tensor([advantage]), 0.2)
+        what = f"ratio {ratio}, advantage {advantage}, clip .2"
+        near(got, [loss], f"loss at {what}")
+        assert got.requires_grad, "loss: expected a gradient to logp, got none"
+        got.sum().backward()
+        near(logp.grad, [slope], f"gradient of logp at {what}")
+    got = m.policy_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0]), 0.1)
+    near(got, [-1.0, -3.0], "losses of two tokens: one number each")
+
+
+def test_value_loss(m):
+    import torch
+    for value, old, target, clip, loss in (
+            (1.0, 0.0, 1.0, 0.2, 0.32), (1.0, 0.0, -1.0, 0.2, 2.0), (0.1, 0.0, 1.0, 0.2, 0.405),
+            (-1.0, 0.0, -1.0, 0.2, 0.32), (3.0, 2.0, 3.0, 0.5, 0.125), (2.0, 2.0, 2.0, 0.5, 0.0)):
+        got = m.value_loss(*(torch.tensor([x]) for x in (value, old, target)), clip)
+        near(got, [loss], f"loss of value {value}, old value {old}, return {target}, clip {clip}")
+    got = m.value_loss(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), 0.2)
+    near(got, [0.5, 0.0], "losses of two tokens: one number each")
+
+
+def test_group_baseline(m):
+    import torch
+    for rewards, groups, expected in (([1.0, 0.0, 0.5, 0.5], [0, 0, 1, 1], [0.5, -0.5, 0.0, 0.0]),
+                                      ([1.0, 0.0, 4.0, 2.0], [3, 7, 3, 7], [-1.5, -1.0, 1.5, 1.0]),
+                                      ([5.0, 5.0, 2.0], [1, 1, 1], [1.0, 1.0, -2.0]),
+                                      ([5.0], [0], [0.0])):
+        got = m.group_baseline(torch.tensor(rewards), torch.tensor(groups))
+        near(got, expected, f"advantages of rewards {rewards} in groups {groups}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The table. added: the repository has no such function; a student adds it to the file.
+
+Exercise = namedtuple("Exercise", "name sheet file points test added", defaults=(False,))
+EXERCISES = {exercise.name: exercise for exercise in (
+    Exercise("relative_word", 1, "verifier.py", 5, test_relative_word),
+    Exercise("judge_gp", 1, "verifier.py", 10, test_judge_gp),
+    Exercise("solutions", 1, "env_gp.py", 10, test_solutions),
+    Exercise("GeneralPoints.step", 1, "env_gp.py", 10, test_step),
+    Exercise("Segment.add", 2, "eval.py", 5, test_segment_add),
+    Exercise("glue_ids", 2, "eval.py", 10, test_glue_ids),
+    Exercise("forward", 2, "eval.py", 10, test_forward),
+    Exercise("score", 2, "eval.py", 10, test_score),
+    Exercise("sft_loss", 2, "sft.py", 5, test_sft_loss),
+    Exercise("dft_loss", 2, "sft.py", 5, test_dft_loss, added=True),
+    Exercise("kl_estimators", 3, "rl.py", 5, test_kl_estimators),
+    Exercise("token_rewards", 3, "rl.py", 10, test_token_rewards),
+    Exercise("answer_discounts", 3, "rl.py", 5, test_answer_discounts),
+    Exercise("gae", 3, "rl.py", 15, test_gae),
+    Exercise("estimate_advantages", 3, "rl.py", 10, test_estimate_advantages),
+    Exercise("whiten", 3, "rl.py", 5, test_whiten),
+    Exercise("policy_loss", 3, "rl.py", 10, test_policy_loss),
+    Exercise("value_loss", 3, "rl.py", 5, test_value_loss),
+    Exercise("group_baseline", 3, "rl.py", 5, test_group_baseline, added=True))}
+
+
+def complaint(error, file):
+    """One line about what went wrong -> str. file: the student's; the innermost of its lines is shown."""
+    if isinstance(error, AssertionError) and error.args:
+        return str(error)
+    if isinstance(error, NotImplementedError):
+        return f"not done yet: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line for frame in frames if os.path.basename(frame.filename) == file]
+    return f"{type(error).__name__}: {error}".splitlines()[0] + (f", at `{lines[-1]}`" if lines else "")
+
+
+class Tail(io.TextIOBase):
+    """A stdout that keeps the last 2,000 characters: a loop that prints for a minute fills no memory."""
+    text = ""
+
+    def write(self, text):
+        self.text = (self.text + text)[-2000:]
+        return len(text)
+
+
+def main(name):
+    """Run one test in this process and write the verdict. make.py calls this in a process of its own. It
+    sends the file's name through a pipe: a verdict counts only if it stands there, so an exit is no pass."""
+    file, exercise, printed = sys.stdin.readline().strip(), EXERCISES[name], Tail()
+    why, passed = "", False
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            exercise.test(importlib.import_module(exercise.file.removesuffix(".py")))
+            passed = True
+        except BaseException as error:  # SystemExit too: it costs the exercise and not the grading
+            why = complaint(error, exercise.file)
+    with open(file, "w") as f:
+        json.dump({"passed": passed, "why": why, "printed": printed.text}, f)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,1204 @@
+"""test_class.py: the class's tests can tell right from wrong, and make.py does what it says.
+
+    python assignments/test_class.py             # a minute or two; the last line is "N passed, N failed"
+    python assignments/test_class.py -v          # also what each wrong answer is told
+
+Below stand wrong answers as a student would give them, whole function bodies, each with its reason; and
+right answers that are not the repository's. Tests assert that each wrong one fails its exercise, and that
+each right one and the solution pass. The bodies look names up in their exercise's module, so names that this
+file does not define are meant (forward, torch, ...). For the instructor alone.
+"""
+import contextlib
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from unittest import mock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads only wait for each other
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path[:0] = [HERE, ROOT]
+import make  # noqa: E402
+import solutions as additions  # noqa: E402
+from exercises import EXERCISES, complaint  # noqa: E402
+
+WRONG, RIGHT = [], []  # (exercise, reason, function)
+
+
+def wrong(exercise, reason):
+    return lambda function: WRONG.append((exercise, reason, function))
+
+
+def right(exercise, way):
+    return lambda function: RIGHT.append((exercise, way, function))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sheet 1.
+
+@wrong("relative_word", "headings are not wrapped: from 350 to 10 degrees is 340 to the left")
+def _(old, new):
+    delta = new - old
+    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
+@wrong("relative_word", "the sign is turned")
+def _(old, new):
+    delta = (old - new + 180) % 360 - 180
+    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
+@wrong("relative_word", "45 degrees are not slight any more")
+def _(old, new):
+    delta = (new - old + 180) % 360 - 180
+    return ("slightly " if abs(delta) < 45 else "") + ("left" if delta < 0 else "right")
+
+
+@wrong("relative_word", "a turn about is right: (-180, 180] in place of [-180, 180)")
+def _(old, new):
+    delta = 180 - (old - new + 180) % 360
+    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
+@wrong("judge_gp", "the value is judged before the numbers")
+def _(answer, numbers, target=24, cards=None):
+    def verdict(kind, used=None):
+        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
+    fields = last_json_object(answer)
+    if fields is None:
+        return verdict("illegal")
+    said = fields.get("cards")
+    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
+        return verdict("misread")
+    text, _, claim = str(fields.get("formula")).partition("=")
+    try:
+        value, used = evaluate_formula(text)
+    except FormulaError:
+        return verdict("illegal")
+    if value != target or (claim and claim.strip() != str(target)):
+        return verdict("wrong_value", used)
+    return verdict("correct" if sorted(used) == sorted(numbers) else "wrong_numbers", used)
+
+
+@wrong("judge_gp", "the cards are judged after the formula")
+def _(answer, numbers, target=24, cards=None):
+    def verdict(kind, used=None):
+        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
+    fields = last_json_object(answer)
+    if fields is None or not isinstance(fields.get("formula"), str):
+        return verdict("illegal")
+    text, _, claim = fields["formula"].partition("=")
+    try:
+        value, used = evaluate_formula(text)
+    except FormulaError:
+        return verdict("illegal")
+    said = fields.get("cards")
+    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
+        return verdict("misread")
+    if sorted(used) != sorted(numbers):
+        return verdict("wrong_numbers", used)
+    if value != target or (claim and claim.strip() != str(target)):
+        return verdict("wrong_value", used)
+    return verdict("correct", used)
+
+
+@wrong("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed")
+def _(answer, numbers, target=24, cards=None):
+    def verdict(kind, used=None):
+        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
+    fields = last_json_object(answer)
+    if fields is None:
+        return verdict("illegal")
+    said = fields.get("cards")
+    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
+        return verdict("misread")
+    if not isinstance(fields.get("formula"), str):
+        return verdict("illegal")
+    text, _, claim = fields["formula"].partition("=")
+    try:
+        value, used = evaluate_formula(text)
+    except FormulaError:
+        return verdict("illegal")
+    if set(used) != set(numbers):
+        return verdict("wrong_numbers", used)
+    if value != target or (claim and claim.strip() != str(target)):
+        return verdict("wrong_value", used)
+    return verdict("correct", used)
+
+
+@wrong("judge_gp", "what the formula claims behind = is not looked at")
+def _(answer, numbers, target=24, cards=None):
+    def verdict(kind, used=None):
+        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
+    fields = last_json_object(answer)
+    if fields is None:
+        return verdict("illegal")
+    said = fields.get("cards")
+    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
+        return verdict("misread")
+    if not isinstance(fields.get("formula"), str):
+        return verdict("illegal")
+    try:
+        value, used = evaluate_formula(fields["formula"].partition("=")[0])
+    except FormulaError:
+        return verdict("illegal")
+    if sorted(used) != sorted(numbers):
+        return verdict("wrong_numbers", used)
+    return verdict("correct" if value == target else "wrong_value", used)
+
+
+@wrong("judge_gp", "the cards must be read in the order shown")
+def _(answer, numbers, target=24, cards=None):
+    def verdict(kind, used=None):
+        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
+    fields = last_json_object(answer)
+    if fields is None:
+        return verdict("illegal")
+    said = fields.get("cards")
+    if cards is not None and (not isinstance(said, list) or list(map(str, said)) != list(cards)):
+        return verdict("misread")
+    if not isinstance(fields.get("formula"), str):
+        return verdict("illegal")
+    text, _, claim = fields["formula"].partition("=")
+    try:
+        value, used = evaluate_formula(text)
+    except FormulaError:
+        return verdict("illegal")
+    if sorted(used) != sorted(numbers):
+        return verdict("wrong_numbers", used)
+    if value != target or (claim and claim.strip() != str(target)):
+        return verdict("wrong_value", used)
+    return verdict("correct", used)
+
+
+@wrong("solutions", "only joins of one number with three: (a+b)*(c+d) is missing")
+def _(numbers, target=24):
+    found = set()
+    for left, right in partitions(numbers, 1):
+        for x, a in ((x, a) for x, of in reachable(left).items() for a in of):
+            for y, b in ((y, b) for y, of in reachable(right).items() for b in of):
+                for sign, value in (("+", x + y), ("-", x - y), ("*", x * y)):
+                    found |= {combine(sign, a, b)} if value == target else set()
+                if y - x == target:
+                    found.add(combine("-", b, a))
+                if y and x / y == target:
+                    found.add(combine("/", a, b))
+                if x and y / x == target:
+                    found.add(combine("/", b, a))
+    return tuple(sorted(map(write, found), key=lambda s: (len(s), s)))
+
+
+@wrong("solutions", "the right part is never divided or lessened by the left")
+def _(numbers, target=24):
+    found = set()
+    for left, right in partitions(numbers, 2):
+        for x, a in ((x, a) for x, of in reachable(left).items() for a in of):
+            for y, b in ((y, b) for y, of in reachable(right).items() for b in of):
+                for sign, value in (("+", x + y), ("-", x - y), ("*", x * y), ("/", x / y if y else None)):
+                    if value == target:
+                        found.add(combine(sign, a, b))
+    return tuple(sorted(map(write, found), key=lambda s: (len(s), s)))
+
+
+@wrong("solutions", "sorted by the alphabet and not by length")
+def _(numbers, target=24):
+    return tuple(sorted(map(write, reachable(numbers).get(Fraction(target), ()))))
+
+
+@wrong("solutions", "in floats: 8/(3-8/3) is not 24")
+def _(numbers, target=24):
+    found = [e for of in reachable(numbers).values() if eval(write(next(iter(of)))) == target for e in of]
+    return tuple(sorted(map(write, found), key=lambda s: (len(s), s)))
+
+
+@wrong("solutions", "always 24, whatever the target")
+def _(numbers, target=24):
+    return tuple(sorted(map(write, reachable(numbers).get(Fraction(24), ())), key=lambda s: (len(s), s)))
+
+
+@wrong("GeneralPoints.step", "one attempt too many")
+def _(self, text):
+    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+    solved = verdict.kind == "correct"
+    done = solved or self.attempts == self.verify
+    self.attempts += 1
+    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
+    differs = other != sorted(self.numbers)
+    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
+            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
+            "recognized": recognized(text, self.cards) if self.vl else None}
+    self.messages = self.messages + [{"role": "assistant", "content": text},
+                                     {"role": "user", "content": verdict.feedback}]
+    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+
+
+@wrong("GeneralPoints.step", "the caller's list of messages grows")
+def _(self, text):
+    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+    self.attempts += 1
+    solved = verdict.kind == "correct"
+    done = solved or self.attempts == self.verify
+    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
+    differs = other != sorted(self.numbers)
+    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
+            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
+            "recognized": recognized(text, self.cards) if self.vl else None}
+    self.messages += [{"role": "assistant", "content": text}, {"role": "user", "content": verdict.feedback}]
+    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+
+
+@wrong("GeneralPoints.step", "without a face card every right answer counts as the other rule's")
+def _(self, text):
+    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+    self.attempts += 1
+    solved = verdict.kind == "correct"
+    done = solved or self.attempts == self.verify
+    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
+    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
+            "rule_matters": other != sorted(self.numbers),
+            "other_rule": sorted(verdict.numbers or []) == other,
+            "recognized": recognized(text, self.cards) if self.vl else None}
+    self.messages = self.messages + [{"role": "assistant", "content": text},
+                                     {"role": "user", "content": verdict.feedback}]
+    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+
+
+@wrong("GeneralPoints.step", "success is claimed whenever the episode is over")
+def _(self, text):
+    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+    self.attempts += 1
+    done = verdict.kind == "correct" or self.attempts == self.verify
+    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
+    differs = other != sorted(self.numbers)
+    info = {"verdict": verdict.kind, "success": done, "position_done": done, "position_solved": done,
+            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
+            "recognized": recognized(text, self.cards) if self.vl else None}
+    self.messages = self.messages + [{"role": "assistant", "content": text},
+                                     {"role": "user", "content": verdict.feedback}]
+    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sheet 2.
+
+@wrong("Segment.add", "the prompt's ids, which have no action yet, are forgotten")
+def _(self, ids, action):
+    self.ids = self.ids + ids
+    self.action += [action] * len(ids)
+    self.reward += [0.0] * len(ids)
+
+
+@wrong("Segment.add", "the reward is left behind")
+def _(self, ids, action):
+    self.ids = self.ids + ids
+    self.action += [action] * (len(self.ids) - len(self.action))
+
+
+@wrong("Segment.add", "the list that the caller holds grows")
+def _(self, ids, action):
+    self.ids += ids
+    self.action += [action] * (len(self.ids) - len(self.action))
+    self.reward += [0.0] * (len(self.ids) - len(self.reward))
+
+
+@wrong("Segment.add", "earlier tokens get this action too, earlier rewards are lost")
+def _(self, ids, action):
+    self.ids = self.ids + ids
+    self.action = [action] * len(self.ids)
+    self.reward = [0.0] * len(self.ids)
+
+
+@wrong("glue_ids", "the end of turn is repeated where the model said it")
+def _(tok, messages, last_id=None):
+    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
+    text = chat_text(tok, marked, add_generation_prompt=True)
+    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
+
+
+@wrong("glue_ids", "the end of turn is missing where the answer was cut")
+def _(tok, messages, last_id=None):
+    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
+    text = chat_text(tok, marked, add_generation_prompt=True)
+    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids[1:]
+
+
+@wrong("glue_ids", "no assistant: at the end")
+def _(tok, messages, last_id=None):
+    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
+    ids = tok(chat_text(tok, marked).rpartition(MARK)[2], add_special_tokens=False).input_ids
+    return ids[1:] if ids and ids[0] == last_id else ids
+
+
+@wrong("glue_ids", "the first mark is taken, which the model may have said before")
+def _(tok, messages, last_id=None):
+    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
+    text = chat_text(tok, marked, add_generation_prompt=True)
+    ids = tok(text.partition(MARK)[2], add_special_tokens=False).input_ids
+    return ids[1:] if ids and ids[0] == last_id else ids
+
+
+@wrong("glue_ids", "a bare end token: the template's newline behind it is forgotten")
+def _(tok, messages, last_id=None):
+    text = f"<|user|>{messages[-1]['content']}<|end|><|assistant|>"
+    ids = tok(text, add_special_tokens=False).input_ids
+    return ids if last_id == tok.eos_token_id else [tok.eos_token_id] + ids
+
+
+@wrong("forward", "the mask is shifted by one: token t is scored by position t, which has read it")
+def _(model, segments, pad_id, run, **options):
+    inputs, action = collate(segments, pad_id, run.device)
+    out = model(**inputs, **options)
+    return out, out.logits[action], action, inputs["input_ids"][action]
+
+
+@wrong("forward", "the mask of the position and not of the token that it scores")
+def _(model, segments, pad_id, run, **options):
+    inputs, action = collate(segments, pad_id, run.device)
+    out = model(**inputs, **options)
+    keep = action.clone()
+    keep[:, -1] = False
+    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
+
+
+@wrong("forward", "all tokens are scored, the prompt's too")
+def _(model, segments, pad_id, run, **options):
+    inputs, action = collate(segments, pad_id, run.device)
+    out = model(**inputs, **options)
+    keep = inputs["attention_mask"].bool()
+    keep = torch.nn.functional.pad(keep[:, 1:], (0, 1))
+    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
+
+
+@wrong("forward", "tokens with the id of padding are left out: here that id also ends a turn")
+def _(model, segments, pad_id, run, **options):
+    inputs, action = collate(segments, pad_id, run.device)
+    out = model(**inputs, **options)
+    keep = torch.nn.functional.pad((action & (inputs["input_ids"] != pad_id))[:, 1:], (0, 1))
+    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
+
+
+@wrong("forward", "rolled around: a row's last position would score its first token")
+def _(model, segments, pad_id, run, **options):
+    inputs, action = collate(segments, pad_id, run.device)
+    out = model(**inputs, **options)
+    keep = action.roll(1, 1)
+    return out, out.logits[keep], keep, inputs["input_ids"].roll(-1, 1)[keep]
+
+
+@wrong("score", "the temperature is left out")
+def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+    unsaid = model.generation_config.suppress_tokens or []
+    if unsaid:
+        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
+    logprobs = logits.log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
+    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+
+
+@wrong("score", "multiplied by the temperature")
+def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+    logits = logits * temperature
+    unsaid = model.generation_config.suppress_tokens or []
+    if unsaid:
+        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
+    logprobs = logits.log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
+    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+
+
+@wrong("score", "the value is read behind the token, which it then knows")
+def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+    logits = logits / temperature
+    unsaid = model.generation_config.suppress_tokens or []
+    if unsaid:
+        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
+    logprobs = logits.log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    value = None if value_head is None else value_head(out.hidden_states[-1][keep.roll(1, 1)])[:, 0]
+    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+
+
+@wrong("score", "tokens that rollout() never samples keep their probability")
+def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+    logprobs = (logits / temperature).log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
+    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+
+
+@wrong("score", "the sign of the entropy")
+def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+    logits = logits / temperature
+    unsaid = model.generation_config.suppress_tokens or []
+    if unsaid:
+        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
+    logprobs = logits.log_softmax(-1)
+    entropy = (logprobs.exp() * logprobs).sum(-1)
+    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
+    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+
+
+@wrong("sft_loss", "the mean over all tokens, the prompt's too")
+def _(model, rows, denominator, pad_id, run):
+    losses = [model(torch.tensor([r.ids]), labels=torch.tensor([r.ids])).loss for r in rows]
+    return torch.stack(losses).mean()
+
+
+@wrong("sft_loss", "the mean over this batch: the denominator is not used")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    return torch.nn.functional.cross_entropy(logits, said)
+
+
+@wrong("sft_loss", "the mean, and divided once more")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    return torch.nn.functional.cross_entropy(logits, said) / denominator
+
+
+@wrong("sft_loss", "tokens with the id of padding carry no loss: here that id also ends a turn")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    return torch.nn.functional.cross_entropy(logits, said, ignore_index=pad_id, reduction="sum") / denominator
+
+
+@wrong("sft_loss", "not shifted: position t is asked for token t, which it has read")
+def _(model, rows, denominator, pad_id, run):
+    total = 0.0
+    for r in rows:
+        keep = torch.tensor(r.action).bool()
+        logits = model(torch.tensor([r.ids])).logits[0]
+        total += torch.nn.functional.cross_entropy(logits[keep], torch.tensor(r.ids)[keep], reduction="sum")
+    return total / denominator
+
+
+@wrong("sft_loss", "the sign: likely answers would be made unlikely")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    return logits.log_softmax(-1).gather(-1, said[:, None]).sum() / denominator
+
+
+@wrong("dft_loss", "the weight is not a constant: it has a gradient of its own")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
+    return (losses * (-losses).exp()).sum() / denominator
+
+
+@wrong("dft_loss", "divided by the probability, as importance sampling would")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
+    return (losses * losses.exp().detach()).sum() / denominator
+
+
+@wrong("dft_loss", "one weight for all tokens, their mean probability")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
+    return (losses * (-losses).exp().detach().mean()).sum() / denominator
+
+
+@wrong("dft_loss", "plain SFT")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    return torch.nn.functional.cross_entropy(logits, said, reduction="sum") / denominator
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sheet 3.
+
+@wrong("kl_estimators", "the sign of k1")
+def _(logp, ref_logp):
+    k1 = ref_logp - logp
+    return k1, torch.expm1(k1) - k1
+
+
+@wrong("kl_estimators", "k3 with the ratio upside down: it estimates the other KL")
+def _(logp, ref_logp):
+    k1 = logp - ref_logp
+    return k1, torch.expm1(k1) - k1
+
+
+@wrong("kl_estimators", "k2, half the square, in place of k3")
+def _(logp, ref_logp):
+    k1 = logp - ref_logp
+    return k1, 0.5 * k1.square()
+
+
+@wrong("token_rewards", "the whole penalty sits on the last token")
+def _(segment, reward_scale, beta):
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    penalty = torch.zeros_like(verifier)
+    penalty[-1] = beta * kl_estimators(segment.logp, segment.ref_logp)[0].sum()
+    return verifier / reward_scale - penalty
+
+
+@wrong("token_rewards", "the penalty is paid out")
+def _(segment, reward_scale, beta):
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    return verifier / reward_scale + beta * kl_estimators(segment.logp, segment.ref_logp)[0]
+
+
+@wrong("token_rewards", "the penalty is scaled too")
+def _(segment, reward_scale, beta):
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    return (verifier - beta * kl_estimators(segment.logp, segment.ref_logp)[0]) / reward_scale
+
+
+@wrong("token_rewards", "k3 in place of k1")
+def _(segment, reward_scale, beta):
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[1]
+
+
+@wrong("token_rewards", "the verifier's rewards, one answer's after another's, stand at the front")
+def _(segment, reward_scale, beta):
+    verifier = torch.zeros(len(segment.logp))
+    paid = [r for r in segment.reward if r]
+    verifier[:len(paid)] = torch.tensor(paid)
+    return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
+
+
+@wrong("answer_discounts", "gamma behind every token")
+def _(segment, gamma):
+    return torch.full((sum(segment.action),), gamma)
+
+
+@wrong("answer_discounts", "gamma before an answer and not behind it")
+def _(segment, gamma):
+    before = [0] + segment.action[:-1]
+    return torch.tensor([1.0 if prior else gamma for now, prior in zip(segment.action, before) if now])
+
+
+@wrong("answer_discounts", "no discount behind the segment's last answer")
+def _(segment, gamma):
+    following = segment.action[1:] + [1]
+    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action, following) if now])
+
+
+@wrong("answer_discounts", "gamma behind the segment's last answer alone")
+def _(segment, gamma):
+    return torch.tensor([1.0] * (sum(segment.action) - 1) + [gamma])
+
+
+@wrong("gae", "the sign of the value")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] - discounts[t] * next_value + values[t]
+        next_advantage = delta + discounts[t] * lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages, advantages + values
+
+
+@wrong("gae", "off by one: the discount behind the token before")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        discount = discounts[t - 1] if t else 1.0
+        delta = rewards[t] + discount * next_value - values[t]
+        next_advantage = delta + discount * lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages, advantages + values
+
+
+@wrong("gae", "the end leaks: behind the last token stands the value of the first, as of a next episode")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), values[0], 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + discounts[t] * next_value - values[t]
+        next_advantage = delta + discounts[t] * lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages, advantages + values
+
+
+@wrong("gae", "the discount is missing in the recursion, where lambda stands")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + discounts[t] * next_value - values[t]
+        next_advantage = delta + lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages, advantages + values
+
+
+@wrong("gae", "returns are sums of rewards: right at lambda 1 alone")
+def _(rewards, values, discounts, lam):
+    advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
+    next_value, next_advantage, total = 0.0, 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + discounts[t] * next_value - values[t]
+        next_advantage = delta + discounts[t] * lam * next_advantage
+        total = rewards[t] + discounts[t] * total
+        advantages[t], returns[t], next_value = next_advantage, total, values[t]
+    return advantages, returns
+
+
+@wrong("gae", "from the first token to the last")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+    for t in range(len(rewards)):
+        delta = rewards[t] + discounts[t] * next_value - values[t]
+        next_advantage = delta + discounts[t] * lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages, advantages + values
+
+
+@wrong("estimate_advantages", "each conversation by itself: a later answer's reward does not reach back")
+def _(episode, reward_scale, beta, gamma, lam):
+    for s in episode.segments:
+        rewards = token_rewards(s, reward_scale, beta)
+        s.advantage, s.returns = gae(rewards, s.value, answer_discounts(s, gamma), lam)
+
+
+@wrong("estimate_advantages", "gamma and lambda are swapped")
+def _(episode, reward_scale, beta, gamma, lam):
+    rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])
+    discounts = torch.cat([answer_discounts(s, lam) for s in episode.segments])
+    advantage, returns = gae(rewards, joined(episode.segments, "value"), discounts, gamma)
+    hand_out(episode.segments, advantage=advantage, returns=returns)
+
+
+@wrong("estimate_advantages", "conversations are joined from the last to the first")
+def _(episode, reward_scale, beta, gamma, lam):
+    segments = episode.segments[::-1]
+    rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in segments])
+    discounts = torch.cat([answer_discounts(s, gamma) for s in segments])
+    advantage, returns = gae(rewards, joined(segments, "value"), discounts, lam)
+    hand_out(segments, advantage=advantage, returns=returns)
+
+
+@wrong("estimate_advantages", "advantages and returns are swapped")
+def _(episode, reward_scale, beta, gamma, lam):
+    rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])
+    discounts = torch.cat([answer_discounts(s, gamma) for s in episode.segments])
+    returns, advantage = gae(rewards, joined(episode.segments, "value"), discounts, lam)
+    hand_out(episode.segments, advantage=advantage, returns=returns)
+
+
+@wrong("estimate_advantages", "the last conversation alone")
+def _(episode, reward_scale, beta, gamma, lam):
+    s = episode.segments[-1]
+    rewards = token_rewards(s, reward_scale, beta)
+    s.advantage, s.returns = gae(rewards, s.value, answer_discounts(s, gamma), lam)
+
+
+@wrong("whiten", "each rank by itself")
+def _(x, run):
+    return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt()
+
+
+@wrong("whiten", "divided by the variance")
+def _(x, run):
+    total, count = all_sum([x.double().sum().item(), x.numel()], run)
+    variance = all_sum([(x.double() - total / count).square().sum().item()], run)[0] / count
+    return (x - total / count) / (variance + 1e-8)
+
+
+@wrong("whiten", "no small number below the root: equal advantages give NaN")
+def _(x, run):
+    total, count = all_sum([x.double().sum().item(), x.numel()], run)
+    variance = all_sum([(x.double() - total / count).square().sum().item()], run)[0] / count
+    return (x - total / count) / torch.tensor(variance).sqrt()
+
+
+@wrong("whiten", "the mean stays")
+def _(x, run):
+    total, count = all_sum([x.double().sum().item(), x.numel()], run)
+    variance = all_sum([(x.double() - total / count).square().sum().item()], run)[0] / count
+    return x / math.sqrt(variance + 1e-8)
+
+
+@wrong("policy_loss", "no clip")
+def _(logp, old_logp, advantages, clip):
+    return -advantages * (logp - old_logp).exp()
+
+
+@wrong("policy_loss", "the clipped term alone: a bad step is not taken back")
+def _(logp, old_logp, advantages, clip):
+    return -advantages * (logp - old_logp).exp().clamp(1 - clip, 1 + clip)
+
+
+@wrong("policy_loss", "the better of both in place of the worse")
+def _(logp, old_logp, advantages, clip):
+    ratio = (logp - old_logp).exp()
+    return torch.min(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+@wrong("policy_loss", "not negated: the optimizer would make good tokens unlikely")
+def _(logp, old_logp, advantages, clip):
+    ratio = (logp - old_logp).exp()
+    return torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+@wrong("policy_loss", "the ratio upside down")
+def _(logp, old_logp, advantages, clip):
+    ratio = (old_logp - logp).exp()
+    return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+@wrong("value_loss", "no clip")
+def _(values, old_values, returns, clip):
+    return 0.5 * (values - returns).square()
+
+
+@wrong("value_loss", "the better of both in place of the worse")
+def _(values, old_values, returns, clip):
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.min((values - returns).square(), (clipped - returns).square())
+
+
+@wrong("value_loss", "the half is missing")
+def _(values, old_values, returns, clip):
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return torch.max((values - returns).square(), (clipped - returns).square())
+
+
+@wrong("value_loss", "clipped near the return and not near the old value")
+def _(values, old_values, returns, clip):
+    clipped = returns + (values - returns).clamp(-clip, clip)
+    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
+
+
+@wrong("value_loss", "the mean of all tokens: train() divides by its own count")
+def _(values, old_values, returns, clip):
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
+
+
+@wrong("group_baseline", "the mean of the whole batch")
+def _(rewards, groups):
+    return rewards - rewards.mean()
+
+
+@wrong("group_baseline", "groups are taken to lie side by side and to be equally large")
+def _(rewards, groups):
+    count = len(set(groups.tolist()))
+    rows = rewards.reshape(count, -1)
+    return (rows - rows.mean(1, keepdim=True)).flatten()
+
+
+@wrong("group_baseline", "the sign")
+def _(rewards, groups):
+    return torch.stack([rewards[groups == g].mean() for g in groups]) - rewards
+
+
+@wrong("group_baseline", "the mean of the others: an episode alone has none")
+def _(rewards, groups):
+    same = (groups[:, None] == groups[None, :]).float()
+    return rewards - (same @ rewards - rewards) / (same.sum(1) - 1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Right answers that are not the repository's: a test must not ask for one way.
+
+@right("solutions", "looked up, without the shortcut")
+def _(numbers, target=24):
+    return tuple(sorted(map(write, reachable(numbers).get(Fraction(target), ())), key=lambda s: (len(s), s)))
+
+
+@right("relative_word", "by cases")
+def _(old, new):
+    turn = (new - old) % 360
+    if turn <= 45:
+        return "slightly right"
+    return "right" if turn < 180 else "left" if turn < 315 else "slightly left"
+
+
+@right("Segment.add", "token by token")
+def _(self, ids, action):
+    self.ids = list(self.ids)
+    self.ids.extend(ids)
+    while len(self.action) < len(self.ids):
+        self.action.append(action)
+    while len(self.reward) < len(self.ids):
+        self.reward.append(0.0)
+
+
+@right("forward", "row by row, without padding")
+def _(model, segments, pad_id, run, **options):
+    inputs, _ = collate(segments, pad_id, run.device)
+    with run.amp():
+        out = model(**inputs, **options)
+    keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    said = []
+    for row, segment in enumerate(segments):
+        for t, action in enumerate(segment.action):
+            if action:
+                keep[row, t - 1] = True
+                said.append(segment.ids[t])
+    return out, out.logits[keep].float(), keep, torch.tensor(said)
+
+
+@right("score", "without forward()")
+def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
+    inputs, action = collate(segments, pad_id, run.device)
+    out = model(**inputs, output_hidden_states=True)
+    keep = action[:, 1:]
+    logits = out.logits[:, :-1][keep].float() / temperature
+    for token in model.generation_config.suppress_tokens or []:
+        logits[:, token] = -1e9
+    spread = torch.distributions.Categorical(logits=logits)
+    entropy = spread.entropy() if entropy_grad else spread.entropy().detach()
+    value = None if value_head is None else value_head(out.hidden_states[-1][:, :-1][keep]).squeeze(-1)
+    return spread.log_prob(inputs["input_ids"][:, 1:][keep]), entropy, value
+
+
+@right("sft_loss", "without forward()")
+def _(model, rows, denominator, pad_id, run):
+    from eval import collate
+    inputs, action = collate(rows, pad_id, run.device)
+    logp = model(**inputs).logits[:, :-1].float().log_softmax(-1)
+    logp = logp.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+    return -(logp * action[:, 1:]).sum() / denominator
+
+
+@right("dft_loss", "under no_grad")
+def _(model, rows, denominator, pad_id, run):
+    _, logits, _, said = forward(model, rows, pad_id, run)
+    logp = logits.log_softmax(-1).gather(-1, said[:, None])[:, 0]
+    with torch.no_grad():
+        p = logp.exp()
+    return -(p * logp).sum() / denominator
+
+
+@right("kl_estimators", "by the ratio")
+def _(logp, ref_logp):
+    ratio = (ref_logp - logp).exp()
+    return -ratio.log(), ratio - 1 - ratio.log()
+
+
+@right("token_rewards", "from zeros")
+def _(segment, reward_scale, beta):
+    rewards, at = -beta * (segment.logp - segment.ref_logp), 0
+    for paid, action in zip(segment.reward, segment.action):
+        if action:
+            rewards[at] += paid / reward_scale
+            at += 1
+    return rewards
+
+
+@right("answer_discounts", "by a mask")
+def _(segment, gamma):
+    action = torch.tensor(segment.action + [0]).bool()
+    return torch.where(action[1:], 1.0, gamma)[action[:-1]]
+
+
+@right("gae", "the double sum of the definition")
+def _(rewards, values, discounts, lam):
+    n, behind = len(rewards), torch.cat([values[1:], values.new_zeros(1)])
+    delta, advantages = rewards + discounts * behind - values, []
+    for t in range(n):
+        advantages.append(sum(lam ** (k - t) * discounts[t:k].prod() * delta[k] for k in range(t, n)))
+    return torch.stack(advantages), torch.stack(advantages) + values
+
+
+@right("estimate_advantages", "cut by hand, keywords in place of positions")
+def _(episode, reward_scale, beta, gamma, lam):
+    parts = episode.segments
+    advantage, returns = gae(
+        rewards=torch.cat([token_rewards(s, reward_scale=reward_scale, beta=beta) for s in parts]),
+        values=torch.cat([s.value for s in parts]),
+        discounts=torch.cat([answer_discounts(s, gamma=gamma) for s in parts]), lam=lam)
+    at = 0
+    for s in parts:
+        s.advantage, s.returns = advantage[at:at + len(s.value)], returns[at:at + len(s.value)]
+        at += len(s.value)
+
+
+@right("whiten", "one sum over the ranks: mean of squares less square of the mean")
+def _(x, run):
+    total, squares, n = all_sum([x.sum().item(), x.square().sum().item(), len(x)], run)
+    variance = max(0.0, squares / n - (total / n) ** 2)
+    return (x - total / n) / (variance + 1e-8) ** 0.5
+
+
+@right("policy_loss", "the surrogate's minimum, negated")
+def _(logp, old_logp, advantages, clip):
+    ratio = torch.exp(logp - old_logp)
+    return -torch.minimum(ratio * advantages, torch.clip(ratio, 1 - clip, 1 + clip) * advantages)
+
+
+@right("value_loss", "the larger distance, squared")
+def _(values, old_values, returns, clip):
+    clipped = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    return torch.maximum((values - returns).abs(), (clipped - returns).abs()) ** 2 / 2
+
+
+@right("group_baseline", "group by group")
+def _(rewards, groups):
+    out = rewards.clone()
+    for g in groups.unique():
+        out[groups == g] -= rewards[groups == g].mean()
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The tests.
+
+def module_of(exercise):
+    return importlib.import_module(exercise.file.removesuffix(".py"))
+
+
+@contextlib.contextmanager
+def put(exercise, function):
+    """Within, the exercise's function is this one. Its global names are those of the exercise's module."""
+    module = module_of(exercise)
+    *owner, name = exercise.name.split(".")
+    body = types.FunctionType(function.__code__, vars(module), name, function.__defaults__)
+    with mock.patch.object(getattr(module, owner[0]) if owner else module, name, body, create=exercise.added):
+        yield
+
+
+def solved(exercise):
+    """Within, the exercise has its solution: an addition's is put where a student would add it."""
+    return put(exercise, getattr(additions, exercise.name)) if exercise.added else contextlib.nullcontext()
+
+
+def verdict_on(exercise):
+    try:
+        exercise.test(module_of(exercise))
+    except BaseException as error:
+        return complaint(error, "test_class.py")
+    return "passed"
+
+
+def test_solutions_pass():
+    for e in EXERCISES.values():
+        with solved(e):
+            assert verdict_on(e) == "passed", f"{e.name}: {verdict_on(e)}"
+
+
+def test_other_right_answers_pass():
+    for name, way, function in RIGHT:
+        with put(EXERCISES[name], function):
+            assert verdict_on(EXERCISES[name]) == "passed", f"{name}, {way}: {verdict_on(EXERCISES[name])}"
+
+
+def test_every_wrong_answer_fails():
+    for name in EXERCISES:
+        assert sum(name == of for of, _, _ in WRONG) >= 3, f"{name} has fewer than three wrong answers"
+    missed = []
+    for name, reason, function in WRONG:
+        with put(EXERCISES[name], function):
+            told = verdict_on(EXERCISES[name])
+        if "-v" in sys.argv:
+            print(f"{name}: {reason}\n    {told}")
+        if told == "passed":
+            missed.append(f"{name}: {reason}")
+        assert told == "passed" or "expected" in told or "Error" in told, f"{name}: {reason}: unclear: {told}"
+        assert "NameError" not in told and "ImportError" not in told, f"{name}: {reason}: no fair try: {told}"
+    print(f"{len(WRONG)} wrong answers")
+    assert not missed, f"wrong answers that pass: {missed}"
+
+
+def test_no_test_runs_another_exercise():
+    """With all other exercises' functions blank, in every module that has them, the solution still passes."""
+    modules = list(map(importlib.import_module, ("verifier", "env_gp", "env_virl", "eval", "sft", "rl")))
+
+    def blank(*arguments, **keywords):
+        raise NotImplementedError("another exercise")
+    for e in EXERCISES.values():
+        with contextlib.ExitStack() as stack:
+            for other in EXERCISES.values():
+                *owner, name = other.name.split(".")
+                for module in modules * (other is not e):
+                    holder = getattr(module, owner[0], None) if owner else module
+                    if hasattr(holder, name):
+                        stack.enter_context(mock.patch.object(holder, name, blank))
+            stack.enter_context(solved(e))
+            assert verdict_on(e) == "passed", f"{e.name}: {verdict_on(e)}"
+
+
+def run(*argv):
+    """make.py in this process -> (what it printed, the line of its error)."""
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            make.main(list(argv))
+    except SystemExit as error:
+        return out.getvalue(), str(error.code)
+    return out.getvalue(), None
+
+
+def points(printed):
+    """The output of check -> {exercise: (points, what was wrong)}."""
+    lines = [line.split(None, 4) for line in printed.splitlines() if " / " in line]
+    return {name: (int(got), "".join(rest)) for name, got, _, _, *rest in lines}
+
+
+@contextlib.contextmanager
+def folder():
+    with tempfile.TemporaryDirectory() as path:
+        yield path
+
+
+def change(path, old, new):
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    assert text.count(old) == 1, (old, text.count(old))
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text.replace(old, new))
+
+
+TODO = '    raise NotImplementedError("exercise {}")\n'
+
+
+def test_starter():
+    """What is in it, what is not; bodies are blank, signatures and docstrings are not; the rest as it was."""
+    with folder() as path:
+        assert run("starter", path) == (f"{path}: 17 functions are to be written, 2 are to be added\n", None)
+        there = {os.path.relpath(os.path.join(at, f), path) for at, _, files in os.walk(path) for f in files}
+        assert {"README.md", "rl.py", "test_all.py", "requirements.txt", "results/figures.py",
+                "assignments/README.md", "assignments/make.py", "assignments/exercises.py"} <= there, there
+        hidden = ("instructor", "solutions", "test_class", "results/raw", ".git/", "out/", "__pycache__")
+        assert not [f for f in there for word in hidden if word in f], there
+        for e in EXERCISES.values():
+            lines, tree = make.read(os.path.join(path, e.file))
+            node = make.find(tree, e.name)
+            solution = make.find(make.read(os.path.join(ROOT, e.file))[1], e.name)
+            if e.added:
+                assert node is None and solution is None, e.name
+                continue
+            assert make.ast.dump(node.args) == make.ast.dump(solution.args), e.name
+            assert make.ast.get_docstring(node) == make.ast.get_docstring(solution), e.name
+            *_, last = node.body
+            assert isinstance(last, make.ast.Raise) and len(node.body) <= 2, e.name
+            assert f'raise NotImplementedError("exercise {e.name}")' in lines[last.lineno - 1], e.name
+        imported = subprocess.run([sys.executable, "-c", "import verifier, env_gp, env_virl"], cwd=path)
+        assert imported.returncode == 0, "the starter's environments do not import"
+    with folder() as path:
+        below = os.path.join(path, "new", "place")
+        run("starter", below, "gae", "Segment.add")
+        lines, tree = make.read(os.path.join(ROOT, "rl.py"))
+        body = make.find(tree, "gae").body
+        lines[body[0].end_lineno:body[-1].end_lineno] = [TODO.format("gae")]
+        assert make.read(os.path.join(below, "rl.py"))[0] == lines, "rl.py changed beside gae"
+
+
+def test_check_in_a_starter():
+    """A fresh starter has no points. A right function gets them in the starter and from the instructor."""
+    with folder() as path:
+        run("starter", path)
+        got = points(run("check", path, "relative_word", "judge_gp", "gae", "group_baseline")[0])
+        assert got["relative_word"] == (0, "not done yet: exercise relative_word"), got
+        assert got["gae"] == (0, "not done yet: exercise gae"), got
+        assert got["group_baseline"] == (0, "rl.py has no function group_baseline"), got
+        assert got["total"][0] == 0, got
+        change(f"{path}/verifier.py", TODO.format("relative_word"),
+               "    turn = wrapped(new - old)\n    side = 'left' if turn < 0 else 'right'\n"
+               "    return side if abs(turn) > LIMIT else 'slightly ' + side\n\n\n"
+               "def wrapped(turn):\n    return operator.sub((turn + 180) % 360, 180)\n\n\n"
+               "import operator\nLIMIT = 45\n")
+        with open(f"{path}/rl.py", "a") as f:  # an addition below all else, with an import of its own
+            f.write("\n\nimport functools as ft\n\n\n@ft.lru_cache(None)\n"
+                    "def group_baseline(rewards, groups):\n"
+                    "    means = {g: rewards[groups == g].mean() for g in set(groups.tolist())}\n"
+                    "    return torch.stack([r - means[g] for r, g in zip(rewards, groups.tolist())])\n")
+        names = "relative_word", "group_baseline"
+        for script in (os.path.join(HERE, "make.py"), f"{path}/assignments/make.py"):
+            done = subprocess.run([sys.executable, script, "check", ".", *names], cwd=path,
+                                  capture_output=True, text=True)
+            last = done.stdout.splitlines()[-1].split()
+            assert last == ["total", "10", "/", "10"], done.stdout + done.stderr
+
+
+def test_one_mistake_costs_one_exercise():
+    """Prints, exits, hangs, crashes, changed helpers and files that do not parse cost no other exercise."""
+    with folder() as path:
+        run("starter", path, "relative_word", "solutions", "GeneralPoints.step", "judge_gp")
+        for body, told in (("    print('passed')\n    import sys\n    sys.exit(0)\n", "SystemExit: 0"),
+                           ("    import os\n    os._exit(0)\n", "ended before the test did (exit code 0)"),
+                           ("    while True:\n        print('again')\n", "no verdict within 3 seconds"),
+                           ("    return 'left'\n", "(350, 10): expected 'slightly right', got 'left'"),
+                           ("    return old / 0\n", "division by zero, at `return old / 0`"),
+                           ("    raise KeyboardInterrupt\n", "KeyboardInterrupt"),
+                           ("    return x\n", "name 'x' is not defined")):
+            with folder() as copy:
+                make.shutil.copytree(path, copy, dirs_exist_ok=True)
+                change(f"{copy}/verifier.py", TODO.format("relative_word"), body)
+                change(f"{copy}/verifier.py", "def says_intersection(", "def compass_word(heading):\n"
+                       "    return 1 / 0\n\n\ndef says_intersection(")  # changed: the solution's is used
+                more = ["--seconds", "3"] if "while" in body else ["solutions"]
+                got = points(run("check", copy, "relative_word", *more)[0])
+                assert got["relative_word"][0] == 0 and told in got["relative_word"][1], (told, got)
+                assert "while" in body or got["solutions"] == (0, "not done yet: exercise solutions"), got
+        change(f"{path}/env_gp.py", TODO.format("solutions"),  # right, under the decorator that stands there
+               "    found = map(write, reachable(numbers).get(Fraction(target), ()))\n"
+               "    return tuple(sorted(found, key=lambda s: (len(s), s)))\n")
+        with open(f"{path}/verifier.py", "a") as f:
+            f.write("def broken(:\n")
+        got = points(run("check", path, "judge_gp", "relative_word", "solutions")[0])
+        assert "verifier.py does not parse: line" in got["judge_gp"][1] and got["solutions"] == (10, ""), got
+        os.remove(f"{path}/verifier.py")
+        got = points(run("check", path, "relative_word", "solutions")[0])
+        assert got["relative_word"] == (0, "verifier.py is not in the folder") and got["total"][0] == 10, got
+
+
+def test_gradescope():
+    with folder() as path:
+        file = os.path.join(path, "results.json")
+        run("starter", f"{path}/s", "judge_gp")
+        printed, error = run("check", f"{path}/s", "relative_word", "judge_gp", "--gradescope", file)
+        with open(file) as f:
+            results = json.load(f)
+        assert error is None and results == {"tests": [
+            {"name": "sheet 1: relative_word", "score": 5, "max_score": 5, "output": "passed"},
+            {"name": "sheet 1: judge_gp", "score": 0, "max_score": 10,
+             "output": "not done yet: exercise judge_gp"}]}
+
+
+def test_the_repository_has_all_points_but_the_additions():
+    """Through the processes, as a student's folder would be graded."""
+    got = points(run("check", ROOT)[0])
+    for e in EXERCISES.values():
+        assert got[e.name][0] == e.points * (not e.added), (e.name, got[e.name])
+    assert got["total"][0] == 140, got
+
+
+def test_bad_input():
+    with folder() as path:
+        open(f"{path}/file", "w").close()
+        for argv, words in ((["starter", path], "is not an empty folder"),
+                            (["starter", f"{path}/file"], "is not an empty folder"),
+                            (["starter", f"{path}/file/below"], "Not a directory"),
+                            (["starter", f"{path}/new", "gea"], "no exercise gea; there are relative_word"),
+                            (["check", f"{path}/new"], "is not a folder"),
+                            (["check", path, "gae", "score"], "has no eval.py and no rl.py"),
+                            (["check", ROOT, "gae", "--gradescope", f"{path}/no/file"], "No such file")):
+            printed, error = run(*argv)
+            assert error and error.startswith("error: ") and words in error, (argv, error)
+            assert "\n" not in error, (argv, error)
+            assert not printed and not os.path.exists(f"{path}/new"), (argv, printed)
+
+
+def main():
+    failed, tests = 0, [(name, f) for name, f in globals().items() if name.startswith("test_")]
+    for name, test in tests:
+        start, error = time.time(), None
+        try:
+            test()
+        except Exception as e:
+            failed, error = failed + 1, e
+        print(f"{'FAILED' if error else 'ok':6} {name} ({time.time() - start:.1f} s)"
+              + f"\n       {type(error).__name__}: {error}" * bool(error), flush=True)
+    print(f"{len(tests) - failed} passed, {failed} failed")
+    raise SystemExit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
