@@ -130,6 +130,17 @@ def training_hands(rule, target=24):
     return frozenset(sorted(hands, key=lambda h: hashlib.sha256(str(h).encode()).digest())[:TRAIN_HANDS])
 
 
+@lru_cache(maxsize=None)
+def face_rules(rule, count):
+    """`count` rules of J, Q, K -> [(j, q, k), ...], the trained one first, never the held-out one."""
+    rng, rules = random.Random("rules"), [RULES[rule]]
+    while len(rules) < count:
+        faces = tuple(rng.randint(1, 13) for _ in "JQK")
+        if faces not in [*rules, RULES[OTHER[rule]]]:
+            rules.append(faces)
+    return rules
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The words. Fixed wording between $slots becomes a few tokens of the tiny model's tokenizer.
 
@@ -219,7 +230,8 @@ class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with a J, Q or K, where the rules
     differ). verify: attempts per hand, at least 1. seed: fixes the hands and, alone, the expert's solutions.
     vl: show the cards in a picture. visual: its look, "id" | "ood". pixels: its side, at least 40.
-    None of these three changes the hands. Raises ValueError on any other value."""
+    None of these three changes the hands. rules: how many face-card rules the deals come under, see
+    face_rules(); above 1 the hands are those of rule "ood". Raises ValueError on any other value."""
     title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     visual_names = {"id": "black suits", "ood": "red suits"}
@@ -232,15 +244,15 @@ class GeneralPoints:
     fragments = staticmethod(fragments)
 
     def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, target=24, vl=False,
-                 visual="id", pixels=80):
+                 visual="id", pixels=80, rules=1):
         if data is not None:
             raise ValueError("GeneralPoints deals its own hands and reads no --data")
-        if rule not in RULES or split not in ("train", "unseen", "faces") or verify < 1 or target < 1:
-            raise ValueError(f"GeneralPoints: bad {rule=}, {split=}, {verify=} or {target=}")
+        if rule not in RULES or split not in ("train", "unseen", "faces") or min(verify, target, rules) < 1:
+            raise ValueError(f"GeneralPoints: bad {rule=}, {split=}, {verify=}, {target=} or {rules=}")
         if visual not in SUITS or pixels < 40:
             raise ValueError(f"GeneralPoints: bad {visual=} or {pixels=}")
         self.rule, self.split, self.verify, self.seed, self.target = rule, split, verify, seed, target
-        self.vl, self.visual, self.pixels = vl, visual, pixels
+        self.vl, self.visual, self.pixels, self.rules = vl, visual, pixels, face_rules(rule, rules)
         self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
@@ -260,10 +272,11 @@ class GeneralPoints:
         self.dealt += 1
         while True:
             self.cards = self.rng.choices(RANKS, k=4)
-            self.numbers = numbers_of(self.cards, RULES[self.rule])
+            faces = self.rng.choice(self.rules) if len(self.rules) > 1 else self.rules[0]
+            self.numbers = numbers_of(self.cards, faces)
             key = tuple(sorted(self.numbers))
             if self.split == "train":
-                in_split = key in training_hands(self.rule, self.target)
+                in_split = key in training_hands(self.rule if len(self.rules) == 1 else "ood", self.target)
             else:
                 in_split = is_unseen(key) and solutions(key, self.target)
             if in_split and (self.split != "faces" or set(self.cards) & set("JQK")):
@@ -271,7 +284,7 @@ class GeneralPoints:
         self.attempts, self.images = 0, []
         if self.vl:  # the picture has a generator of its own: the deals go on as they do without pictures
             self.images = [picture(self.cards, self.visual, self.pixels, f"{self.stream}/{self.dealt}")]
-        content = fill(PROMPT, [] if self.vl else self.cards, RULES[self.rule], target=self.target)
+        content = fill(PROMPT, [] if self.vl else self.cards, faces, target=self.target)
         self.messages = [{"role": "user", "content": content}]
         return self.messages, self.images
 

@@ -693,6 +693,21 @@ def test_gp_deals_and_writers():
     within(0.17, sum(map(env_gp.is_unseen, all_hands())) / 1820, 0.23, "share of unseen hands")
 
 
+def test_gp_face_rules():
+    """With rules=8 the prompts state eight rules, never the held-out one, and numbers follow what the prompt says."""
+    for rule in RULES:
+        env, stated = GeneralPoints(rule=rule, rules=8, seed=1), Counter()
+        for i in range(400):
+            [message], _ = env.reset(i)
+            faces = tuple(map(int, re.search("J is ([0-9]+); Q is ([0-9]+); K is ([0-9]+)", message["content"]).groups()))
+            stated[faces] += 1
+            equal(env.numbers, env_gp.numbers_of(env.cards, faces), f"{env.cards} under {faces}")
+            equal(env.step(env.expert()).info["verdict"], "correct", env.cards)
+        equal(set(stated), set(env_gp.face_rules(rule, 8)), "rules")
+        assert RULES[rule] in stated and RULES[env_gp.OTHER[rule]] not in stated and min(stated.values()) > 10, stated
+    refused("rules=0", lambda: GeneralPoints(rules=0))
+
+
 def test_gp_steps():
     """Misread comes first; the last attempt ends it; an answer that follows the other rule is noticed."""
     keywords = dict(rule="ood", split="faces")

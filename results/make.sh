@@ -30,6 +30,41 @@ tabulate() {
   cp $home/$rule/eval.json $raw/$file-s$seed.json
 }
 
+main() {  # the chosen rates, both rules
+  local env=$1 seed rule
+  for seed in $seeds; do
+    for rule in $WRITERS_RULES; do
+      train sft $env $rule $seed sft-$SFT_LR --lr $SFT_LR
+      train rl $env $rule $seed rl-$RL_LR --lr $RL_LR
+      tabulate $env $rule $seed main-$env-$rule init sft-$SFT_LR rl-$RL_LR
+    done
+  done
+}
+
+dose() {  # SFT to three times the compute, eight monitors
+  local env=$1 seed
+  for seed in $seeds; do train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --monitors 8; done
+}
+
+rescue() {  # RL from SFT at 1/4, 1 and 3 budgets; 0 is main's rl
+  local seed
+  for seed in $seeds; do
+    train sft gp id $seed quarter --lr $SFT_LR --tokens 2e5 --monitors 1
+    for start in quarter sft-$SFT_LR dose; do
+      train rl gp id $seed from-$start --lr $RL_LR --monitors 1 --init out/study/s$seed/gp/id/$start
+    done
+    tabulate gp id $seed rescue-gp init quarter sft-$SFT_LR dose rl-$RL_LR from-quarter from-sft-$SFT_LR from-dose
+  done
+}
+
+verify() {  # one compute, 1 to 10 attempts while training; tables within 5
+  local seed n
+  for seed in $seeds; do
+    for n in 1 3 10; do train rl gp id $seed verify$n --verify $n --monitors 1; done
+    tabulate gp id $seed verify-gp init verify1 verify3 rl-$RL_LR verify10
+  done
+}
+
 rates() {  # every cell of the grid, rule id
   local env=$1 seed
   for seed in $seeds; do
@@ -88,10 +123,16 @@ pictures() {  # one run of each method, rule id, look id, seed 0
   for run in sft rl; do cp $folder/$run/metrics.jsonl $raw/$env-vl-s0-$run.jsonl; done
 }
 
-gp() { SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-4} RL_LR=${RL_LR:-1e-4}; }
-virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-3} RL_LR=${RL_LR:-2e-4}; }
+gp() { SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-4} RL_LR=${RL_LR:-1e-4} DOSE=2.4e6; }
+virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-3} RL_LR=${RL_LR:-2e-4} DOSE=1.8e6; }
 
 case $name in
+  main-gp) echo "GeneralPoints, SFT against RL, both rules: about 11 minutes a seed"; gp; main gp ;;
+  main-virl) echo "V-IRL, SFT against RL, both rules: about 9 minutes a seed"; virl; main virl ;;
+  dose-gp) echo "GeneralPoints, three budgets of SFT: about 5 minutes a seed, after main-gp"; gp; dose gp ;;
+  dose-virl) echo "V-IRL, three budgets of SFT: about 5 minutes a seed, after main-virl"; virl; dose virl ;;
+  rescue) echo "RL from SFT checkpoints: about 8 minutes a seed, after main-gp and dose-gp"; gp; rescue ;;
+  verify) echo "Attempts: about 6 minutes a seed, after main-gp"; gp; verify ;;
   rates-gp) echo "GeneralPoints, rule id: about 11 minutes a seed on 2 cores"; gp; rates gp ;;
   rates-virl) echo "V-IRL, rule id: about 8 minutes a seed"; virl; rates virl ;;
   mirror-gp) echo "GeneralPoints, rule ood: about 3 minutes a seed, after rates-gp"; gp; mirror gp ;;
@@ -102,6 +143,6 @@ case $name in
   class) echo "The class's experiments on GeneralPoints: about 7 minutes a seed, after rates-gp"; gp; class ;;
   pictures-gp) echo "GeneralPoints from pictures: about 11 minutes"; pictures gp 300 ;;
   pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
-  *) echo "usage: bash results/make.sh rates-gp | rates-virl | mirror-gp | mirror-virl |" \
+  *) echo "usage: bash results/make.sh main-gp | main-virl | dose-gp | dose-virl | rescue | verify | rates-gp | rates-virl | mirror-gp | mirror-virl |" \
        "writers-gp | writers-virl | ppo | class | pictures-gp | pictures-virl" >&2; exit 2 ;;
 esac
