@@ -1,148 +1,178 @@
 #!/usr/bin/env bash
 # results/make.sh NAME: make the raw files of a section of results/README.md again, from nothing, below out/study.
-# It goes on where it was stopped: a finished run is not trained again.
-#   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh rates-gp
+# It goes on where it was stopped: a finished run is not trained again. Do not edit it while it runs.
+#   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh main-gp
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:-} seeds=${SEEDS:-0 1 2} WRITERS_RULES=${RULES:-id ood} python=${PYTHON:-python} raw=results/raw
+name=${1:-} seeds=${SEEDS:-} rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw
 mkdir -p $raw
 
-# One run: script, task, seed, name, more flags. Its table is made later, together with all others'. Success is
-# measured on the way (for the curves) at the chosen rates alone.
+# One run: script, task, rule, seed, name, more flags. Its table is made later, together with all others'. Success is
+# measured on the way (for the curves) at the chosen rates alone. VARIANT: of results/variants.py.
 train() {
-  local script=$1 env=$2 rule=$3 seed=$4 run=$5; shift 5
-  local folder=out/study/s$seed/$env/$rule/$run monitors=1
+  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py monitors=1; shift 5
+  local folder=$study/s$seed/$env/$rule/$run
+  [ -z "${VARIANT:-}" ] || command="results/variants.py $VARIANT $script"
   if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then monitors=4; fi
   if ! [ -f $folder/eval.json ]; then
-    $python -u $script.py --env $env --rule $rule --seed $seed --out out/study/s$seed --name $run --episodes 2 --monitors $monitors "$@" \
-      $([ -d $folder ] && echo --resume)
+    $python -u $command --env $env --rule $rule --seed $seed --out $study/s$seed --name $run --episodes 2 \
+      --monitors $monitors "$@" $([ -d $folder/checkpoint ] && echo --resume)
   fi
   cp $folder/metrics.jsonl $raw/$env-$rule-s$seed-$run.jsonl
 }
 
-# One table: task, rule, seed, its file's name, the runs in it. 300 hands or 200 routes a cell.
+# One table: its section's name, task, rule, seed, the runs in it. 300 hands or 200 routes a cell.
 tabulate() {
-  local env=$1 rule=$2 seed=$3 file=$4; shift 4
-  local home=out/study/s$seed/$env episodes=300
+  local section=$1 env=$2 rule=$3 seed=$4 episodes=300; shift 4
+  local home=$study/s$seed/$env
   [ $env = virl ] && episodes=200
-  $python -u eval.py --env $env --rule $rule --seed $seed --out out/study/s$seed --episodes $episodes \
+  $python -u eval.py --env $env --rule $rule --seed $seed --out $study/s$seed --episodes $episodes \
     --models $(printf "$home/$rule/%s " "$@")
-  cp $home/$rule/eval.json $raw/$file-s$seed.json
+  cp $home/$rule/eval.json $raw/$section-$env-$rule-s$seed.json
 }
 
 main() {  # the chosen rates, both rules
-  local env=$1 seed rule
-  for seed in $seeds; do
-    for rule in $WRITERS_RULES; do
+  local seed rule
+  for seed in ${seeds:-0 1 2 3 4}; do
+    for rule in $rules; do
       train sft $env $rule $seed sft-$SFT_LR --lr $SFT_LR
       train rl $env $rule $seed rl-$RL_LR --lr $RL_LR
-      tabulate $env $rule $seed main-$env-$rule init sft-$SFT_LR rl-$RL_LR
+      tabulate main $env $rule $seed init sft-$SFT_LR rl-$RL_LR
     done
   done
 }
 
+rates() {  # every cell of the grid, rule id
+  local seed lr
+  for seed in ${seeds:-0 1 2}; do
+    for lr in $SFT_RATES; do train sft $env id $seed sft-$lr --lr $lr; done
+    for lr in $RL_RATES; do train rl $env id $seed rl-$lr --lr $lr; done
+    tabulate rates $env id $seed init $(printf "sft-%s " $SFT_RATES) $(printf "rl-%s " $RL_RATES)
+  done
+}
+
+writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many routes
+  local seed lr runs n rule
+  for seed in ${seeds:-0 1 2}; do
+    for rule in $rules; do
+      train sft $env $rule $seed habit-$SFT_LR --demos habit --lr $SFT_LR
+      tabulate habit $env $rule $seed init sft-$SFT_LR habit-$SFT_LR
+    done
+    runs=init
+    for lr in $SFT_LR $SECOND_LR; do
+      train sft $env id $seed sft-$lr --lr $lr
+      train sft $env id $seed habit-$lr --demos habit --lr $lr
+      train sft $env id $seed own-$lr --demos own --lr $lr
+      VARIANT=own10 train sft $env id $seed own10-$lr --demos own --lr $lr
+      runs="$runs sft-$lr habit-$lr own-$lr own10-$lr"
+    done
+    for n in $ROUTES; do
+      VARIANT=routes=$n train sft $env id $seed routes$n --lr $SFT_LR
+      runs="$runs routes$n"
+    done
+    tabulate writers $env id $seed $runs
+  done
+}
+
+prompts() {  # demonstrations under more than one face-card rule
+  local seed n
+  for seed in ${seeds:-0 1 2}; do
+    for n in 2 8 32; do VARIANT=rules=$n train sft gp id $seed rules$n --lr $SFT_LR; done
+    tabulate prompts gp id $seed init sft-$SFT_LR rules2 rules8 rules32
+  done
+}
+
 dose() {  # SFT to three times the compute, eight monitors
-  local env=$1 seed
-  for seed in $seeds; do train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --monitors 8; done
+  local seed
+  for seed in ${seeds:-0 1 2}; do train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --monitors 8; done
 }
 
 rescue() {  # RL from SFT at 1/4, 1 and 3 budgets; 0 is main's rl
-  local seed
-  for seed in $seeds; do
-    train sft gp id $seed quarter --lr $SFT_LR --tokens 2e5 --monitors 1
+  local seed start
+  for seed in ${seeds:-0 1 2}; do
+    train sft gp id $seed quarter --lr $SFT_LR --tokens 2e5
     for start in quarter sft-$SFT_LR dose; do
-      train rl gp id $seed from-$start --lr $RL_LR --monitors 1 --init out/study/s$seed/gp/id/$start
+      train rl gp id $seed from-$start --lr $RL_LR --init $study/s$seed/gp/id/$start
     done
-    tabulate gp id $seed rescue-gp init quarter sft-$SFT_LR dose rl-$RL_LR from-quarter from-sft-$SFT_LR from-dose
+    tabulate rescue gp id $seed init quarter sft-$SFT_LR dose rl-$RL_LR from-quarter from-sft-$SFT_LR from-dose
+  done
+}
+
+scratch() {  # RL without the short SFT: from the base, and from a base that never saw the task's form
+  local seed
+  for seed in ${seeds:-0 1 2}; do
+    train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
+    tabulate scratch gp id $seed init rl-$RL_LR raw
+    study=out/noform
+    VARIANT=noform train rl gp id $seed rl-$RL_LR --lr $RL_LR
+    VARIANT=noform train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
+    tabulate noform gp id $seed init rl-$RL_LR raw
+    study=out/study
   done
 }
 
 verify() {  # one compute, 1 to 10 attempts while training; tables within 5
   local seed n
-  for seed in $seeds; do
-    for n in 1 3 10; do train rl gp id $seed verify$n --verify $n --monitors 1; done
-    tabulate gp id $seed verify-gp init verify1 verify3 rl-$RL_LR verify10
+  for seed in ${seeds:-0 1 2}; do
+    for n in 1 3 10; do train rl gp id $seed verify$n --lr $RL_LR --verify $n; done
+    tabulate verify gp id $seed init verify1 verify3 rl-$RL_LR verify10
   done
 }
 
-rates() {  # every cell of the grid, rule id
-  local env=$1 seed
-  for seed in $seeds; do
-    for lr in $SFT_RATES; do train sft $env id $seed sft-$lr --lr $lr; done
-    for lr in $RL_RATES; do train rl $env id $seed rl-$lr --lr $lr; done
-    tabulate $env id $seed $env-id init $(printf "sft-%s " $SFT_RATES) $(printf "rl-%s " $RL_RATES)
-  done
-}
-
-writers() {  # the chosen rate, demonstrations in the base's own habit
-  local env=$1 seed rule
-  for seed in $seeds; do
-    for rule in $WRITERS_RULES; do
-      train sft $env $rule $seed habit --demos habit --lr $SFT_LR
-      if [ $rule = id ]; then
-        tabulate $env id $seed $env-id-habit init habit
-      else  # mirror's table again, with one row more
-        tabulate $env ood $seed $env-ood init sft-$SFT_LR rl-$RL_LR habit
-      fi
-    done
-  done
-}
-
-mirror() {  # rule ood at the rates that rule id chose
-  local env=$1 seed
-  for seed in $seeds; do
-    train sft $env ood $seed sft-$SFT_LR --lr $SFT_LR
-    train rl $env ood $seed rl-$RL_LR --lr $RL_LR
-    tabulate $env ood $seed $env-ood init sft-$SFT_LR rl-$RL_LR
-  done
-}
-
-ppo() {  # PPO's settings, one change at a time, seed 0
-  train rl gp id 0 ppo-epochs4-clip.1 --epochs 4 --clip 0.1
-  train rl gp id 0 ppo-lam1 --lam 1
-  train rl gp id 0 ppo-gamma.9 --gamma 0.9
-  train rl gp id 0 ppo-minibatch8 --minibatches 8
-  tabulate gp id 0 gp-ppo init rl-$RL_LR ppo-epochs4-clip.1 ppo-lam1 ppo-gamma.9 ppo-minibatch8
-}
-
-class() {  # what assignments/ lets a class try: no KL, one attempt, RL without the short SFT
+losses() {  # another loss, another baseline
   local seed
-  for seed in $seeds; do
-    train rl gp id $seed nokl --beta 0
-    train rl gp id $seed verify1 --verify 1
-    train rl gp id $seed raw --init out/study/s$seed/gp/base
-    tabulate gp id $seed gp-class init rl-$RL_LR nokl verify1 raw
+  for seed in ${seeds:-0 1 2}; do
+    VARIANT=dft train sft $env id $seed dft --lr $SFT_LR
+    VARIANT=kl=1 train sft $env id $seed sft-kl1 --lr $SFT_LR
+    train rl $env id $seed nokl --lr $RL_LR --beta 0
+    train rl $env id $seed gamma.9 --lr $RL_LR --gamma 0.9
+    VARIANT=group train rl $env id $seed group --lr $RL_LR --coef_value 0
+    tabulate losses $env id $seed init sft-$SFT_LR dft sft-kl1 rl-$RL_LR nokl gamma.9 group
   done
 }
 
-pictures() {  # one run of each method, rule id, look id, seed 0
-  local env=$1 folder=out/study/s0/$1-vl/id-id
-  $python -u rl.py --env $env --vl --visual id --out out/study/s0 --episodes $2
-  $python -u sft.py --env $env --vl --visual id --out out/study/s0 --episodes $2
-  cp $folder/sft/eval.json $raw/$env-vl-s0.json
-  for run in sft rl; do cp $folder/$run/metrics.jsonl $raw/$env-vl-s0-$run.jsonl; done
+ppo() {  # PPO's settings, one change at a time
+  local seed
+  for seed in ${seeds:-0}; do
+    train rl gp id $seed ppo-epochs4-clip.1 --epochs 4 --clip 0.1
+    train rl gp id $seed ppo-lam1 --lam 1
+    train rl gp id $seed ppo-minibatch8 --minibatches 8
+    tabulate ppo gp id $seed init rl-$RL_LR ppo-epochs4-clip.1 ppo-lam1 ppo-minibatch8
+  done
 }
 
-gp() { SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-4} RL_LR=${RL_LR:-1e-4} DOSE=2.4e6; }
-virl() { SFT_RATES="3e-4 1e-3 2e-3 3e-3" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=${SFT_LR:-2e-3} RL_LR=${RL_LR:-2e-4} DOSE=1.8e6; }
+pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other one)
+  local seed look=${LOOK:-id} run
+  for seed in ${seeds:-0 1 2}; do
+    local folder=$study/s$seed/$env-vl/id-$look
+    $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
+    $python -u sft.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
+    cp $folder/sft/eval.json $raw/pictures-$env-vl-$look-s$seed.json
+    for run in sft rl; do cp $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl; done
+  done
+}
 
-case $name in
-  main-gp) echo "GeneralPoints, SFT against RL, both rules: about 11 minutes a seed"; gp; main gp ;;
-  main-virl) echo "V-IRL, SFT against RL, both rules: about 9 minutes a seed"; virl; main virl ;;
-  dose-gp) echo "GeneralPoints, three budgets of SFT: about 5 minutes a seed, after main-gp"; gp; dose gp ;;
-  dose-virl) echo "V-IRL, three budgets of SFT: about 5 minutes a seed, after main-virl"; virl; dose virl ;;
-  rescue) echo "RL from SFT checkpoints: about 8 minutes a seed, after main-gp and dose-gp"; gp; rescue ;;
-  verify) echo "Attempts: about 6 minutes a seed, after main-gp"; gp; verify ;;
-  rates-gp) echo "GeneralPoints, rule id: about 11 minutes a seed on 2 cores"; gp; rates gp ;;
-  rates-virl) echo "V-IRL, rule id: about 8 minutes a seed"; virl; rates virl ;;
-  mirror-gp) echo "GeneralPoints, rule ood: about 3 minutes a seed, after rates-gp"; gp; mirror gp ;;
-  mirror-virl) echo "V-IRL, rule ood: about 4 minutes a seed, after rates-virl"; virl; mirror virl ;;
-  writers-gp) echo "GeneralPoints, demonstrations by habit: about 2 minutes a seed, after mirror-gp"; gp; writers gp ;;
-  writers-virl) echo "V-IRL, demonstrations by habit: about 2 minutes a seed, after mirror-virl"; virl; writers virl ;;
-  ppo) echo "PPO's settings: about 8 minutes, after rates-gp"; gp; ppo ;;
-  class) echo "The class's experiments on GeneralPoints: about 7 minutes a seed, after rates-gp"; gp; class ;;
-  pictures-gp) echo "GeneralPoints from pictures: about 11 minutes"; pictures gp 300 ;;
-  pictures-virl) echo "V-IRL from pictures: about 15 minutes"; pictures virl 80 ;;
-  *) echo "usage: bash results/make.sh main-gp | main-virl | dose-gp | dose-virl | rescue | verify | rates-gp | rates-virl | mirror-gp | mirror-virl |" \
-       "writers-gp | writers-virl | ppo | class | pictures-gp | pictures-virl" >&2; exit 2 ;;
+env=gp SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=2.4e6
+ROUTES= EPISODES=300
+case $name in *-virl)
+  env=virl SFT_RATES="3e-4 1e-3 2e-3 3e-3" SFT_LR=2e-3 RL_LR=2e-4 SECOND_LR=1e-3 DOSE=1.8e6
+  ROUTES="16 256" EPISODES=80 ;;
 esac
+
+case $name in  # minutes on 2 cores; all but main, scratch and pictures go on from main's runs
+  main-gp | main-virl) echo "SFT against RL, both rules: 10 minutes a seed" ;;
+  rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed" ;;
+  writers-gp | writers-virl) echo "who writes: 10 minutes a seed" ;;
+  prompts-gp) echo "several face-card rules: 4 minutes a seed" ;;
+  dose-gp | dose-virl) echo "three budgets of SFT: 5 minutes a seed" ;;
+  rescue-gp) echo "RL from SFT, after dose-gp: 8 minutes a seed" ;;
+  scratch-gp) echo "RL without SFT: 10 minutes a seed" ;;
+  verify-gp) echo "1, 3, 10 attempts: 6 minutes a seed" ;;
+  losses-gp | losses-virl) echo "other losses: 9 minutes a seed" ;;
+  ppo-gp) echo "PPO's settings: 6 minutes a seed" ;;
+  pictures-gp | pictures-virl) echo "from pictures: 11 to 15 minutes a seed" ;;
+  *) echo "usage: bash results/make.sh main-gp | main-virl | rates-gp | rates-virl | writers-gp | writers-virl |" \
+       "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | verify-gp | losses-gp | losses-virl | ppo-gp |" \
+       "pictures-gp | pictures-virl" >&2; exit 2 ;;
+esac
+${name%-*}
