@@ -131,6 +131,16 @@ losses() {  # another loss, another baseline
   done
 }
 
+distance() {  # no training: KL from the init of all runs that are there
+  local seed home models
+  for seed in ${seeds:-0 1 2}; do
+    home=$study/s$seed/$env/id
+    models=$(for run in $home/*/; do [ -d ${run}checkpoint ] && [ $(basename $run) != init ] && echo ${run%/}; done)
+    $python -u results/distance.py measure --env $env --seed $seed --out $study/s$seed --models $home/init $models
+    cp $home/distance.json $raw/distance-$env-id-s$seed.json
+  done
+}
+
 ppo() {  # PPO's settings, one change at a time
   local seed
   for seed in ${seeds:-0}; do
@@ -169,10 +179,11 @@ case $name in  # minutes on 2 cores; all but main, scratch and pictures go on fr
   scratch-gp) echo "RL without SFT: 10 minutes a seed" ;;
   verify-gp) echo "1, 3, 10 attempts: 6 minutes a seed" ;;
   losses-gp | losses-virl) echo "other losses: 9 minutes a seed" ;;
+  distance-gp | distance-virl) echo "KL from the init: 1 minute a seed, after all others" ;;
   ppo-gp) echo "PPO's settings: 6 minutes a seed" ;;
   pictures-gp | pictures-virl) echo "from pictures: 11 to 15 minutes a seed" ;;
   *) echo "usage: bash results/make.sh main-gp | main-virl | rates-gp | rates-virl | writers-gp | writers-virl |" \
-       "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | verify-gp | losses-gp | losses-virl | ppo-gp |" \
-       "pictures-gp | pictures-virl" >&2; exit 2 ;;
+       "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | verify-gp | losses-gp | losses-virl |" \
+       "distance-gp | distance-virl | ppo-gp | pictures-gp | pictures-virl" >&2; exit 2 ;;
 esac
 ${name%-*}

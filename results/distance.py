@@ -1,0 +1,102 @@
+"""results/distance.py: is the held-out rule lost in proportion to the distance from the init (arXiv 2509.04259)?
+
+    python results/distance.py measure --env gp --seed 0 --out out/study/s0 --models out/study/s0/gp/id/init ...
+    python results/distance.py fit results/raw/distance-gp-*.json results/raw/{main,rates}-gp-id-s?.json
+
+measure: KL(init || model) by the init's samples and KL(model || init) by the model's, nats per answer, on prompts of the
+trained rule, at first answers where the two rules differ. The first of --models is the init. 100 unseen episodes each.
+-> distance.json beside eval.json: {"env", "trained_rule", "seed", "rows": [{"name", "forward", "reverse", "n"}, ...]}
+fit: for each run that has a distance and a row in a table of eval.py, the OOD lost since the init (V-IRL: of turns), in
+points, against log(1 + KL) by least squares; R^2 with the 95% interval of 2,000 bootstrap samples of runs.
+"""
+import json
+import os
+import random
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import numpy as np  # noqa: E402
+
+EPISODES = 100
+
+
+def differing_answers(episodes):
+    """-> [Segment] of each position's first answer at which the rules differ, nothing after it."""
+    from eval import Segment
+    cut = []
+    for e in episodes:
+        conversations = e.segments if len(e.segments) == len(e.positions()) else e.segments[:1]  # a hand has one
+        for s, turns in zip(conversations, e.positions()):
+            if turns[0]["rule_matters"]:
+                end = s.action.index(1) + turns[0]["tokens"]
+                cut.append(Segment(s.ids[:end], s.action[:end]))
+    return cut
+
+
+def measure(argv):
+    import torch
+    import eval as ev
+    parser = ev.new_parser(__doc__)
+    parser.add_argument("--models", nargs="+", required=True)
+    args = ev.parse(parser, argv)
+    run, rows = ev.setup(args), []
+    init, tok = ev.load(args.models[0], run.device, run.dtype)
+    longest = args.max_new_tokens or ev.longest_answer(tok, init, args, args.models[0])
+    keywords = ev.columns(args)["id"]
+
+    def distance(sampler, other):
+        torch.manual_seed(args.seed)
+        envs = [ev.make(args, verify=1, **keywords) for _ in range(EPISODES)]
+        answers = differing_answers(ev.rollout(sampler, tok, envs, [f"eval/{i}" for i in range(EPISODES)],
+                                               args.temperature, longest, run))
+        total = 0.0
+        with torch.no_grad():
+            for part in ev.micro_batches(answers, args.micro_tokens or 2048):
+                a, b = (ev.score(m, part, tok.pad_token_id, run, args.temperature)[0] for m in (sampler, other))
+                total += (a - b).sum().item()
+        return total / len(answers), len(answers)
+    for path in args.models[1:]:
+        model, _ = ev.load(path, run.device, run.dtype)
+        (forward, n), (reverse, _) = distance(init, model), distance(model, init)
+        rows.append({"name": os.path.basename(os.path.normpath(path)), "forward": forward, "reverse": reverse, "n": n})
+        print(f"{rows[-1]['name']:20} forward {forward:7.3f}  reverse {reverse:7.3f}  {n} answers", flush=True)
+    file = os.path.join(ev.trained_on(args), "distance.json")
+    ev.write_json(file, {"env": args.env, "trained_rule": args.rule, "seed": args.seed, "rows": rows})
+    print("written:", file)
+
+
+def r_squared(x, y):
+    return float(np.corrcoef(x, y)[0, 1] ** 2) if np.std(x) > 0 and np.std(y) > 0 else 0.0
+
+
+def fit(files):
+    lost, found = {}, []
+    contents = [json.load(open(file)) for file in files]
+    for t in (c for c in contents if "episodes" in c):  # tables of eval.py
+        ood = {row["name"]: 100 * (row["ood"]["matters"] if t["env"] == "virl" else row["ood"])["p"] for row in t["rows"]}
+        for name, p in ood.items():
+            lost[t["env"], t["trained_rule"], t["seed"], name] = ood["init"] - p
+    for c in (c for c in contents if "episodes" not in c):
+        for row in c["rows"]:
+            key = (c["env"], c["trained_rule"], c["seed"], row["name"])
+            if key in lost:
+                found.append((key, row["forward"], row["reverse"], lost[key]))
+    for key, forward, reverse, points in sorted(found, key=lambda f: f[1]):
+        print(f"{key[0]:5} {key[1]:4} seed {key[2]}  {key[3]:16} forward {forward:7.3f}  reverse {reverse:7.3f}  "
+              f"OOD lost {points:6.1f}")
+    rng, y = random.Random(0), np.array([f[3] for f in found])
+    for which, column in (("forward", 1), ("reverse", 2)):
+        x = np.log1p(np.maximum(0, [f[column] for f in found]))
+        draws = [[rng.randrange(len(found)) for _ in found] for _ in range(2000)]
+        low, high = np.percentile([r_squared(x[d], y[d]) for d in draws], (2.5, 97.5))
+        print(f"{which}: R^2 {r_squared(x, y):.2f}, 95% interval {low:.2f} to {high:.2f}, {len(found)} runs")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        from eval import script
+        script(lambda: measure(sys.argv[2:]))
+    elif sys.argv[1:2] == ["fit"] and len(sys.argv) > 2:
+        fit(sys.argv[2:])
+    else:
+        sys.exit("error: python results/distance.py measure FLAGS | fit FILES; see the first lines of this file")
