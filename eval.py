@@ -183,13 +183,21 @@ class Episode:
         return groups[:-1]
 
 
+def batch_size(segments, max_new_tokens, most):
+    """Rows of a generate() call: `most`, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
+    width = max(len(s.ids) for s in segments) + max_new_tokens
+    pictures = max(sum(x.numel() for x in s.pictures.values()) for s in segments)
+    return max(1, min(most, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
+
+
 @torch.no_grad()
 def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256, keep_pictures=True):
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
-    padded on the left. batch: of one generate() call; environments that are done leave it. keep_pictures:
-    False drops those of conversations that are over, but the first: kl_to() reads that, PPO all."""
+    padded on the left. batch: of one generate() call, at most; environments that are done leave it.
+    keep_pictures: False drops those of conversations that are over, but the first: kl_to() reads that, PPO
+    all."""
     model.eval()
     lend(model, True)
     ends = set(model.generation_config.eos_token_id)
@@ -207,9 +215,9 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         episode.segments.append(prompt(tok, messages, images))
     active = list(range(len(envs)))
     while active:
-        still = []
-        for start in range(0, len(active), batch):
-            part = active[start:start + batch]
+        still, size = [], batch_size([episodes[i].segments[-1] for i in active], max_new_tokens, batch)
+        for start in range(0, len(active), size):
+            part = active[start:start + size]
             prompts = [episodes[i].segments[-1].ids for i in part]
             width = max(map(len, prompts))
             if width + max_new_tokens > limit:
@@ -502,7 +510,7 @@ def table(paths, args, run):
     """Evaluate checkpoints, print the table -> the dict that eval.json holds. paths: {name: path}. The model
     named init, if there, is the reference of the KL column. What is in `measured` is not played again."""
     verify = args.verify or ENVS[args.env].default_verify
-    gc.collect()  # a sharded model refers to itself: without this it stays in memory after its training
+    gc.collect()  # see place()
     reference, reference_tok, rows = None, None, []
     for name, path in tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True,
                            leave=False):
@@ -511,8 +519,9 @@ def table(paths, args, run):
             if args.vl:
                 same_flags(path, args, ["pixels"])
             if reference is None and "init" in paths:
-                reference, reference_tok = load(paths["init"], run.device, run.dtype)
-            model, tok = (reference, reference_tok) if name == "init" else load(path, run.device, run.dtype)
+                reference, reference_tok = load(paths["init"], run.device, run.weights)
+            model = None  # the last row's goes before the next one comes
+            model, tok = (reference, reference_tok) if name == "init" else load(path, run.device, run.weights)
             longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in this model's tokens
             comparable = reference is not None and len(tok) == len(reference_tok)  # one vocabulary: KL exists
             cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": longest}), run,
@@ -547,7 +556,7 @@ def new_parser(doc):
     add("--rule", choices=["id", "ood"], default="id")   # the rule trained on; the other one is held out
     add("--vl", action="store_true")                     # see cards or streets in a picture, not in words
     add("--visual", choices=["id", "ood"])               # with --vl: the look trained on, default id
-    add("--pixels", type=int)                            # with --vl: a picture's side; 80, for --model 1200
+    add("--pixels", type=int)                            # with --vl: a picture's side; default: 80, or 1200
     add("--model", metavar="PATH")                       # a transformers checkpoint for the tiny base
     add("--out", metavar="DIR", default="out")           # everything made here goes below this folder
     add("--seed", type=int, default=0)                   # fixes demonstrations, samples and initial weights
@@ -556,7 +565,7 @@ def new_parser(doc):
     add("--max_new_tokens", type=int)                    # per answer; default: see longest_answer()
     add("--micro_tokens", type=int)                      # per forward pass when not sampling, with padding
     add("--device")                                      # cpu | cuda | cuda:1 ...; default: cuda if there
-    add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto")  # of autocast; weights stay fp32
+    add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto")  # of autocast; trained in fp32
     add("--episodes", type=int, default=300)             # per cell of the final table
     return parser
 
@@ -576,7 +585,9 @@ def parse(parser, argv):
     if (args.visual or args.pixels) and not args.vl:
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
     if args.vl:
-        args.visual, args.pixels = args.visual or "id", args.pixels or (1200 if args.model else 80)
+        models = [args.model, getattr(args, "init", None), *(getattr(args, "models", None) or [])]
+        args.visual = args.visual or "id"
+        args.pixels = args.pixels or (1200 if any(map(from_elsewhere, models)) else 80)
     return args
 
 
@@ -623,6 +634,7 @@ def setup(args):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     return SimpleNamespace(
         device=device, dtype=dtype, why=why, rank=rank, world=world, sharded=False,
+        weights=torch.float32 if dtype == torch.float16 else dtype,  # of frozen models; fp16's range is small
         amp=lambda: torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext(),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
 
@@ -721,12 +733,15 @@ def load(path, device="cpu", dtype=torch.float32):
         tok.chat_template = getattr(processor, "chat_template", None) or tok.chat_template  # with pictures
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True)
+        vocabulary = model.get_output_embeddings().out_features
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = set(report["missing_keys"]) | {str(m[0]) for m in report.get("mismatched_keys", ())}
     if lost:
         fail(f"{path!r} is incomplete: {len(lost)} weights are missing, {sorted(lost)[0]} first")
     tok.processor = processor
+    if isinstance(tok.chat_template, dict):  # several by name
+        tok.chat_template = tok.chat_template.get("default")
     if tok.chat_template is None and vision:
         fail(f"{path!r}: no chat template in its processor"
              + (f", or out of reach: {processor}" if blind else ""))
@@ -747,8 +762,7 @@ def load(path, device="cpu", dtype=torch.float32):
     # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
     marks = {getattr(model.config, name, None)
              for name in ("image_token_id", "image_token_index", "video_token_id")}
-    vocabulary = model.get_output_embeddings().out_features  # Mllama's mark lies beyond: never sampled
-    suppressed = sorted(m for m in marks - {None} if m < vocabulary)
+    suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
                                                suppress_tokens=suppressed or None)
     return model.to(device).eval(), tok
@@ -794,12 +808,12 @@ def save(path, model, tok, state, weights=None):
 
 def load_state(path, whole=False):
     """trainer.pt of a checkpoint, {} when it has none (a model from elsewhere). whole: its tensors are read.
-    Else they stay on the disk (mmap): an optimizer's state is twice as large as the model."""
+    Else they have no content: an optimizer's state is twice as large as the model."""
     file = os.path.join(checkpoint_at(path) or path, "trainer.pt")
     if not os.path.isfile(file):
         return {}
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=not whole)
+        return torch.load(file, map_location="cpu" if whole else "meta", weights_only=True, mmap=not whole)
     except Exception as e:
         fail(f"{file} is damaged: {first_line(e)}")
 
@@ -846,13 +860,14 @@ def write_json(path, content):
 def place(model, run, dtype, sharded):
     """A model from the CPU to this rank's device: all of it, or sharded. dtype: of the weights borrowed."""
     run.sharded = sharded
+    gc.collect()  # a sharded model refers to itself: without this the one before it stays in memory
     if not sharded:
         return model.to(run.device)
     names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
     blocks = [m for m in model.modules() if type(m).__name__ in (names or ())]
     if not blocks:
         fail(f"--shard: {type(model).__name__} does not name its blocks (_no_split_modules)")
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is changed in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about changes in place; there are none here
     mesh = dist.init_device_mesh(run.device.type, (run.world,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for unit in dict.fromkeys([*reversed(blocks), model]):  # inner ones first: a unit takes what is left

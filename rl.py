@@ -69,7 +69,7 @@ import torch
 from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, from_elsewhere, in_step,
                   load, load_state, longest_answer, make, micro_batches, new_parser, parse, place, restore,
                   rollout, same_flags, say, score, script, setup, table, task_flags, trained_on, write_json)
-from sft import REAL, Loop, build, clip_and_step, fill_in, log_row, recompute_activations
+from sft import REAL, Loop, build, clip_and_step, fill_in, lock, log_row, recompute_activations
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -192,7 +192,6 @@ def train(args, run, init, folder):
     model, tok = load(checkpoint if resumed else init)
     if args.activation_checkpointing:
         recompute_activations(model)
-    reference = load(init, dtype=run.dtype)[0].requires_grad_(False)
     # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
     value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     torch.nn.init.zeros_(value_head.weight)
@@ -200,13 +199,15 @@ def train(args, run, init, folder):
     if resumed:
         state = load_state(checkpoint, whole=True)
         value_head.load_state_dict(state["value_head"])
-    for module, dtype in (model, run.dtype), (reference, run.dtype), (value_head, torch.float32):
+    for module, dtype in (model, run.dtype), (value_head, torch.float32):
         place(module, run, dtype, args.shard)
+    reference = load(init, dtype=run.weights)[0].requires_grad_(False)
+    place(reference, run, run.dtype, args.shard)
     parameters = [*model.parameters(), *value_head.parameters()]
     optimizer = torch.optim.AdamW(
         [{"params": list(model.parameters()), "rate": args.lr},
          {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
-        lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
     if resumed:
         restore(optimizer, state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
@@ -374,7 +375,8 @@ def main(argv=None):
     if finished:
         say(run, f"[rl] found, not trained again: {folder}")
     else:
-        train(args, run, init, folder)
+        with lock(folder, run):
+            train(args, run, init, folder)
 
     paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "sft")}
     if args.init:

@@ -36,7 +36,7 @@ import random
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 import torch.distributed as dist
@@ -216,7 +216,7 @@ def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share
 def own_demonstrations(path, args, run):
     """The init's right first answers to training episodes -> ([an episode's rows, ...], tokens forwarded).
     Each rank plays its share of the episodes; its rows are those, and the tokens are all ranks'."""
-    model, tok = load(path, run.device, run.dtype)
+    model, tok = load(path, run.device, run.weights)
     torch.manual_seed(args.seed + run.rank)
     seeds = [f"own/{args.seed}/{i}" for i in range(run.rank, OWN_EPISODES, run.world)]
     envs = [make(args, rule=args.rule, split="train", verify=1) for _ in seeds]
@@ -235,7 +235,7 @@ def sft_loss(model, rows, denominator, pad_id, run):
 
 def recompute_activations(model):
     """Keep each block's input alone, and run the block again in the backward pass (activation checkpointing).
-    transformers does so in train() mode only, where PPO wants no dropout."""
+    transformers does so in train() mode only, where PPO wants no dropout: it goes, for SFT too."""
     try:
         model.activation_checkpointing_enable()
     except ValueError as e:
@@ -251,7 +251,8 @@ def state_bytes(n, ppo, ranks=1, dtype=torch.bfloat16):
 
     Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in the dtype of autocast. The
     most adds all weights in that dtype: autocast's copies in an update, or what --shard lends for sampling.
-    Activations, the cache of generate() and PPO's value head come on top."""
+    Activations, the cache of generate() and PPO's value head come on top; several whole models sum their
+    gradients in 4 n bytes more. The final table holds two models in dtype, and nothing else."""
     held = n * (4 + 4 + 8 + dtype.itemsize * ppo) / ranks
     return held, held + n * dtype.itemsize
 
@@ -268,7 +269,6 @@ class Loop:
         self.name, self.args, self.run, self.folder, self.source = name, args, run, folder, source
         self.model, self.tok, self.extra = model, tok, extra
         self.checkpoint = os.path.join(folder, "checkpoint")
-        self.lock = lock(folder, run)
         state = load_state(self.checkpoint) if checkpoint_at(self.checkpoint) else {}
         if state and not args.resume:
             fail(f"{folder}: another command has trained this run in the meantime")
@@ -302,9 +302,10 @@ class Loop:
         return (self.flops - self.start_flops) / self.budget
 
     def interrupt(self, *_):
-        """Ctrl-C or SIGTERM asks for a save and a stop after the current step; a second one stops at once."""
+        """Ctrl-C or SIGTERM asks for a save and a stop after the current step; a second Ctrl-C stops at once.
+        A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
         self.interrupted = True
-        self.restore_signals()
+        signal.signal(signal.SIGINT, self.signals_before[signal.SIGINT])
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
 
     def restore_signals(self):
@@ -369,25 +370,26 @@ class Loop:
                           f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
         if self.log:
             self.log.close()
-            self.lock.close()
         if self.interrupted:
             say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
             raise SystemExit(130)
 
 
+@contextmanager
 def lock(folder, run):
-    """Only one command trains in a folder: two would write the same files. -> a file to close, on rank 0. The
-    system frees it when the process ends, however it ends."""
-    if run.rank:
-        return None
-    os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, "lock"), "w")
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        fail(f"another command is training in {folder}: wait for it, or choose another --name or --out")
-    return file
+    """Within, no other command trains in this folder: two would write the same files. The system frees a lock
+    when its process ends, however it ends. Some network file systems have no locks: there it does nothing."""
+    if run.rank == 0:
+        os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") if run.rank == 0 else nullcontext() as file:
+        try:
+            if file and fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"another command is training in {folder}: wait for it, or choose another --name or --out")
+        except OSError:
+            pass
+        yield
 
 
 def read_log(file):
@@ -417,7 +419,8 @@ def open_log(folder, step, header, resumed):
 def log_row(folder, cells):
     """The table's row of a run becomes the last record of its metrics.jsonl, once."""
     file = os.path.join(folder, "metrics.jsonl")
-    last = read_log(file)[-1] if os.path.isfile(file) else {}
+    records = read_log(file) if os.path.isfile(file) else []
+    last = records[-1] if records else {}
     if "loss" in last or "reward" in last:
         with open(file, "a", encoding="utf-8") as f:
             f.write(json.dumps({**{n: last[n] for n in ("step", "flops", "tokens")}, **cells}) + "\n")
@@ -512,7 +515,8 @@ def train(args, run, source, folder):
         halves = [([p for (_, p), v in zip(named, vision) if not v], lr),
                   ([p for (_, p), v in zip(named, vision) if v], lr * args.vision_rate)]
         return [{"params": params, "lr": rate, "peak_lr": rate} for params, rate in halves if params]
-    optimizers = [torch.optim.AdamW(groups(False, args.lr), betas=(0.9, 0.98), weight_decay=0.0)]
+    optimizers = [torch.optim.AdamW(groups(False, args.lr), betas=(0.9, 0.98), weight_decay=0.0,
+                                    foreach=False)]  # True, the default on CUDA, takes 4 bytes a weight more
     if matrices := groups(True, args.muon_lr):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
     for o, saved in zip(optimizers, state.get("optimizers", [])):
@@ -617,7 +621,8 @@ def run_stage(args, run):
         source = args.model or build(args, run, "base")
     elif args.stage == "sft":
         source = args.init or build(args, run, "init")
-    train(args, run, source, folder)
+    with lock(folder, run):
+        train(args, run, source, folder)
     return folder
 
 

@@ -3,7 +3,7 @@
     python results/figures.py table results/raw/gp-id-s?.json      # each seed's number, mean, differences
     python results/figures.py table results/raw/virl-id-s?.json --part turns         # other parts: see PARTS
     python results/figures.py choose results/raw/gp-id-s?.json     # the grid by ID: which rate is chosen
-    python results/figures.py bars results/main.png results/raw/{gp,virl}-{id,ood}-s?.json
+    python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
     python results/figures.py curves results/curves.png results/raw/gp-*-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
     python results/figures.py speed out/gp/base                    # a training step, of a matrix product
@@ -126,9 +126,10 @@ def read_metrics(file):
 
 
 def end_points(file, header):
-    """The rows of init and run in the table beside a metrics file (raw/gp-id-s0.json for
+    """The rows of init and run in main's table beside a metrics file (raw/main-gp-id-s0.json for
     raw/gp-id-s0-rl-1e-4.jsonl); None where there is no such table."""
-    table = file.removesuffix(f"-{header['name']}.jsonl") + ".json"
+    folder, name = os.path.split(file.removesuffix(f"-{header['name']}.jsonl"))
+    table = os.path.join(folder, f"main-{name}.json")
     if not os.path.isfile(table):
         return None
     rows = {row["name"]: row for row in read_tables([table])[0]["rows"]}

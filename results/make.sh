@@ -135,7 +135,7 @@ distance() {  # no training: KL from the init of all runs that are there
   local seed home models
   for seed in ${seeds:-0 1 2}; do
     home=$study/s$seed/$env/id
-    models=$(for run in $home/*/; do [ -d ${run}checkpoint ] && [ $(basename $run) != init ] && echo ${run%/}; done)
+    models=$(ls -d $home/*/checkpoint | grep -v /init/ | xargs -n1 dirname)
     $python -u results/distance.py measure --env $env --seed $seed --out $study/s$seed --models $home/init $models
     cp $home/distance.json $raw/distance-$env-id-s$seed.json
   done
