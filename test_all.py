@@ -2578,6 +2578,13 @@ def test_figures_over_seeds():
         assert "v.json" in command("results/figures.py", "table", files[0], f"{out}/v.json", code=1)
 
 
+def test_memory_table_of_the_readme():
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+        readme = f.read()
+    table = command("results/figures.py", "memory")
+    assert table.count("\n") == 6 and table in readme, f"expected in README.md:\n{table}"
+
+
 def test_two_ranks_end_to_end():
     """torchrun with two gloo ranks: both loops run, and the ranks' parameters stay equal (the scripts ask at each save)."""
     with folder() as out:
