@@ -2240,7 +2240,9 @@ def test_templates():
         assert eot not in glue[:1] and end not in glue[:1], f"{name}: the end of a turn comes twice: {tok.decode(glue)}"
         episodes = ev.rollout(model, tok, [GeneralPoints(verify=3) for _ in range(4)], range(4), 1.0, 12, cpu())
         equal([s.ids.count(bos) for e in episodes for s in e.segments], [int(adds_bos)] * 4, f"{name}: BOS in a conversation")
-        if name == "llama":  # templates by name: the default one
+        if name == "llama":  # a template that asks for the date, and templates by name: the default one
+            tok.chat_template = "{{ date_string }}"
+            equal(ev.chat_text(tok, messages), ev.TODAY, "the date")
             tok.chat_template = {"default": template, "tool_use": "nothing"}
             with folder() as out:
                 ev.save(f"{out}/m", model, tok, {})
@@ -2301,10 +2303,12 @@ def test_memory():
     entropies = [ev.score(model, segments, 0, cpu(), entropy_grad=grad)[1] for grad in (True, False)]
     equal([e.requires_grad for e in entropies], [True, False], "entropy has a graph")
 
-    kinds, held = [], []
+    kinds, held, graphs = [], [], []
 
-    def look(_, model, *__, **___):
+    def look(_, model, *__, entropy_grad=True):
         kinds.append((torch.is_grad_enabled(), next(model.parameters()).dtype))
+        if torch.is_grad_enabled():
+            graphs.append(entropy_grad)
 
     def bytes_of(tensors):
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
@@ -2318,6 +2322,7 @@ def test_memory():
         with watching(rl, "score", look), watching(rl, "clip_and_step", hold), watching(sft, "clip_and_step", hold):
             quick(rl.main, flags(out, dtype="bf16"))
             quick(sft.main, flags(out, dtype="bf16"))
+        equal(set(graphs), {False}, "graphs of an entropy whose coefficient is 0")
         equal(set(kinds), {(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)}, "weights that score")
         head = 16 * (tiny()[0].config.hidden_size + 1)
         reference = bytes_of(ev.load(f"{out}/gp/id/init", dtype=torch.bfloat16)[0].parameters())
