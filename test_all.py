@@ -2303,12 +2303,13 @@ def test_memory():
     entropies = [ev.score(model, segments, 0, cpu(), entropy_grad=grad)[1] for grad in (True, False)]
     equal([e.requires_grad for e in entropies], [True, False], "entropy has a graph")
 
-    kinds, held, graphs = [], [], []
+    kinds, held, graphs, score = [], [], [], rl.score
 
-    def look(_, model, *__, entropy_grad=True):
+    def spy(model, *more, entropy_grad=True):
         kinds.append((torch.is_grad_enabled(), next(model.parameters()).dtype))
         if torch.is_grad_enabled():
             graphs.append(entropy_grad)
+        return score(model, *more, entropy_grad=entropy_grad)
 
     def bytes_of(tensors):
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
@@ -2319,7 +2320,7 @@ def test_memory():
     with folder() as out:
         copy_of_init(out)
         n = sum(p.numel() for p in ev.load(f"{out}/gp/base")[0].parameters())
-        with watching(rl, "score", look), watching(rl, "clip_and_step", hold), watching(sft, "clip_and_step", hold):
+        with mock.patch.object(rl, "score", spy), watching(rl, "clip_and_step", hold), watching(sft, "clip_and_step", hold):
             quick(rl.main, flags(out, dtype="bf16"))
             quick(sft.main, flags(out, dtype="bf16"))
         equal(set(graphs), {False}, "graphs of an entropy whose coefficient is 0")
