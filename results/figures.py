@@ -75,11 +75,12 @@ def print_tables(files, part, chosen=None):
     print(f"{tables[0]['env']}, trained rule {tables[0]['trained_rule']}, "
           f"seeds {[t['seed'] for t in tables]}, {tables[0]['episodes']} episodes a cell, "
           f"{part or 'within the attempts'}, percent: each seed | mean")
-    print(f"{'':14}" + "".join(f"| {c:^30}" for c in columns))
+    wide = max(30, 6 * len(tables) + 8)
+    print(f"{'':14}" + "".join(f"| {c:^{wide}}" for c in columns))
     for i, row in enumerate(rows):
         cells = [numbers(tables, i, c, part) for c in columns]
         print(f"{row['name']:14}" + "".join(
-            "| " + f"{' '.join(f'{x:5.1f}' for x in v)} | {mean_se(v)[0]:5.1f}".ljust(30) for v in cells))
+            "| " + f"{' '.join(f'{x:5.1f}' for x in v)} | {mean_se(v)[0]:5.1f}".ljust(wide) for v in cells))
     if len(tables) > 1:
         print("differences: each seed | mean, in standard errors; * = established")
         for i, row in enumerate(rows):
