@@ -126,7 +126,8 @@ def error_of(main, argv):
 
 def command(*argv, code=0, **env):
     """Run `python ...` in a process of its own -> its output."""
-    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True, env={**os.environ, **env})
+    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True, env={**os.environ, **env},
+                          timeout=600)  # of ranks that wait for each other for ever
     assert done.returncode == code, f"{argv}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout + done.stderr
 

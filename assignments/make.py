@@ -33,8 +33,9 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from exercises import EXERCISES  # noqa: E402
 
-COPIED = ["*.py", "*.txt", "README.md", "LICENSE", ".gitignore", "results/*.*", "assignments/README.md",
-          "assignments/make.py", "assignments/exercises.py"]  # of a starter; results/raw is not
+# Of a starter. results/raw is not, and results/variants.py would tell the two additions.
+COPIED = ["*.py", "*.txt", "README.md", "LICENSE", ".gitignore", "results/*.md", "results/*.png",
+          "results/figures.py", "assignments/README.md", "assignments/make.py", "assignments/exercises.py"]
 
 
 class Unusable(Exception):

@@ -1065,7 +1065,7 @@ def test_starter():
         there = {os.path.relpath(os.path.join(at, f), path) for at, _, files in os.walk(path) for f in files}
         assert {"README.md", "rl.py", "test_all.py", "requirements.txt", "results/figures.py",
                 "assignments/README.md", "assignments/make.py", "assignments/exercises.py"} <= there, there
-        hidden = ("instructor", "solutions", "test_class", "results/raw", ".git/", "out/", "__pycache__")
+        hidden = ("instructor", "solutions", "test_class", "results/raw", "variants", ".git/", "out/", "__pycache__")
         assert not [f for f in there for word in hidden if word in f], there
         for e in EXERCISES.values():
             lines, tree = make.read(os.path.join(path, e.file))

@@ -172,7 +172,7 @@ case $name in *-virl)
   ROUTES="16 256" EPISODES=80 ;;
 esac
 
-case $name in  # minutes on 2 cores; all but main, scratch and pictures go on from main's runs
+case $name in  # minutes on 2 cores; all but main, rates and pictures want main's runs
   main-gp | main-virl) echo "SFT against RL, both rules: 10 minutes a seed" ;;
   rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed" ;;
   writers-gp | writers-virl) echo "who writes: 10 minutes a seed" ;;
