@@ -66,10 +66,10 @@ from types import SimpleNamespace
 
 import torch
 
-from eval import (ENVS, all_sum, checkpoint_at, columns, fail, found_checkpoints, from_elsewhere, in_step,
-                  load, load_state, longest_answer, make, micro_batches, new_parser, parse, place, restore,
-                  rollout, same_flags, say, score, script, setup, table, task_flags, trained_on, write_json)
-from sft import REAL, Loop, build, clip_and_step, fill_in, lock, log_row, recompute_activations
+from eval import (ENVS, all_sum, checkpoint_at, fail, found_checkpoints, from_elsewhere, in_step, load,
+                  load_state, longest_answer, make, micro_batches, new_parser, parse, place, restore, rollout,
+                  say, score, script, setup, task_flags, trained_on)
+from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, recompute_activations, report
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -352,41 +352,25 @@ def main(argv=None):
     args = parse(flags(), argv)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    chosen_tokens, args.from_elsewhere = args.tokens, from_elsewhere(args.init or args.model)
+    args.on_the_way, chosen_tokens = False, args.tokens
+    args.from_elsewhere = from_elsewhere(args.init or args.model)
     if args.from_elsewhere:
         fill_in(args, REAL_PPO)
     fill_in(args, PPO)
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "
              "empty")
-    run = setup(args)
-    folder = os.path.join(trained_on(args), args.name)
-    finished = False
-    if checkpoint_at(folder):
-        state = load_state(folder)
-        if args.resume and state.get("stage") != "rl":
-            fail(f"--resume: {folder} was not saved by rl.py")
-        same_flags(folder, args)
-        finished = state.get("done") and not args.resume
-        if not finished and not args.resume:
-            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
-                 "--out")
+    run, folder = setup(args), os.path.join(trained_on(args), args.name)
+    finished = is_finished(folder, args, run)
     init = args.init or build(args, run, "init")
-    if finished:
-        say(run, f"[rl] found, not trained again: {folder}")
-    else:
+    if not finished:
         with lock(folder, run):
             train(args, run, init, folder)
-
     paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "sft")}
     if args.init:
         paths = {"init": init, **{n: path for n, path in paths.items() if n == "base" and path != init}}
-    result = table({**paths, args.name: folder}, args, run)
-    if run.rank == 0:
-        write_json(os.path.join(folder, "eval.json"), result)
-        row = next(row for row in result["rows"] if row["path"] == folder)
-        log_row(folder, {column: row[column] for column in columns(args)})
-        print(f"next: python sft.py {task_flags(args, chosen_tokens)}    # SFT at the same compute")
+    report(args, run, {**paths, args.name: folder}, folder)
+    say(run, f"next: python sft.py {task_flags(args, chosen_tokens)}    # SFT at the same compute")
 
 
 if __name__ == "__main__":

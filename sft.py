@@ -591,6 +591,33 @@ def flags():
     return parser
 
 
+def is_finished(folder, args, run, only=None):
+    """Is this run done, so that it is not trained again? One that was made with other flags (only: of those
+    that count) or is unfinished without --resume is an error. A stage on the way goes on by itself."""
+    if not checkpoint_at(folder):
+        return False
+    state, stage = load_state(folder), getattr(args, "stage", "rl")
+    if args.resume and state.get("stage") != stage:
+        fail(f"--resume: {folder} was not saved by this stage of this script")
+    same_flags(folder, args, only)
+    if state.get("done") and not args.resume:
+        say(run, f"[{stage}] found, not trained again: {folder}")
+        return True
+    if not args.resume and not args.on_the_way:
+        fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
+    args.resume = True
+    return False
+
+
+def report(args, run, paths, folder):
+    """The last word of a run: its table, also in its folder and as the last record of its metrics.jsonl."""
+    result = table(paths, args, run)
+    if run.rank == 0:
+        write_json(os.path.join(folder, "eval.json"), result)
+        row = next(row for row in result["rows"] if row["path"] == folder)
+        log_row(folder, {column: row[column] for column in columns(args)})
+
+
 def run_stage(args, run):
     """Train args.stage unless it is there already, building what it starts from first -> its folder."""
     if args.stage == "base" and args.model:
@@ -604,18 +631,9 @@ def run_stage(args, run):
     fill_in(args, STAGES[args.stage])
     folder = (base_of(args) if args.stage == "base"
               else os.path.join(trained_on(args), args.name or args.stage))
-    if checkpoint_at(folder):
-        shared, state = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base"), load_state(folder)
-        if args.resume and state.get("stage") != args.stage:
-            fail(f"--resume: {folder} was not saved by this stage of sft.py")
-        same_flags(folder, args, shared if args.on_the_way or args.stage == "base" else None)
-        if state.get("done") and not args.resume:
-            say(run, f"[{args.stage}] found, not trained again: {folder}")
-            return folder
-        if not args.resume and not args.on_the_way:
-            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
-                 "--out")
-        args.resume = True  # a stage on the way that was interrupted goes on by itself
+    shared = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base")
+    if is_finished(folder, args, run, shared if args.on_the_way or args.stage == "base" else None):
+        return folder
     source = None
     if args.stage == "init":
         source = args.model or build(args, run, "base")
@@ -646,12 +664,8 @@ def main(argv=None):
     if args.init:
         paths["init"] = args.init
     paths = {"base": folder} if args.stage == "base" else {**paths, args.name or args.stage: folder}
-    result = table(paths, args, run)
-    if run.rank == 0:
-        write_json(os.path.join(folder, "eval.json"), result)
-        row = next(row for row in result["rows"] if row["path"] == folder)
-        log_row(folder, {column: row[column] for column in columns(args)})
-        print(f"next: python rl.py {task_flags(args, chosen_tokens if args.stage == 'sft' else None)}")
+    report(args, run, paths, folder)
+    say(run, f"next: python rl.py {task_flags(args, chosen_tokens if args.stage == 'sft' else None)}")
 
 
 if __name__ == "__main__":

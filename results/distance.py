@@ -3,6 +3,8 @@
     python results/distance.py measure --env gp --seed 0 --out out/study/s0 --models out/study/s0/gp/id/init ...
     python results/distance.py fit results/raw/distance-gp-*.json results/raw/{main,rates}-gp-id-s?.json
 
+fit prints each run's means over seeds and R^2 over all of them, each seed a point of its own.
+
 measure: KL(init || model) by the init's samples and KL(model || init) by the model's, nats per answer, on prompts of the
 trained rule, at first answers where the two rules differ. The first of --models is the init. 100 unseen episodes each.
 -> distance.json beside eval.json: {"env", "trained_rule", "seed", "rows": [{"name", "forward", "reverse", "n"}, ...]}
@@ -81,9 +83,13 @@ def fit(files):
             key = (c["env"], c["trained_rule"], c["seed"], row["name"])
             if key in lost:
                 found.append((key, row["forward"], row["reverse"], lost[key]))
-    for key, forward, reverse, points in sorted(found, key=lambda f: f[1]):
-        print(f"{key[0]:5} {key[1]:4} seed {key[2]}  {key[3]:16} forward {forward:7.3f}  reverse {reverse:7.3f}  "
-              f"OOD lost {points:6.1f}")
+    runs = {}
+    for key, *numbers in found:
+        runs.setdefault((key[0], key[1], key[3]), []).append(numbers)
+    for (env, rule, name), rows in sorted(runs.items(), key=lambda run: np.mean(run[1], 0)[0]):
+        forward, reverse, points = np.mean(rows, 0)
+        print(f"{env:5} {rule:4} {name:18} forward {forward:7.3f}  reverse {reverse:7.3f}  OOD lost {points:6.1f}  "
+              f"n = {len(rows)}")
     rng, y = random.Random(0), np.array([f[3] for f in found])
     for which, column in (("forward", 1), ("reverse", 2)):
         x = np.log1p(np.maximum(0, [f[column] for f in found]))

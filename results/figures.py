@@ -3,6 +3,7 @@
     python results/figures.py table results/raw/gp-id-s?.json      # each seed's number, mean, differences
     python results/figures.py table results/raw/virl-id-s?.json --part turns         # other parts: see PARTS
     python results/figures.py choose results/raw/gp-id-s?.json     # the grid by ID: which rate is chosen
+    python results/figures.py course results/raw/gp-id-s?-dose.jsonl                 # success on the way
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
     python results/figures.py curves results/curves.png results/raw/gp-*-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
@@ -126,15 +127,39 @@ def read_metrics(file):
         fail(f"{file} is not a metrics.jsonl of sft.py or rl.py: {e!r}")
 
 
-def end_points(file, header):
-    """The rows of init and run in main's table beside a metrics file (raw/main-gp-id-s0.json for
-    raw/gp-id-s0-rl-1e-4.jsonl); None where there is no such table."""
-    folder, name = os.path.split(file.removesuffix(f"-{header['name']}.jsonl"))
-    table = os.path.join(folder, f"main-{name}.json")
-    if not os.path.isfile(table):
-        return None
-    rows = {row["name"]: row for row in read_tables([table])[0]["rows"]}
-    return rows["init"], rows[header["name"]]
+def points_of(file):
+    """metrics.jsonl -> (header, the records in which success was measured on the way). The init's and the run's
+    own row come from the larger table beside it, raw/main-gp-id-s0.json or raw/dose-gp-id-s0.json for
+    raw/gp-id-s0-NAME.jsonl, where there is one."""
+    header, records = read_metrics(file)
+    folder, task = os.path.split(file.removesuffix(f"-{header['name']}.jsonl"))
+    points = [r for r in records if "seen" in r]
+    for section in ("main", "dose"):
+        table = os.path.join(folder, f"{section}-{task}.json")
+        rows = {row["name"]: row for row in read_tables([table])[0]["rows"]} if os.path.isfile(table) else {}
+        if header["name"] in rows:
+            points = [{"flops": records[0]["flops"], **rows["init"]},
+                      *(r for r in points if r["step"] not in (0, records[-1]["step"])),
+                      {"flops": records[-1]["flops"], **rows[header["name"]]}]
+            break
+    if not points:
+        fail(f"{file}: its run has not got as far as a first success rate")
+    return header, points
+
+
+def print_course(files, part):
+    """One run over several seeds: success at each of its monitors, a line a monitor."""
+    runs = [points_of(file)[1] for file in files]
+    print("share of the budget, then percent: each seed | mean | mean change since the first, in standard errors")
+    last = max(p["flops"] for p in runs[0])
+    for i in range(min(map(len, runs))):
+        text = f"{(runs[0][i]['flops'] - runs[0][0]['flops']) / (last - runs[0][0]['flops']):5.2f} "
+        for column in ("seen", "id", "ood"):
+            now, first = ([100 * PARTS[part](run[k][column])["p"] for run in runs] for k in (i, 0))
+            change, se = mean_se([a - b for a, b in zip(now, first)])
+            text += (f"| {column} {' '.join(f'{x:5.1f}' for x in now)} | {mean_se(now)[0]:5.1f} | "
+                     f"{change:+6.1f}, {min(99, abs(change) / max(se, 1e-9)):4.1f} ")
+        print(text)
 
 
 def curves(picture, files):
@@ -142,14 +167,7 @@ def curves(picture, files):
     error. V-IRL at the turns, where the rules differ."""
     plt, runs = pyplot(), {}
     for file in files:
-        header, records = read_metrics(file)
-        ends = end_points(file, header)
-        points = [r for r in records if "seen" in r and not (ends and r["step"] in (0, records[-1]["step"]))]
-        if ends:  # the init's and the run's own rows of the larger table
-            points = [{"flops": records[0]["flops"], **ends[0]}, *points,
-                      {"flops": records[-1]["flops"], **ends[1]}]
-        if not points:
-            fail(f"{file}: its run has not got as far as a first success rate")
+        header, points = points_of(file)
         task = (header["env"] + "-vl" * header["vl"], header["rule"])
         runs.setdefault(task, {}).setdefault("RL" if header["run"] == "rl" else "SFT", []).append(points)
     fig, axes = plt.subplots(1, len(runs), figsize=(4.6 * len(runs), 3.7), sharey=True, squeeze=False)
@@ -270,9 +288,9 @@ def memory():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["table", "choose", "bars", "curves", "ppo", "speed", "memory"])
+    parser.add_argument("command", choices=["table", "choose", "course", "bars", "curves", "ppo", "speed", "memory"])
     parser.add_argument("files", nargs="*", metavar="FILE")
-    parser.add_argument("--part", choices=PARTS, default="")          # of table: what is counted
+    parser.add_argument("--part", choices=PARTS, default="")          # of table and course: what is counted
     parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
     args = parser.parse_args()
     if not args.files and args.command != "memory":
@@ -281,6 +299,8 @@ def main():
         print_tables(args.files, args.part, args.rows)
     elif args.command == "choose":
         choose(args.files)
+    elif args.command == "course":
+        print_course(args.files, args.part)
     elif args.command == "bars":
         bars(args.files[0], args.files[1:])
     elif args.command == "curves":

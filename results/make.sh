@@ -87,7 +87,10 @@ prompts() {  # demonstrations under more than one face-card rule
 
 dose() {  # SFT to three times the compute, eight monitors
   local seed
-  for seed in ${seeds:-0 1 2}; do train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --monitors 8; done
+  for seed in ${seeds:-0 1 2}; do
+    train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --monitors 8
+    tabulate dose $env id $seed init sft-$SFT_LR dose
+  done
 }
 
 rescue() {  # RL from SFT at 1/4, 1 and 3 budgets; 0 is main's rl

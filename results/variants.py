@@ -36,6 +36,8 @@ def kl(beta):
     plain, initial = sft.sft_loss, {}
 
     def remember(path, device="cpu", dtype=torch.float32):
+        if os.path.basename(path) == "checkpoint":
+            ev.fail("kl does not resume: its init would be the checkpoint. Remove the run's folder")
         model, tok = ev.load(path, device, dtype)
         initial["model"] = ev.load(path, device, dtype)[0].requires_grad_(False)
         return model, tok
