@@ -4,6 +4,7 @@
     python results/figures.py table results/raw/virl-id-s?.json --part turns         # other parts: see PARTS
     python results/figures.py choose results/raw/gp-id-s?.json     # the grid by ID: which rate is chosen
     python results/figures.py course results/raw/gp-id-s?-dose.jsonl                 # success on the way
+    python results/figures.py matched results/raw/gp-id-s?-{sft-2e-4,rl-1e-4}.jsonl # OOD at equal seen accuracy
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
     python results/figures.py curves results/curves.png results/raw/gp-*-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
@@ -162,6 +163,36 @@ def print_course(files, part):
         print(text)
 
 
+def at_seen(points, level, part):
+    """OOD where a run's seen accuracy first reaches `level` percent, between two measurements by a straight
+    line; None if it never does."""
+    curve = [(100 * PARTS[part](p["seen"])["p"], 100 * PARTS[part](p["ood"])["p"]) for p in points]
+    for (seen, ood), (seen_next, ood_next) in zip(curve, curve[1:]):
+        if seen <= level <= seen_next:
+            return ood + (ood_next - ood) * (level - seen) / max(1e-9, seen_next - seen)
+    return None
+
+
+def print_matched(files, part):
+    """OOD of SFT and RL at the same seen accuracy, in place of the same compute: each seed and the mean."""
+    runs = {"SFT": {}, "RL": {}}
+    for file in files:
+        header, points = points_of(file)
+        runs["RL" if header["run"] == "rl" else "SFT"][header["seed"]] = points
+    seeds = sorted(runs["SFT"].keys() & runs["RL"].keys())
+    print("OOD at equal seen accuracy, percent: each seed | mean; difference, in standard errors; seeds")
+    for level in range(60, 100, 5):
+        pairs = {s: [at_seen(runs[method][s], level, part) for method in runs] for s in seeds}
+        pairs = {s: pair for s, pair in pairs.items() if None not in pair}  # else one of the two is never there
+        if len(pairs) > 2:
+            change, se = mean_se([rl - sft for sft, rl in pairs.values()])
+            sft, rl = (f"{' '.join(f'{x:5.1f}' for x in row)} | {mean_se(row)[0]:5.1f}"
+                       for row in zip(*pairs.values()))
+            established = "*" * (abs(change) > se * T95.get(len(pairs), 2.6))
+            print(f"seen {level} | SFT {sft} | RL {rl} | RL - SFT {change:+6.1f}, "
+                  f"{abs(change) / max(se, 1e-9):4.1f}{established} | {list(pairs)}")
+
+
 def curves(picture, files):
     """Success against fine-tuning compute, a panel a task and rule: mean over seeds, band of one standard
     error. V-IRL at the turns, where the rules differ."""
@@ -288,9 +319,10 @@ def memory():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["table", "choose", "course", "bars", "curves", "ppo", "speed", "memory"])
+    parser.add_argument("command", choices=["table", "choose", "course", "matched", "bars", "curves", "ppo",
+                                            "speed", "memory"])
     parser.add_argument("files", nargs="*", metavar="FILE")
-    parser.add_argument("--part", choices=PARTS, default="")          # of table and course: what is counted
+    parser.add_argument("--part", choices=PARTS, default="")          # of the three printed tables: what counts
     parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
     args = parser.parse_args()
     if not args.files and args.command != "memory":
@@ -301,6 +333,8 @@ def main():
         choose(args.files)
     elif args.command == "course":
         print_course(args.files, args.part)
+    elif args.command == "matched":
+        print_matched(args.files, args.part)
     elif args.command == "bars":
         bars(args.files[0], args.files[1:])
     elif args.command == "curves":

@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 name=${1:-} seeds=${SEEDS:-} rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw
 mkdir -p $raw
 
-# The header, success rates, PPO's iterations, and every fourth step of SFT: 3 MB for all.
-thin() { awk 'NR == 1 || /"seen"/ || /"reward"/ || NR % 4 == 0' $1 > $2; }
+# The header, success rates and every fourth step; of the chosen runs all of PPO's iterations: 3 MB for all.
+thin() { awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0' $1 > $2; }
 
 # One run: script, task, rule, seed, name, more flags. Its table is made later, together with all others'. Success is
 # measured on the way (for the curves) at the chosen rates alone. VARIANT: of results/variants.py.
@@ -21,7 +21,7 @@ train() {
     $python -u $command --env $env --rule $rule --seed $seed --out $study/s$seed --name $run --episodes 2 \
       --monitors $monitors "$@" $([ -d $folder/checkpoint ] && echo --resume)
   fi
-  thin $folder/metrics.jsonl $raw/$env-$rule-s$seed-$run.jsonl
+  thin $folder/metrics.jsonl $raw/$env-$rule-s$seed-$run.jsonl $((monitors == 4))
 }
 
 # One table: its section's name, task, rule, seed, the runs in it. 300 hands or 200 routes a cell.
@@ -54,13 +54,12 @@ rates() {  # every cell of the grid, rule id
   done
 }
 
-writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many routes
-  local seed lr runs n rule
+writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many routes. Under ood habit alone
+  local seed lr runs n
   for seed in ${seeds:-0 1 2}; do
-    for rule in $rules; do
-      train sft $env $rule $seed habit-$SFT_LR --demos habit --lr $SFT_LR
-      tabulate habit $env $rule $seed init sft-$SFT_LR habit-$SFT_LR
-    done
+    train sft $env ood $seed sft-$SFT_LR --lr $SFT_LR
+    train sft $env ood $seed habit-$SFT_LR --demos habit --lr $SFT_LR
+    tabulate habit $env ood $seed init sft-$SFT_LR habit-$SFT_LR
     runs=init
     for lr in $SFT_LR $SECOND_LR; do
       train sft $env id $seed sft-$lr --lr $lr
@@ -164,7 +163,7 @@ pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other on
     $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
     $python -u sft.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
     cp $folder/sft/eval.json $raw/pictures-$env-vl-$look-s$seed.json
-    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl; done
+    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl 1; done
   done
 }
 
