@@ -76,7 +76,7 @@ class Segment:
     returns: torch.Tensor = None    # advantage + value
 
     def add(self, ids, action):
-        """Append ids with this action. Ids before that have none get it too: add([], 0) after prompt()."""
+        """Append ids with this action. Ids before that have none get it too: add([], 0) in prompt()."""
         self.ids = self.ids + ids
         self.action += [action] * (len(self.ids) - len(self.action))
         self.reward += [0.0] * (len(self.ids) - len(self.reward))
@@ -119,8 +119,10 @@ def encode(tok, text, images):
 
 
 def prompt(tok, messages, images=()):
-    """-> Segment of a conversation up to where the assistant begins to speak."""
-    return encode(tok, chat_text(tok, messages, images, add_generation_prompt=True), images)
+    """-> Segment of a conversation up to where the assistant begins to speak, with action 0."""
+    segment = encode(tok, chat_text(tok, messages, images, add_generation_prompt=True), images)
+    segment.add([], 0)
+    return segment
 
 
 def ids_after_mark(tok, messages, **options):
@@ -150,17 +152,58 @@ def answer_ids(tok, model, messages, text):
     return tok(text, add_special_tokens=False).input_ids + [next((i for i in closing if i in eos), eos[0])]
 
 
+def demonstrations(env, seed, writer="expert"):
+    """The expert plays one episode -> [(messages, images, answer), ...], one a state. writer: see --demos."""
+    messages, images = env.reset(seed)
+    states = []
+    while messages:
+        states.append((messages, images, env.expert(writer)))
+        step = env.step(states[-1][-1])
+        messages, images = step.messages, step.images
+    return states
+
+
 def longest_answer(tok, model, args, path):
     """Default of --max_new_tokens: 1.25 x the longest of 64 demonstrations, in this tokenizer's tokens, and
     room for the words that a model from elsewhere may put before it."""
-    env, longest = make(args, rule=args.rule), 0
-    for seed in range(64):
-        messages, _ = env.reset(seed)
-        while messages:
-            answer = env.expert()
-            longest = max(longest, len(answer_ids(tok, model, messages, answer)))
-            messages = env.step(answer).messages
+    env = make(args, rule=args.rule)
+    longest = max(len(answer_ids(tok, model, messages, answer))
+                  for seed in range(64) for messages, _, answer in demonstrations(env, seed))
     return longest * 5 // 4 + (128 if from_elsewhere(path) else 0)
+
+
+PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # one entry per token
+
+
+def join_pictures(segments, width, device, left):
+    """The pictures of a batch as keywords for the model, joined along their first dimension (images, or
+    patches). PER_TOKEN is padded as the ids are. What follows the prompt sees what its end saw."""
+    joined = {}
+    for name in dict.fromkeys(name for s in segments for name in s.pictures):
+        parts = []
+        for s in (s for s in segments if name in s.pictures):
+            x = s.pictures[name]
+            if name in PER_TOKEN:
+                after = x[:, -1:].expand(-1, max(0, len(s.ids) - x.shape[1]), *x.shape[2:])
+                padding = x.new_zeros(1, width - len(s.ids), *x.shape[2:])
+                x = torch.cat([padding, x, after] if left else [x, after, padding], 1)
+            parts.append(x)
+        joined[name] = torch.cat(parts).to(device)
+    return joined
+
+
+def collate(segments, pad_id, device, left=False):
+    """Pad on the right, or on the left to generate -> the model's inputs (ids, mask [B, T] long; pictures),
+    action [B, T] bool."""
+    width = max(len(s.ids) for s in segments)
+
+    def padded(rows, pad):
+        fill = [[pad] * (width - len(row)) for row in rows]
+        return torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], device=device)
+    inputs = {"input_ids": padded([s.ids for s in segments], pad_id),
+              "attention_mask": padded([[1] * len(s.ids) for s in segments], 0)}
+    pictures = join_pictures(segments, width, device, left)
+    return {**inputs, **pictures}, padded([s.action for s in segments], 0).bool()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -201,12 +244,10 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
     model.eval()
     lend(model, True)
     ends = set(model.generation_config.eos_token_id)
-    sampling = dict(do_sample=False)
-    if temperature:
-        sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     config = GenerationConfig(
+        do_sample=temperature > 0, temperature=temperature or None, top_k=0, top_p=1.0,
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
-        suppress_tokens=model.generation_config.suppress_tokens, **sampling)
+        suppress_tokens=model.generation_config.suppress_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     episodes, chats = [Episode() for _ in envs], []
     for env, seed, episode in zip(envs, seeds, episodes):
@@ -218,19 +259,14 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         still, size = [], batch_size([episodes[i].segments[-1] for i in active], max_new_tokens, batch)
         for start in range(0, len(active), size):
             part = active[start:start + size]
-            prompts = [episodes[i].segments[-1].ids for i in part]
-            width = max(map(len, prompts))
+            inputs, _ = collate([episodes[i].segments[-1] for i in part], tok.pad_token_id, run.device, True)
+            width = inputs["input_ids"].shape[1]
             if width + max_new_tokens > limit:
                 fail(f"the model's context of {limit} tokens is too short: {width} of conversation + "
                      f"{max_new_tokens} of answer; lower --verify or --max_new_tokens")
-            ids = torch.tensor([[tok.pad_token_id] * (width - len(p)) + p for p in prompts])     # [B, width]
-            attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])   # [B, width]
-            pictures = join_pictures([episodes[i].segments[-1] for i in part], width, run.device, left=True)
             try:
                 with run.amp():
-                    out = model.generate(
-                        input_ids=ids.to(run.device), attention_mask=attention.to(run.device),
-                        generation_config=config, synced_gpus=False, **pictures)
+                    out = model.generate(**inputs, generation_config=config, synced_gpus=False)
             except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
                 if "probability tensor" in str(e) or "device-side assert" in str(e):
                     fail(f"the model's logits are not finite: it cannot be sampled from (dtype {run.dtype}); "
@@ -242,7 +278,6 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                 cut = said[-1] not in ends
                 text = tok.decode(said if cut else said[:-1], skip_special_tokens=False)
                 episode, segment = episodes[i], episodes[i].segments[-1]
-                segment.add([], 0)
                 segment.add(said, 1)
                 step = envs[i].step(text)
                 episode.forwarded += len(segment.ids)
@@ -267,36 +302,6 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
 
 # ------------------------------------------------------------------------------------------------------------
 # Scores: the log-probabilities of what was said, for PPO and the KL column.
-
-PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # one entry per token
-
-
-def join_pictures(segments, width, device, left=False):
-    """The pictures of a batch as keywords for the model, joined along their first dimension (images, or
-    patches). PER_TOKEN is padded as the ids are. What follows the prompt sees what its end saw."""
-    joined = {}
-    for name in dict.fromkeys(name for s in segments for name in s.pictures):
-        parts = []
-        for s in (s for s in segments if name in s.pictures):
-            x = s.pictures[name]
-            if name in PER_TOKEN:
-                after = x[:, -1:].expand(-1, max(0, len(s.ids) - x.shape[1]), *x.shape[2:])
-                padding = x.new_zeros(1, width - len(s.ids), *x.shape[2:])
-                x = torch.cat([padding, x, after] if left else [x, after, padding], 1)
-            parts.append(x)
-        joined[name] = torch.cat(parts).to(device)
-    return joined
-
-
-def collate(segments, pad_id, device):
-    """Pad on the right -> the model's inputs (ids, mask [B, T] long; pictures), action [B, T] bool."""
-    width = max(len(s.ids) for s in segments)
-    ids = torch.tensor([s.ids + [pad_id] * (width - len(s.ids)) for s in segments], device=device)
-    attention = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in segments], device=device)
-    action = torch.tensor([s.action + [0] * (width - len(s.ids)) for s in segments], device=device,
-                          dtype=torch.bool)
-    return {"input_ids": ids, "attention_mask": attention, **join_pictures(segments, width, device)}, action
-
 
 def micro_batches(segments, budget):
     """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or one segment.
@@ -736,9 +741,8 @@ def load(path, device="cpu", dtype=torch.float32):
         vocabulary = model.get_output_embeddings().out_features
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
-    lost = set(report["missing_keys"]) | {str(m[0]) for m in report.get("mismatched_keys", ())}
-    if lost:
-        fail(f"{path!r} is incomplete: {len(lost)} weights are missing, {sorted(lost)[0]} first")
+    if lost := sorted(report["missing_keys"]):
+        fail(f"{path!r} is incomplete: {len(lost)} weights are missing, {lost[0]} first")
     tok.processor = processor
     if isinstance(tok.chat_template, dict):  # several by name
         tok.chat_template = tok.chat_template.get("default")

@@ -49,10 +49,10 @@ except ImportError:  # Windows has neither: no lock on a run's folder, no peak m
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from eval import (ENVS, Segment, all_sum, answer_ids, base_of, brief, chat_text, checkpoint_at, columns,
-                  encode, evaluate, fail, first_line, forward, found_checkpoints, from_elsewhere, gathered,
-                  in_step, load, load_state, longest_answer, make, measured, micro_batches, new_parser, parse,
-                  place, prompt, restore, rollout, same_flags, save, say, script, setup, table, task_flags,
-                  trained_on, training_flags, write_json)
+                  demonstrations, encode, evaluate, fail, first_line, forward, found_checkpoints,
+                  from_elsewhere, gathered, in_step, load, load_state, longest_answer, make, measured,
+                  micro_batches, new_parser, parse, place, prompt, restore, rollout, same_flags, save, say,
+                  script, setup, table, task_flags, trained_on, training_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -164,17 +164,6 @@ def build_tiny(env_name, seed, vl=False, pixels=80):
 # ------------------------------------------------------------------------------------------------------------
 # Batches. A row is a Segment: ids, and action = 1 on the tokens that carry loss.
 
-def demonstrations(env, seed, writer="expert"):
-    """The expert plays one episode -> [(messages, images, answer), ...], one a state. writer: see --demos."""
-    messages, images = env.reset(seed)
-    states = []
-    while messages:
-        states.append((messages, images, env.expert(writer)))
-        step = env.step(states[-1][-1])
-        messages, images = step.messages, step.images
-    return states
-
-
 def demonstration_row(tok, model, messages, images, answer):
     """Prompt without loss, answer and end of turn with it. The prompt's ids are those of a rollout.
 
@@ -182,7 +171,6 @@ def demonstration_row(tok, model, messages, images, answer):
         action    0      0  0  0     0            1   1   1  1   1
     """
     row = prompt(tok, messages, images)
-    row.add([], 0)
     row.add(answer_ids(tok, model, messages, answer), 1)
     return row
 
