@@ -189,8 +189,7 @@ def walk(route, rng, relative="ood", absolute="id"):
     """Lay a route out -> (instructions: [str], positions: [Position]). rng draws the steps between places
     and, if the route has none, the first heading. relative, absolute: spaces of the instructions' words.
 
-        at the start or an intersection: turn, forward;  between: forward;  at the destination: stop
-    """
+        at the start or an intersection: turn, forward;  between: forward;  at the destination: stop"""
     heading = rng.randrange(360) if route.facing is None else route.facing
     instructions, positions = [], []
     for i, place in enumerate(route.places):
@@ -517,8 +516,7 @@ def draw_picture(look, town, observation, seed, pixels=80):
 def observation_parts(text):
     """Landmark, its side, and whether at an intersection; "" for what is not there.
 
-        "Oak Inn is on your left, at an intersection"  ->  ("Oak Inn", "on your left", True)
-    """
+        "Oak Inn is on your left, at an intersection"  ->  ("Oak Inn", "on your left", True)"""
     place = text.removesuffix(CROSSING).rstrip(", ")
     name, _, side = place.rpartition(" is ") if " is " in place else (place, "", "")
     return ("" if name == NOTHING else name), side, says_intersection(text)

@@ -138,8 +138,7 @@ def glue_ids(tok, messages, last_id=None):
     user]. last_id: the end of turn if the model has said it, which is not repeated; None if it was cut off.
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
-        cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>
-    """
+        cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>"""
     marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
     ids = ids_after_mark(tok, marked, add_generation_prompt=True)
     return ids[ids.index(last_id) + 1:] if last_id in ids[:2] else ids  # [:2]: some put a space before it
@@ -249,11 +248,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
         suppress_tokens=model.generation_config.suppress_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    episodes, chats = [Episode() for _ in envs], []
-    for env, seed, episode in zip(envs, seeds, episodes):
-        messages, images = env.reset(seed)
-        chats.append(messages)
-        episode.segments.append(prompt(tok, messages, images))
+    starts = [env.reset(seed) for env, seed in zip(envs, seeds)]
+    episodes, chats = [Episode([prompt(tok, *start)]) for start in starts], [chat for chat, _ in starts]
     active = list(range(len(envs)))
     while active:
         still, size = [], batch_size([episodes[i].segments[-1] for i in active], max_new_tokens, batch)
@@ -306,8 +302,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
 def micro_batches(segments, budget):
     """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or one segment.
 
-        lengths 9 3 4 3, budget 10   ->   [3 3] [4] [9]
-    """
+        lengths 9 3 4 3, budget 10   ->   [3 3] [4] [9]"""
     part = []
     for s in sorted(segments, key=lambda s: len(s.ids)):
         if part and len(s.ids) * (len(part) + 1) > budget:
@@ -384,8 +379,7 @@ def paper_answers(positions):
     """The answers of an episode that the paper counts, 1 = right. Every answer is a sample, second attempts
     too. The episode ends at the first position whose attempts ran out (evaluation here goes on behind it).
 
-        right at once; wrong, wrong; right at once   ->   1 0 0
-    """
+        right at once; wrong, wrong; right at once   ->   1 0 0"""
     counted = []
     for turns in positions:
         counted += [int(turn["position_solved"]) for turn in turns]
@@ -466,22 +460,17 @@ def brief(cells):
     return text + (f", read {cells['id']['recognition']['p']:.2f}" if "recognition" in cells["id"] else "")
 
 
-def blocks_of(rows):
-    """The table's blocks -> [(title, function from a column's dict to the rate shown), ...]."""
-    blocks = [("", lambda cell: cell)]
-    if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
-        blocks += [("where the rules differ", lambda cell: cell["matters"]),
-                   ("whole episodes", lambda cell: cell["episode"]),
-                   ("the paper's counting", lambda cell: cell["paper"])]
-    if "recognition" in rows[0]["id"]:
-        blocks += [("parts read right", lambda cell: cell["recognition"]),
-                   ("pictures read right", lambda cell: cell["recognition"]["whole"]),
-                   ("solved if read right", lambda cell: cell["recognition"]["solved"])]
-    return blocks
-
-
 def print_table(rows, args, verify):
-    env, names, blocks = ENVS[args.env], [c for c in HEADS if c in rows[0]], blocks_of(rows)
+    env, names = ENVS[args.env], [c for c in HEADS if c in rows[0]]
+    blocks = {"": lambda cell: cell}  # a block's title: from a column's dict to the rate shown
+    if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
+        blocks.update({"where the rules differ": lambda cell: cell["matters"],
+                       "whole episodes": lambda cell: cell["episode"],
+                       "the paper's counting": lambda cell: cell["paper"]})
+    if "recognition" in rows[0]["id"]:
+        blocks.update({"parts read right": lambda cell: cell["recognition"],
+                       "pictures read right": lambda cell: cell["recognition"]["whole"],
+                       "solved if read right": lambda cell: cell["recognition"]["solved"]})
     counts = dict.fromkeys(str(rows[0][c]["episode"]["n"]) for c in names)  # --data may have a fixed number
     other = "ood" if args.rule == "id" else "id"
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
@@ -489,7 +478,7 @@ def print_table(rows, args, verify):
           + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl else "")
           + f"\nsuccess in %, ± one standard error; {' or '.join(counts)} episodes a cell, T = "
           f"{args.temperature:g}, within {verify} attempts")
-    for title, pick in blocks:
+    for title, pick in blocks.items():
         firsts = [c for c in names[1:] if "first" in pick(rows[0]["id"])]
         heads = [HEADS[c] + " *" * (c == "id") for c in names]
         heads += [f"{HEADS[c].removesuffix(' OOD')} first" for c in firsts]
@@ -506,7 +495,7 @@ def print_table(rows, args, verify):
           "attempt, as with --verify 1.\n  OOD by trained rule: first answers on the held-out rule that "
           "follow the trained one."
           + "\n  the paper's counting: every answer is a sample, and a route ends where its attempts run out."
-          * any("paper" in title for title, _ in blocks)
+          * ("the paper's counting" in blocks)
           + "\n  visual OOD: unseen episodes, trained rule, other look. read: by first answers, where the "
             "prompt does not tell." * args.vl, flush=True)
 
@@ -697,9 +686,9 @@ def task_flags(args, tokens=None):
     """The flags that name the task and the model, for "next: ..." lines."""
     given = {name: getattr(args, name, None)
              for name in ("visual", "pixels", "out", "seed", "data", "model", "init", "verify")}
-    given = {name: x for name, x in given.items() if x not in (None, "out", 0)}
+    given["tokens"] = tokens and f"{tokens:g}"
     return (f"--env {args.env} --rule {args.rule}" + " --vl" * args.vl
-            + "".join(f" --{n} {x}" for n, x in given.items()) + (f" --tokens {tokens:g}" if tokens else ""))
+            + "".join(f" --{name} {x}" for name, x in given.items() if x not in (None, "out", 0)))
 
 
 def checkpoint_at(path):
@@ -733,8 +722,7 @@ def load(path, device="cpu", dtype=torch.float32):
     try:
         vision = AutoConfig.from_pretrained(folder or path).model_type in VLMS
         processor = load_processor(folder or path) if vision else None
-        blind = processor is None or isinstance(processor, str)
-        tok = AutoTokenizer.from_pretrained(folder or path) if blind else processor.tokenizer
+        tok = getattr(processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder or path)
         tok.chat_template = getattr(processor, "chat_template", None) or tok.chat_template  # with pictures
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True)
@@ -748,7 +736,7 @@ def load(path, device="cpu", dtype=torch.float32):
         tok.chat_template = tok.chat_template.get("default")
     if tok.chat_template is None and vision:
         fail(f"{path!r}: no chat template in its processor"
-             + (f", or out of reach: {processor}" if blind else ""))
+             + (f", or out of reach: {processor}" if isinstance(processor, str) else ""))
     if tok.chat_template is None:
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one",
               flush=True)
@@ -892,13 +880,14 @@ def lend(model, everything):
 
 def in_step(parts, run):
     """Micro-batches -> [(micro-batch, weight), ...]. Sharded, ranks with fewer repeat one with weight 0."""
-    parts, ranks = list(parts), [(0, None)] * run.world
+    parts = [(part, 1.0) for part in parts]
     if run.sharded:
-        dist.all_gather_object(ranks, (len(parts), {bool(s.pictures) for part in parts for s in part}))
+        ranks = [None] * run.world
+        dist.all_gather_object(ranks, (len(parts), {bool(s.pictures) for part, _ in parts for s in part}))
         if len(set.union(*(kinds for _, kinds in ranks))) > 1:  # a vision tower is not run without pictures
             fail("--shard: pictures must be in all conversations or in none")
-    most = max(n for n, _ in ranks)
-    return [(part, 1.0) for part in parts] + [(parts[0], 0.0)] * (most - len(parts))
+        parts += [(parts[0][0], 0.0)] * (max(n for n, _ in ranks) - len(parts))
+    return parts
 
 
 def gathered(x, run):

@@ -62,6 +62,7 @@ import os
 import random
 import time
 from collections import Counter
+from itertools import product
 from types import SimpleNamespace
 
 import torch
@@ -104,8 +105,7 @@ def gae(rewards, values, discounts, lam):
     rewards, values, discounts: [T] floats -> (advantages [T], returns [T]). discounts[t] weighs all after
     token t. The first token of the next answer follows the last of a failed one. Nothing follows the end.
 
-        rewards 0 0 1, values 0, discounts 1, lam 1   ->   advantages 1 1 1
-    """
+        rewards 0 0 1, values 0, discounts 1, lam 1   ->   advantages 1 1 1"""
     advantages, next_value, next_advantage = [], 0.0, 0.0
     for reward, value, discount in zip(*(reversed(x.tolist()) for x in (rewards, values, discounts))):
         delta = reward + discount * next_value - value
@@ -148,8 +148,7 @@ def token_rewards(segment, reward_scale, beta):
     reward sits on the last token of an answer; every token pays beta times its k1.
 
         action   0 0 1 1 1 0 0 1 1
-        reward   0 0 0 0 -1 0 0 0 5    ->   [0 0 -1 0 5] / scale - beta * k1
-    """
+        reward   0 0 0 0 -1 0 0 0 5    ->   [0 0 -1 0 5] / scale - beta * k1"""
     verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a],
                             device=segment.logp.device)
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
@@ -158,8 +157,7 @@ def token_rewards(segment, reward_scale, beta):
 def answer_discounts(segment, gamma):
     """The discount behind each action token of a segment -> [n]: gamma where an answer ends, else 1.
 
-        action   0 0 1 1 1 0 0 1 1    ->   [1 1 gamma 1 gamma]
-    """
+        action   0 0 1 1 1 0 0 1 1    ->   [1 1 gamma 1 gamma]"""
     following = segment.action[1:] + [0]
     return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action, following) if now])
 
@@ -247,49 +245,45 @@ def train(args, run, init, folder):
         factor = min(1, (1 - loop.progress) / args.decay) if args.decay else 1
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        updates, trained_tokens, stats, ratio_error, too_far = 0, 0, Counter(), 0.0, False
+        updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         model.train(args.activation_checkpointing)  # else as it was scored: in eval() mode
-        for _ in range(args.epochs):
-            order = rng.sample(segments, len(segments))
-            for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
-                batch = order[m::args.minibatches]
-                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
-                optimizer.zero_grad(set_to_none=True)
-                sums = Counter()
-                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
-                    old_logp = joined(part, "logp")                                            # [N]
-                    logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
-                                                 entropy_grad=args.coef_entropy > 0)           # [N] each
-                    policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)  # [N]
-                    critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
-                                        args.clip_value)                                       # [N]
-                    loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
-                    run.scaler.scale(weight * loss).backward()
-                    log_ratio = (logp - old_logp).detach()
-                    if updates == 0:
-                        ratio_error = max(ratio_error, log_ratio.abs().max().item())
-                    for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
-                                    ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
-                                    ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
-                        sums[name] += weight * x.sum().item()
-                trained_tokens += sum(len(s.ids) for s in batch)
-                means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
-                if not all(map(math.isfinite, means.values())):
-                    fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, "
-                         f"value {means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
-                         "the last checkpoint is intact")
-                if run.dtype == torch.float32 and ratio_error > 1e-3:
-                    fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not "
-                         "repeatable")
-                too_far = means["approx_kl"] > args.target_kl  # asked before the step: it is not taken then
-                if too_far:
-                    break
-                norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
-                if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
-                    updates += 1
-                    stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
-            if too_far:
+        for _, m in product(range(args.epochs), range(args.minibatches)):  # fixed: ranks stay in step
+            if m == 0:
+                order = rng.sample(segments, len(segments))
+            batch = order[m::args.minibatches]
+            count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
+            optimizer.zero_grad(set_to_none=True)
+            sums = Counter()
+            for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
+                old_logp = joined(part, "logp")                                                # [N]
+                logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
+                                             entropy_grad=args.coef_entropy > 0)               # [N] each
+                policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)      # [N]
+                critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
+                                    args.clip_value)                                           # [N]
+                loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
+                run.scaler.scale(weight * loss).backward()
+                log_ratio = (logp - old_logp).detach()
+                if updates == 0:
+                    ratio_error = max(ratio_error, log_ratio.abs().max().item())
+                for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
+                                ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
+                                ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
+                    sums[name] += weight * x.sum().item()
+            trained_tokens += sum(len(s.ids) for s in batch)
+            means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
+            if not all(map(math.isfinite, means.values())):
+                fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, "
+                     f"value {means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
+                     "the last checkpoint is intact")
+            if run.dtype == torch.float32 and ratio_error > 1e-3:
+                fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
+            if means["approx_kl"] > args.target_kl:  # asked before the step: it is not taken then
                 break
+            norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
+            if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
+                updates += 1
+                stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
 
         # ==== COMPUTE AND LOG: sums over all ranks, then shares and means (explained_var: rank 0's) ====
         turns = [t for e in episodes for t in e.turns]

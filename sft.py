@@ -168,8 +168,7 @@ def demonstration_row(tok, model, messages, images, answer):
     """Prompt without loss, answer and end of turn with it. The prompt's ids are those of a rollout.
 
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
-        action    0      0  0  0     0            1   1   1  1   1
-    """
+        action    0      0  0  0     0            1   1   1  1   1"""
     row = prompt(tok, messages, images)
     row.add(answer_ids(tok, model, messages, answer), 1)
     return row
@@ -257,14 +256,16 @@ class Loop:
         self.name, self.args, self.run, self.folder, self.source = name, args, run, folder, source
         self.model, self.tok, self.extra = model, tok, extra
         self.checkpoint = os.path.join(folder, "checkpoint")
-        state = load_state(self.checkpoint) if checkpoint_at(self.checkpoint) else {}
+        state = load_state(self.checkpoint)
         if state and not args.resume:
             fail(f"{folder}: another command has trained this run in the meantime")
         if state.get("world", run.world) != run.world:
             fail(f"--resume: {folder} was trained by {state['world']} processes, and this is {run.world}: "
                  "its batches would be others")
         self.n = sum(p.numel() for p in model.parameters())
-        self.start_flops = state.get("start_flops", fine_tuning_flops(source))
+        start = load_state(source) if source else {}
+        spent = start.get("flops", 0.0) if start.get("stage", "base") != "base" else 0.0  # since the base
+        self.start_flops = state.get("start_flops", spent)
         self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
         self.budget = 6 * self.n * args.tokens
         self.verify = args.verify or ENVS[args.env].default_verify
@@ -295,10 +296,6 @@ class Loop:
         self.interrupted = True
         signal.signal(signal.SIGINT, self.signals_before[signal.SIGINT])
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
-
-    def restore_signals(self):
-        for number, handler in self.signals_before.items():
-            signal.signal(number, handler)
 
     def goes_on(self):
         """Measure success where a monitor is due -> False when budget or --steps are used up or on Ctrl-C."""
@@ -351,7 +348,8 @@ class Loop:
 
     def close(self):
         self.bar.close()
-        self.restore_signals()
+        for number, handler in self.signals_before.items():
+            signal.signal(number, handler)
         self.save()
         if self.seconds:
             say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
@@ -381,9 +379,9 @@ def lock(folder, run):
 
 
 def read_log(file):
-    """metrics.jsonl -> [record, ...], without lines that a killed run or a full disk has damaged."""
+    """metrics.jsonl -> [record, ...], [] if not there. Lines damaged by a kill or a full disk are left out."""
     records = []
-    with open(file, encoding="utf-8", errors="replace") as f:
+    with suppress(FileNotFoundError), open(file, encoding="utf-8", errors="replace") as f:
         for line in f:
             with suppress(ValueError):
                 records.append(json.loads(line))
@@ -392,10 +390,9 @@ def read_log(file):
 
 def open_log(folder, step, header, resumed):
     """metrics.jsonl of a run, to append to. On resume, records after the checkpoint's step are dropped."""
-    file, records = os.path.join(folder, "metrics.jsonl"), []
+    file = os.path.join(folder, "metrics.jsonl")
     try:
-        if resumed and os.path.isfile(file):
-            records = [r for r in read_log(file) if r.get("step", 0) <= step]
+        records = [r for r in read_log(file) if r.get("step", 0) <= step] if resumed else []
         with open(file + ".tmp", "w", encoding="utf-8") as f:
             f.writelines(json.dumps(r) + "\n" for r in records or [header])
         os.replace(file + ".tmp", file)
@@ -407,17 +404,10 @@ def open_log(folder, step, header, resumed):
 def log_row(folder, cells):
     """The table's row of a run becomes the last record of its metrics.jsonl, once."""
     file = os.path.join(folder, "metrics.jsonl")
-    records = read_log(file) if os.path.isfile(file) else []
-    last = records[-1] if records else {}
+    last = (read_log(file) or [{}])[-1]
     if "loss" in last or "reward" in last:
         with open(file, "a", encoding="utf-8") as f:
             f.write(json.dumps({**{n: last[n] for n in ("step", "flops", "tokens")}, **cells}) + "\n")
-
-
-def fine_tuning_flops(path):
-    """Compute spent on a checkpoint since the base; 0 for a base or a model from elsewhere."""
-    state = load_state(path) if path else {}
-    return state.get("flops", 0.0) if state.get("stage") in ("init", "sft", "rl") else 0.0
 
 
 def peak_memory_gb(run):
@@ -441,19 +431,17 @@ def check_ranks_agree(model, run):
 
 
 def reduce_gradients(parameters, run):
-    """Sum gradients over the ranks, all of one dtype in one message. Losses are divided by the global token
-    count, so the sum is the mean."""
+    """Sum gradients over the ranks, in one message. Losses are divided by the global token count, so the sum
+    is the mean."""
     if run.world == 1 or run.sharded:  # backward() has done it then
         return
     for p in parameters:
         if p.grad is None:  # a rank whose batch had nothing for it still takes part
             p.grad = torch.zeros_like(p)
-    for dtype in sorted({p.dtype for p in parameters}, key=str):
-        gradients = [p.grad for p in parameters if p.dtype == dtype]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for g, piece in zip(gradients, flat.split([g.numel() for g in gradients])):
-            g.copy_(piece.view_as(g))
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for p, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(piece.view_as(p))
 
 
 def clip_and_step(parameters, optimizers, run, where):
@@ -592,7 +580,8 @@ def is_finished(folder, args, run, only=None):
         say(run, f"[{stage}] found, not trained again: {folder}")
         return True
     if not args.resume and not args.on_the_way:
-        fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or --out")
+        fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
+             "--out")
     args.resume = True
     return False
 
