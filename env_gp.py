@@ -10,8 +10,7 @@ training set. The base, like a web-scale model, has met all arithmetic.
 An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     its keywords                        verify, seed, data, vl, pixels and those in cells()
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
-    step(text) -> Step                  judges an answer. verifier.Step explains the keys of info: "verdict",
-        "success", "position_done", "position_solved", "rule_matters", "recognized", "other_rule"
+    step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
     expert(writer) -> str               a right answer to the current state. Writers: "expert": any one of the
         hand's solutions, canonical, the same for a hand; "habit": what the base would write, the shortest
     cells(rule, visual) -> dict         the table's columns: {column: keywords}
@@ -377,20 +376,19 @@ def read(faces, cards, numbers, rng, misread):
     return said, said_numbers
 
 
-def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood", rare_share=0.1,
-                     rare_misread=0.5):
+def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     """One pretraining document with a picture -> (document, [picture]). It is a caption or a game, a str in
     which "<image>" marks the picture; with probability chat_share it is a chat about the picture.
     noise: the share of wrong formulas. Chats have three times that, and misread half of it.
     rare: the look that the base knows poorly, the one held out: were both read well, nothing would be left to
-    generalise to. It has rare_share of the pictures, and rare_misread of these are misread."""
-    look = rare if rng.random() < rare_share else OTHER[rare]
+    generalise to. It has a tenth of the pictures, and half of these are misread."""
+    look = rare if rng.random() < 0.1 else OTHER[rare]
     faces, cards, numbers = game(rng)
     shown = [picture(cards, look, pixels, rng.getrandbits(64))]
     kind = rng.random()
     if kind < chat_share:
-        return chat(faces, cards, numbers, rng, 3 * noise, rare_misread if look == rare else noise / 2), shown
-    said, numbers = read(faces, cards, numbers, rng, rare_misread if look == rare else 0)
+        return chat(faces, cards, numbers, rng, 3 * noise, 0.5 if look == rare else noise / 2), shown
+    said, numbers = read(faces, cards, numbers, rng, 0.5 if look == rare else 0)
     if kind < (1 + chat_share) / 2:
         return "<image>" + fill(CAPTION, said), shown
     return "<image>" + fill(GAME, said, faces, numbers, some_formula(numbers, rng, noise)), shown

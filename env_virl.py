@@ -14,14 +14,12 @@ rule is a matter of which word to copy.
 With vl=True the current observation is not told but shown, in four street views. Looks (Visual Variation):
 visual="id" is one group of cities with one look, visual="ood" another group with another look.
 
-Departures from the authors' release
-  - Headings wrap around (verifier.relative_word), and seeds count.
+Departures from the authors' release, beside those in README.md
   - Behind a turn the observation is only "at an intersection", without the landmark.
   - A prompt in the city shows the last HISTORY steps; the last turn is always among them.
   - In the city at most one step lies between two intersections, so turns are 36% of all positions. Pictures
     then leave one question: after a forward(), has the walker arrived? A player who never looks has 85% of
     the positions by the first attempt, and all by the second. So read the "first" columns.
-  - Views lie as the prompt says: front, right / back, left. The release's are 45 degrees off.
   - City pictures are drawn. A landmark is known by two signs, not by writing.
 """
 import hashlib

@@ -782,7 +782,6 @@ def save(path, model, tok, state, weights=None):
     tmp, old = path + ".tmp", path + ".old"
     try:
         shutil.rmtree(tmp, ignore_errors=True)
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         model.save_pretrained(tmp, state_dict=weights)
         (loaded_processor(tok) or tok).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
