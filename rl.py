@@ -62,8 +62,7 @@ import os
 import random
 import time
 from collections import Counter
-from itertools import product
-from types import SimpleNamespace
+from itertools import chain, product
 
 import torch
 
@@ -291,27 +290,25 @@ def train(args, run, init, folder):
                 if t.get("recognized") is not None]
         k1, k3 = kl_estimators(joined(segments, "logp"), joined(segments, "ref_logp"))
         returns = joined(segments, "returns")
-        mine = {"trained": trained_tokens,
-                "buffer": sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments),
-                "episodes": len(episodes), "turns": len(turns), "reward": sum(t["reward"] for t in turns),
-                "solved": sum(t["position_solved"] for t in turns),
-                "positions": sum(t["position_done"] for t in turns),
-                "recognized": sum(read), "read": len(read), "cut": sum(t["cut"] for t in turns),
-                "actions": len(k1), "k1": k1.sum().item(), "k3": k3.sum().item(),
-                **{v: sum(t["verdict"] == v for t in turns) for v in env_class.verdicts}}
-        total = SimpleNamespace(**dict(zip(mine, all_sum(list(mine.values()), run))))
-        record = {"reward": total.reward / total.episodes, "success": total.solved / total.positions,
-                  **({"recognized": total.recognized / max(1, total.read)} if args.vl else {}),
-                  "kl1": total.k1 / total.actions, "kl3": total.k3 / total.actions,
-                  **{name: x / max(1, updates) for name, x in stats.items()},
-                  "ratio_error": ratio_error, "updates": updates, "lr": args.lr * factor,
-                  "explained_var": 1 - ((returns - joined(segments, "value")).var()
-                                        / (returns.var() + 1e-8)).item(),
-                  "turns": total.turns / total.episodes, "tokens_per_answer": total.actions / total.turns,
-                  "cut": total.cut / total.turns,
-                  "verdicts": {v: getattr(total, v) / total.turns for v in env_class.verdicts},
-                  "episodes_per_s": total.episodes / (time.perf_counter() - start),
-                  "sampling_seconds": sampling_seconds}
+        fractions = {  # of this rank: (numerator, denominator)
+            "reward": (sum(t["reward"] for t in turns), len(episodes)),
+            "success": (sum(t["position_solved"] for t in turns), sum(t["position_done"] for t in turns)),
+            **({"recognized": (sum(read), len(read))} if args.vl else {}),
+            "kl1": (k1.sum().item(), len(k1)), "kl3": (k3.sum().item(), len(k3)),
+            "turns": (len(turns), len(episodes)), "tokens_per_answer": (len(k1), len(turns)),
+            "cut": (sum(t["cut"] for t in turns), len(turns)),
+            **{v: (sum(t["verdict"] == v for t in turns), len(turns)) for v in env_class.verdicts}}
+        buffer_tokens = sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments)
+        played, trained, buffer, *sums = all_sum(
+            [len(episodes), trained_tokens, buffer_tokens, *chain(*fractions.values())], run)
+        record = {name: x / max(1, n) for name, x, n in zip(fractions, sums[::2], sums[1::2])}
+        record.update({
+            "verdicts": {v: record.pop(v) for v in env_class.verdicts},
+            **{name: x / max(1, updates) for name, x in stats.items()},
+            "ratio_error": ratio_error, "updates": updates, "lr": args.lr * factor,
+            "explained_var": 1 - ((returns - joined(segments, "value")).var()
+                                  / (returns.var() + 1e-8)).item(),
+            "episodes_per_s": played / (time.perf_counter() - start), "sampling_seconds": sampling_seconds})
         key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
                "explained_var": ".2f", "episodes_per_s": ".0f"}
         say(run, f"KEY {loop.step + 1:3d}", *(f"{n} {record.get(n, 0):{form}}" for n, form in key.items()))
@@ -321,7 +318,7 @@ def train(args, run, init, folder):
                     f.write(f"---- iteration {loop.step + 1}, success {e.success}\n"
                             + "\n".join(tok.decode(s.ids) for s in e.segments)
                             + f"\nrewards {[t['reward'] for t in e.turns]}\n")
-        loop.step_done(6 * loop.n * total.trained + 2 * loop.n * total.buffer, total.trained, record,
+        loop.step_done(6 * loop.n * trained + 2 * loop.n * buffer, trained, record,
                        f"success {record['success']:.2f}")
     loop.close()
 

@@ -379,7 +379,7 @@ def lock(folder, run):
 
 
 def read_log(file):
-    """metrics.jsonl -> [record, ...], [] if not there. Lines damaged by a kill or a full disk are left out."""
+    """metrics.jsonl -> [record, ...], [] without one. Lines damaged by a kill or a full disk are left out."""
     records = []
     with suppress(FileNotFoundError), open(file, encoding="utf-8", errors="replace") as f:
         for line in f:

@@ -2444,7 +2444,7 @@ def test_interruptions():
             ev.save(f"{out}/nan", model, tok, {})
         equal(synced, [True], "os.sync() before the renames")
     code = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None; import rl, sft; print(%s)"
-    assert "nan" in command("-c", code % "sft.peak_memory_gb(rl.SimpleNamespace(device=rl.torch.device('cpu')))")
+    assert "nan" in command("-c", code % "sft.peak_memory_gb(sys.modules['eval'].SimpleNamespace(device=rl.torch.device('cpu')))")
     run, peak = cpu(), SimpleNamespace(ru_maxrss=2 ** 30)
     for platform, gigabytes in (("darwin", 1), ("linux", 1024)):
         with mock.patch.object(sys, "platform", platform), mock.patch.object(sft.resource, "getrusage", lambda _: peak):
