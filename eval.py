@@ -403,7 +403,7 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
     def solved(among):
         return {**rate([int(turns[-1]["position_solved"]) for turns in among]),
                 "first": rate([int(turns[0]["position_solved"]) for turns in among])}
-    was_training, rng, cells = model.training, torch.get_rng_state(), {}
+    cells = {}
     for column, keywords in columns(args).items():
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
         count = getattr(make(args, **keywords), "fixed_routes", None) or episodes
@@ -434,8 +434,6 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
         if column == "id" and reference is not None:
             cells[column]["kl"] = (0.0 if reference is model
                                    else kl_to(reference, model, tok, played, args, run))
-    torch.set_rng_state(rng)
-    model.train(was_training)
     return cells
 
 
@@ -452,12 +450,6 @@ def columns(args):
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
     return keywords
-
-
-def brief(cells):
-    """{"seen": ..., "id": ..., "ood": ...} -> "seen .91 ID .40 OOD .12", for progress bars."""
-    text = " ".join(f"{HEADS[c]} {cells[c]['p']:.2f}" for c in cells)
-    return text + (f", read {cells['id']['recognition']['p']:.2f}" if "recognition" in cells["id"] else "")
 
 
 def print_table(rows, args, verify):

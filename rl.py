@@ -345,9 +345,7 @@ def main(argv=None):
         fail("--temperature 0: PPO needs samples; choose a value above 0")
     args.on_the_way, chosen_tokens = False, args.tokens
     args.from_elsewhere = from_elsewhere(args.init or args.model)
-    if args.from_elsewhere:
-        fill_in(args, REAL_PPO)
-    fill_in(args, PPO)
+    fill_in(args, {**PPO, **REAL_PPO} if args.from_elsewhere else PPO)
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "
              "empty")
