@@ -8,8 +8,7 @@
 Columns (paper, section 5.1): seen = episodes trained on, ID = unseen episodes under the trained rule, OOD =
 unseen episodes under the held-out rule. With --vl also visual OOD = unseen episodes, trained rule, the other
 look. Success = solved within --verify attempts; errors: one standard error. "First" = by the first attempt.
-KL = KL(model || init) in nats per first answer, on ID prompts, from the model's own samples. The table:
-eval.json.
+KL = KL(model || init), nats per first answer on ID prompts, by the model's own samples. File: eval.json.
 
 Departures from the paper: sampling at T = 1, the distribution that PPO optimises (the paper: 0.2); 300
 episodes a cell (the paper: 234); ID episodes are unseen (the paper's ID is our "seen").
@@ -192,8 +191,7 @@ def join_pictures(segments, width, device, left):
 
 
 def collate(segments, pad_id, device, left=False):
-    """Pad on the right, or on the left to generate -> the model's inputs (ids, mask [B, T] long; pictures),
-    action [B, T] bool."""
+    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool."""
     width = max(len(s.ids) for s in segments)
 
     def padded(rows, pad):
@@ -238,8 +236,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
     padded on the left. batch: of one generate() call, at most; environments that are done leave it.
-    keep_pictures: False drops those of conversations that are over, but the first: kl_to() reads that, PPO
-    all."""
+    keep_pictures: False drops those of conversations that are over but the first, which kl_to() reads."""
     model.eval()
     lend(model, True)
     ends = set(model.generation_config.eos_token_id)
@@ -818,8 +815,7 @@ def training_flags(args):
 
 
 def same_flags(folder, args, only=None):
-    """Fail, naming them, if a run was made with other flags. only: those that count. Default: all, but a run
-    that goes on may have a larger budget."""
+    """Fail, naming them, if a run was made with other flags (only: of these). --resume may raise --tokens."""
     old, new = load_state(folder).get("flags", {}), training_flags(args)
     if getattr(args, "resume", False):
         new.pop("tokens", None)

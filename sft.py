@@ -308,7 +308,7 @@ class Loop:
             if first:
                 measured[os.path.abspath(self.source)] = cells
             self.next_monitor = math.floor(self.progress * args.monitors) + 1
-            self.monitor_text = " ".join(f"{HEADS[c]} {cells[c]['p']:.2f}" for c in cells)  # seen 0.91 ID 0.40
+            self.monitor_text = " ".join(f"{HEADS[c]} {cells[c]['p']:.2f}" for c in cells)  # seen 0.91 ...
             if "recognition" in cells["id"]:
                 self.monitor_text += f", read {cells['id']['recognition']['p']:.2f}"
             say(self.run, f"[{self.name}] step {self.step:4d} {100 * self.progress:3.0f}% "
@@ -433,8 +433,7 @@ def check_ranks_agree(model, run):
 
 
 def reduce_gradients(parameters, run):
-    """Sum gradients over the ranks, in one message. Losses are divided by the global token count, so the sum
-    is the mean."""
+    """Sum gradients over the ranks, in one message. Losses are divided by the global token count already."""
     if run.world == 1 or run.sharded:  # backward() has done it then
         return
     for p in parameters:
