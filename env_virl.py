@@ -324,8 +324,7 @@ class VIRL:
 
     @staticmethod
     def cells(rule, visual=None):
-        """The table's columns for a model trained on `rule`, and on pictures of the look `visual`: {name:
-        keywords of __init__}. Pictures add a fourth: the trained rule, unseen routes, the other look."""
+        """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
         other = {"id": "ood", "ood": "id"}
         cell = dict(rule=rule, split="unseen", move_on=True)
         if visual is not None:
@@ -410,7 +409,6 @@ LOOKS = {  # RGB; pane: windows in a row of one house, then a window's width and
     "ood": dict(sky=(44, 32, 86), walls=((62, 98, 112), (44, 66, 98), (84, 84, 128)), pane=(1, 0.8, 0.3),
                 glass=(246, 196, 110), ground=(136, 84, 60), zebra=(250, 206, 40), house=(24, 128, 112),
                 paper=(22, 26, 58), ink=(255, 206, 120))}
-UNUSUAL = 0.1  # share of pretraining pictures in the look that the base knows less
 SHAPES = {"P": "polygon", "R": "rectangle", "E": "ellipse"}
 SIGNS = {  # on a square of 100 x 100, x to the right, y down; ~ cuts out
     "Bank": "P 0 30 50 0 100 30, R 8 38 26 82, R 41 38 59 82, R 74 38 92 82, R 0 86 100 100",
@@ -544,9 +542,9 @@ def some_observation(rng, crossing):
 def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     """One pretraining document with a picture -> (document, [picture]). A str with "<image>" in it (four in
     five a caption, else a single position), or with probability chat_share a list of chat messages, the
-    picture in the first. The look is `rare` with probability UNUSUAL, and half of these misname landmark and
+    picture in the first. The look is `rare` in one of ten pictures, and half of these misname landmark and
     side. So the base can read both looks, but one of them poorly. noise: as in document()."""
-    kind, unusual, seed = rng.random(), rng.random() < UNUSUAL, rng.getrandbits(64)
+    kind, unusual, seed = rng.random(), rng.random() < 0.1, rng.getrandbits(64)
     if kind >= chat_share + 0.2 * (1 - chat_share):
         doc, observation = CAPTION, some_observation(rng, rng.random() < 0.5)
     else:

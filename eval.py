@@ -108,8 +108,7 @@ def encode(tok, text, images):
     if not images:
         return Segment(tok(text, add_special_tokens=False).input_ids)
     if loaded_processor(tok) is None:
-        why = getattr(tok, "processor", None)
-        fail(f"--vl: the model's processor cannot be loaded: {why}" if why else
+        fail(f"--vl: the model's processor cannot be loaded: {tok.processor}" if tok.processor else
              "--vl needs a vision-language model, and this one reads text alone")
     inputs = dict(tok.processor(text=[text], images=list(images), add_special_tokens=False,
                                 return_tensors="pt"))
@@ -245,8 +244,11 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
         suppress_tokens=model.generation_config.suppress_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    starts = [env.reset(seed) for env, seed in zip(envs, seeds)]
-    episodes, chats = [Episode([prompt(tok, *start)]) for start in starts], [chat for chat, _ in starts]
+    episodes, chats = [], []
+    for env, seed in zip(envs, seeds):
+        messages, images = env.reset(seed)
+        episodes.append(Episode([prompt(tok, messages, images)]))
+        chats.append(messages)
     active = list(range(len(envs)))
     while active:
         still, size = [], batch_size([episodes[i].segments[-1] for i in active], max_new_tokens, batch)
@@ -760,8 +762,7 @@ def load_processor(path):
 
 def loaded_processor(tok):
     """The processor of a vision-language model's tokenizer; None if there is none or it was not loaded."""
-    processor = getattr(tok, "processor", None)
-    return None if isinstance(processor, str) else processor
+    return None if isinstance(tok.processor, str) else tok.processor
 
 
 def save(path, model, tok, state, weights=None):
