@@ -716,12 +716,15 @@ def load(path, device="cpu", dtype=torch.float32):
         tok = getattr(processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder or path)
         tok.chat_template = getattr(processor, "chat_template", None) or tok.chat_template  # with pictures
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-        model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True)
+        model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True,
+                                             ignore_mismatched_sizes=True)  # they are named below
         vocabulary = model.get_output_embeddings().out_features
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
-    if lost := sorted(report["missing_keys"]):
-        fail(f"{path!r} is incomplete: {len(lost)} weights are missing, {lost[0]} first")
+    lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
+    if lost:
+        fail(f"{path!r}: {len(lost)} weights are missing or have another shape than its config.json says, "
+             f"{lost[0]} first")
     tok.processor = processor
     if isinstance(tok.chat_template, dict):  # several by name
         tok.chat_template = tok.chat_template.get("default")
