@@ -151,16 +151,16 @@ def points_of(file):
 def print_course(files, part):
     """One run over several seeds: success at each of its monitors, a line a monitor."""
     runs = [points_of(file)[1] for file in files]
-    print("share of the budget, then percent: each seed | mean | mean change since the first, in standard errors")
-    last = max(p["flops"] for p in runs[0])
+    print("share of the budget | percent: each seed | mean; OOD's change since the first, in standard errors")
+    spent = [p["flops"] - runs[0][0]["flops"] for p in runs[0]]
     for i in range(min(map(len, runs))):
-        text = f"{(runs[0][i]['flops'] - runs[0][0]['flops']) / (last - runs[0][0]['flops']):5.2f} "
+        text = f"{spent[i] / spent[-1]:4.2f}"
         for column in ("seen", "id", "ood"):
             now, first = ([100 * PARTS[part](run[k][column])["p"] for run in runs] for k in (i, 0))
-            change, se = mean_se([a - b for a, b in zip(now, first)])
-            text += (f"| {column} {' '.join(f'{x:5.1f}' for x in now)} | {mean_se(now)[0]:5.1f} | "
-                     f"{change:+6.1f}, {min(99, abs(change) / max(se, 1e-9)):4.1f} ")
-        print(text)
+            text += f" | {column} {' '.join(f'{x:5.1f}' for x in now)} | {mean_se(now)[0]:5.1f}"
+        change, se = mean_se([a - b for a, b in zip(now, first)])  # of OOD, the last column
+        print(f"{text}; {change:+6.1f}, {min(99, abs(change) / max(se, 1e-9)):4.1f}"
+              + "*" * (abs(change) > se * T95.get(len(runs), 2.6) > 0))
 
 
 def at_seen(points, level, part):
