@@ -1,6 +1,6 @@
 """eval.py: a model plays an environment. Chat to tokens, rollouts, scores, success rates, the ID/OOD table.
 
-    python eval.py --env gp                                    # every checkpoint found under out/gp, rule id
+    python eval.py --env gp                                    # base, init, sft and rl under out/gp, rule id
     python eval.py --env gp --rule ood --models out/gp/ood/init out/gp/ood/rl --episodes 1000
     python eval.py --env gp --verify 1 --temperature 0.2       # one attempt, the paper's sampling temperature
     python eval.py --env gp --vl --visual id                   # cards in pictures: one more column
@@ -75,7 +75,7 @@ class Segment:
     returns: torch.Tensor = None    # advantage + value
 
     def add(self, ids, action):
-        """Append ids with this action. Ids before that have none get it too: add([], 0) in prompt()."""
+        """Append ids with this action. Earlier ids that have none yet get it too, as in prompt()."""
         self.ids = self.ids + ids
         self.action += [action] * (len(self.ids) - len(self.action))
         self.reward += [0.0] * (len(self.ids) - len(self.reward))
@@ -86,8 +86,8 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 
 
 def chat_text(tok, messages, images=(), **options):
-    """A conversation in the chat template's words. With a processor, images stand before the first user's.
-    A template that lets its model think before it answers is asked not to."""
+    """A conversation in the chat template's words. With a processor, images stand before the first user's
+    text. A template that lets its model think before it answers is asked not to."""
     if loaded_processor(tok) is not None:
         first = [m["role"] for m in messages].index("user")
         messages = [{"role": m["role"], "content": [{"type": "image"}] * (len(images) if i == first else 0)
@@ -174,7 +174,7 @@ PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # o
 
 def join_pictures(segments, width, device, left):
     """The pictures of a batch as keywords for the model, joined along their first dimension (images, or
-    patches). PER_TOKEN is padded as the ids are. What follows the prompt sees what its end saw."""
+    patches). PER_TOKEN is padded as the ids are. Later tokens repeat the prompt's last entry."""
     joined = {}
     for name in dict.fromkeys(name for s in segments for name in s.pictures):
         parts = []
@@ -235,9 +235,10 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
     padded on the left. batch: of one generate() call, at most; environments that are done leave it.
-    keep_pictures: False drops those of conversations that are over but the first, which kl_to() reads."""
+    keep_pictures: False drops the pictures of finished conversations but the first's, which kl_to() reads.
+    run: device, ranks and precision, from setup()."""
     model.eval()
-    lend(model, True)
+    lend(model, True)  # --shard: all weights here while sampling
     ends = set(model.generation_config.eos_token_id)
     config = GenerationConfig(
         do_sample=temperature > 0, temperature=temperature or None, top_k=0, top_p=1.0,
@@ -324,7 +325,7 @@ def forward(model, segments, pad_id, run, **options):
         options["logits_to_keep"] = keep
     with run.amp():
         out = model(**inputs, use_cache=False, **options)
-    logits = out.logits if out.logits.ndim == 2 else out.logits[keep]       # [N, V]; few models make them all
+    logits = out.logits if out.logits.ndim == 2 else out.logits[keep]       # [N, V]; some make them all
     return out, logits.float(), keep, inputs["input_ids"][:, 1:][action[:, 1:]]
 
 
@@ -392,7 +393,7 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
     """Success rates of a model in the columns of the table -> {column: {...}}, each with
         "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts
         "first"          ... by the first attempt                    "episode"  share of whole episodes solved
-        "matters"        {"p", ..., "first"} of the positions at which the two rules differ alone
+        "matters"        {"p", ..., "first"} of only the positions at which the two rules differ
         "paper"          the paper's counting, paper_answers()
         "other_rule"     share of first answers that follow the other rule, among those positions
         "verdicts"       shares among first answers                  "kl"       in "id", given a reference

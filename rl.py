@@ -8,16 +8,17 @@
     python rl.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen    # a real model, with rates of its own
 Finished runs, --name, --resume and Ctrl-C: as in sft.py.
 
-The objective. States are token prefixes, actions tokens. An episode gives each position (a hand; a step of a
+The objective. States are token prefixes, actions tokens. An episode gives each position (a hand; a place on a
 route) up to --verify answers, with feedback in between (paper, section 3). pi_old is the policy that sampled,
-pi_ref the frozen reference (the init). L_P takes the A_t whitened.
+pi_ref the frozen reference (the init). W_t is A_t whitened: whiten().
 
     ratio     ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t)                                          policy_loss()
     reward    r_t = [verifier / reward_scale if a_t ends an answer] - beta log(pi_old/pi_ref)  token_rewards()
     advantage A_t = delta_t + g_t lambda A_{t+1},   delta_t = r_t + g_t V(s_{t+1}) - V(s_t)    gae()
               g_t = gamma if a_t ends an answer, else 1                                     answer_discounts()
-    policy    L_P = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps))             policy_loss()
+    policy    L_P = mean_t max(-W_t ratio_t, -W_t clip(ratio_t, 1 - eps, 1 + eps))             policy_loss()
     value     L_V = mean_t 1/2 max((V - R_t)^2, (V_clipped - R_t)^2),  R_t = A_t + V_old(s_t)  value_loss()
+              V_clipped = V_old + clip(V - V_old, -clip_value, clip_value)
     loss      L_P + coef_value L_V - coef_entropy H(pi)                                        train()
 
 Why each part is there.
@@ -31,31 +32,33 @@ Why each part is there.
     Ratio       Several updates use the same samples. From the second on, pi is no longer what sampled them.
                 The ratio corrects for that. Before the first it is 1: in fp32 the run stops if it is not.
     Clip        The correction is good only near pi_old. Beyond 1 +- eps a token stops pushing further away.
-    KL penalty  Keeps pi near the init, and so keeps what no reward asks for: reading the other rule.
+    KL penalty  Keeps pi near the init, which can read both rules. How much it does here: results/, losses.
 
-Metrics, a record an iteration in metrics.jsonl (episodes.txt: two of every tenth), with what was measured at
-the chosen rates (`python results/figures.py ppo`, medians unless said):
+Metrics, a record an iteration in metrics.jsonl (episodes.txt: two episodes of every tenth iteration), with
+what was measured in words at the chosen rates, in medians unless said
+(`python results/figures.py ppo results/raw/gp-*-rl-1e-4.jsonl results/raw/virl-*-rl-2e-4.jsonl`):
     reward           verifier's reward per episode, unscaled (GeneralPoints: -15 to 5); rises
     success          share of positions solved while sampling; rises
     recognized       with pictures: share of their parts that first answers read right; does not fall
-    kl1, kl3         KL(pi || pi_ref) per token, two estimators (below); agree, and grow to about .06
-    approx_kl        KL(pi_old || pi) over the update, k3; .002, in 95% of iterations below .007
-    clip_fraction    share of ratios beyond the clip; .007, in 95% below .02: here the clip hardly acts
-    ratio_error      max |log ratio| of the first minibatch, before any step; in fp32 rounding, below 2e-5
-    entropy          nats per token; falls slowly, from .2 to .1 (V-IRL: from .1 to .07), never to 0
-    explained_var    1 - Var(R - V) / Var(R), on rank 0; from 0 to .1-.2 in GeneralPoints, where only its last
-                     tokens show a formula's worth, to .4 in V-IRL
+    kl1, kl3         KL(pi || pi_ref) per token, two estimators (below); agree, and grow to .06 (V-IRL: .03)
+    approx_kl        KL(pi_old || pi), k3, mean over an iteration's steps; .002, in 95% below .007
+    clip_fraction    share of ratios beyond the clip; .007, in 95% below .025: here the clip hardly acts
+    ratio_error      max |log ratio| of the first minibatch, before any step (rank 0's); in fp32 below 4e-5
+    entropy          nats per token; falls slowly, from .2 to .1 (V-IRL: from .09 to .08), never to 0
+    explained_var    1 - Var(R - V) / Var(R), on rank 0; from 0 to .1 in GeneralPoints, where only its last
+                     tokens show a formula's worth, to .3 in V-IRL
     value_loss, policy_loss, grad_norm (before clipping), lr (of the policy), updates (optimizer steps taken),
-    turns (answers per episode), tokens_per_answer (steady), cut (share of answers that ran into
+    turns (answers an episode), tokens_per_answer (steady), cut (share of answers that ran into
     --max_new_tokens), verdicts (share of each), tokens_per_s (trained on), episodes_per_s, memory_gb, flops
-    and tokens (compute, below, and / 6N).
+    (compute X, below), tokens (X / 6N).
 
 Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of
 every epoch, D_buffer every token that went through a model without a gradient: in the scoring passes of
 policy and reference, and while sampling (a later turn reads its whole conversation again).
 
-Departures from the authors' release: README.md lists them. Running out of attempts is an end, not a
-truncation: the conversation counts attempts. Left out: vLLM-style sampling, a value network, dropout.
+Departures from the authors' release: README.md lists them. After the last attempt nothing is
+bootstrapped: the conversation shows how many were used. Left out: vLLM-style sampling, a value network,
+dropout.
 """
 import math
 import os
@@ -73,25 +76,25 @@ from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, re
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 PPO = {                # gp     gp-vl  virl   virl-vl
-    "tokens":           (8e5,   8e5,   6e5,   6e5),    # compute X / 6N, the same as SFT's
+    "tokens":           (8e5,   8e5,   6e5,   6e5),    # X / 6N without the init's, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
-    "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; in words chosen by ID
+    "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; without pictures chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
     "micro_tokens":     2048,                          # tokens a forward pass, padding included
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
     "beta":             0.02,                          # KL penalty per token (the release: none)
     "clip":             0.2,                           # epsilon (the paper: 0.1)
-    "clip_value":       (0.5,   0.5,   5.0,   5.0),    # how far a value may move; returns reach 1, or 16
+    "clip_value":       (0.5,   0.5,   5.0,   5.0),    # how far a value may move; returns: up to 1, or 2
     "coef_value":       0.1,                           # weight of the value loss (the paper: 0.5)
     "coef_entropy":     0.0,                           # weight of the entropy bonus
     "epochs":           2,                             # passes over each iteration's data (the paper: 4)
     "minibatches":      4,                             # optimizer steps an epoch
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
-    "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; pictures need it
+    "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; cards seen need it
     "monitors":         6,                             # success rates are measured this often a run
 }
-REAL_PPO = {**REAL, "value_rate": 10}  # what is other for a model from elsewhere
+REAL_PPO = {**REAL, "value_rate": 10}  # what differs for a model from elsewhere
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -245,7 +248,7 @@ def train(args, run, init, folder):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
         updates, trained_tokens, stats, ratio_error, too_far = 0, 0, Counter(), 0.0, False
-        model.train(args.activation_checkpointing)  # else as it was scored: in eval() mode
+        model.train(args.activation_checkpointing)  # recomputing needs train() mode, without dropout then
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
             for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
@@ -253,7 +256,7 @@ def train(args, run, init, folder):
                 count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
                 optimizer.zero_grad(set_to_none=True)
                 sums = Counter()
-                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
+                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):  # 0: a repeat
                     old_logp = joined(part, "logp")                                            # [N]
                     logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
                                                  entropy_grad=args.coef_entropy > 0)           # [N] each

@@ -12,10 +12,10 @@ give a new --name for other flags. --resume continues one that was interrupted (
 finished one to a larger --tokens (but no finished init, which keeps no optimizer).
 
 The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that
-ends the turn. Prompts carry no loss. In pretraining all but the places of pictures is "answer".
+ends the turn. Prompts carry no loss. In pretraining all but a row's first token and pictures is "answer".
 
 Who writes the demonstrations (--demos) decides what SFT does:
-    expert   a right answer in another hand than the model's. GeneralPoints: any one of a hand's solutions,
+    expert   a right answer in another style than the model's. GeneralPoints: any one of a hand's solutions,
              always the same for a hand. V-IRL: the current instruction in shorthand.
     habit    what the base would write: the shortest solution; the instruction word by word.
     own      the init's own right answers to the training episodes, sampled once.
@@ -73,7 +73,7 @@ BASE = {
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; in words chosen by ID: results/
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; without pictures chosen by ID
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
@@ -83,10 +83,10 @@ SFT = {
 }
 INIT = {
     **SFT,
-    "tokens":            8e4,                                # enough to take on the expert's hand
+    "tokens":            8e4,                                # enough to take on the expert's style
     "lr":                (1e-3,   1e-3,    1e-4,   1e-4),
 }
-# What is other for a model from elsewhere (--model), in SFT and PPO. Never tried at size: no GPU was at hand.
+# What differs for a model from elsewhere (--model), in SFT and PPO. Never tried at size: no GPU was at hand.
 REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096}
 REAL_INIT = {**REAL, "tokens": 1e6}
 STAGES = {"base": BASE, "init": INIT, "sft": SFT}
@@ -222,7 +222,7 @@ def sft_loss(model, rows, denominator, pad_id, run):
 
 def recompute_activations(model):
     """Keep each block's input alone, and run the block again in the backward pass (activation checkpointing).
-    transformers does so in train() mode only, where PPO wants no dropout: it goes, for SFT too."""
+    transformers does so in train() mode only. PPO wants no dropout, so it is set to 0, for SFT too."""
     try:
         model.activation_checkpointing_enable()
     except ValueError as e:
@@ -269,8 +269,8 @@ class Loop:
         self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
         self.budget = 6 * self.n * args.tokens
         self.verify = args.verify or ENVS[args.env].default_verify
-        # Monitors stand at equal steps of compute. The first measures the init: its row in the final table.
-        # The run's own row is the last one (log_row). A base has no first one, an init none at all.
+        # Monitors stand at equal steps of compute. The first measures the init, for its row in the table.
+        # The last is the final table itself (log_row). A base skips the first, and an init has none.
         self.next_monitor = min(state.get("next_monitor", int(name == "base")),
                                 math.floor(self.progress * args.monitors) + 1)  # for a larger --tokens
         self.monitor_text, self.tokens, self.seconds, self.interrupted = "", 0, 0.0, False
