@@ -14,12 +14,14 @@ points, against log(1 + KL) by least squares; R^2 with the 95% interval of 2,000
 import json
 import os
 import random
+import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import numpy as np  # noqa: E402
 
 EPISODES = 100
+KINDS = {"all": "", "SFT on the expert": r"sft-\d|dose|quarter", "RL from the init": "rl-|verify|nokl|gamma|group"}
 
 
 def differing_answers(episodes):
@@ -90,12 +92,14 @@ def fit(files):
         forward, reverse, points = np.mean(rows, 0)
         print(f"{env:5} {rule:4} {name:18} forward {forward:7.3f}  reverse {reverse:7.3f}  OOD lost {points:6.1f}  "
               f"n = {len(rows)}")
-    rng, y = random.Random(0), np.array([f[3] for f in found])
-    for which, column in (("forward", 1), ("reverse", 2)):
-        x = np.log1p(np.maximum(0, [f[column] for f in found]))
-        draws = [[rng.randrange(len(found)) for _ in found] for _ in range(2000)]
-        low, high = np.percentile([r_squared(x[d], y[d]) for d in draws], (2.5, 97.5))
-        print(f"{which}: R^2 {r_squared(x, y):.2f}, 95% interval {low:.2f} to {high:.2f}, {len(found)} runs")
+    for label, names in KINDS.items():
+        some, rng = [f for f in found if re.match(names, f[0][3])], random.Random(0)
+        for direction, column in (("forward", 1), ("reverse", 2)) if len(some) > 2 else ():
+            x, y = np.log1p([max(0, f[column]) for f in some]), np.array([f[3] for f in some])
+            draws = [[rng.randrange(len(some)) for _ in some] for _ in range(2000)]
+            low, high = np.percentile([r_squared(x[d], y[d]) for d in draws], (2.5, 97.5))
+            print(f"{label}, {direction}: R^2 {r_squared(x, y):.2f}, 95% interval {low:.2f} to {high:.2f}, "
+                  f"{len(some)} runs")
 
 
 if __name__ == "__main__":
