@@ -13,7 +13,7 @@ thin() { awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0'
 # One run: script, task, rule, seed, name, more flags. Its table is made later, together with all others'. Success is
 # measured on the way (for the curves) at the chosen rates alone. VARIANT: of results/variants.py.
 train() {
-  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py monitors=1; shift 5
+  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py monitors=1 prefix=; shift 5
   local folder=$study/s$seed/$env/$rule/$run
   [ -z "${VARIANT:-}" ] || command="results/variants.py $VARIANT $script"
   if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then monitors=4; fi
@@ -21,7 +21,8 @@ train() {
     $python -u $command --env $env --rule $rule --seed $seed --out $study/s$seed --name $run --episodes 2 \
       --monitors $monitors "$@" $([ -d $folder/checkpoint ] && echo --resume)
   fi
-  thin $folder/metrics.jsonl $raw/$env-$rule-s$seed-$run.jsonl $((monitors == 4))
+  [ $study = out/study ] || prefix=${study#out/}-
+  thin $folder/metrics.jsonl $raw/$prefix$env-$rule-s$seed-$run.jsonl $((monitors == 4))
 }
 
 # One table: its section's name, task, rule, seed, the runs in it. 300 hands or 200 routes a cell.
