@@ -1,8 +1,8 @@
 """results/figures.py: what was measured, in tables and pictures. Reads raw files, trains nothing.
 
-    python results/figures.py table results/raw/gp-id-s?.json      # each seed's number, mean, differences
-    python results/figures.py table results/raw/virl-id-s?.json --part turns         # other parts: see PARTS
-    python results/figures.py choose results/raw/gp-id-s?.json     # the grid by ID: which rate is chosen
+    python results/figures.py table results/raw/main-gp-id-s?.json # each seed's number, mean, differences
+    python results/figures.py table results/raw/main-virl-id-s?.json --part turns    # other parts: see PARTS
+    python results/figures.py choose results/raw/rates-gp-id-s?.json     # the grid by ID: which rate is chosen
     python results/figures.py course results/raw/gp-id-s?-dose.jsonl                 # success on the way
     python results/figures.py matched results/raw/gp-id-s?-{sft-2e-4,rl-1e-4}.jsonl # OOD at equal seen accuracy
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json

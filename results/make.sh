@@ -109,7 +109,7 @@ scratch() {  # RL without the short SFT: from the base, and from a base that nev
   local seed
   for seed in ${seeds:-0 1 2}; do
     train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
-    tabulate scratch gp id $seed init rl-$RL_LR raw
+    tabulate scratch gp id $seed ../base init rl-$RL_LR raw
     study=out/noform
     VARIANT=noform train rl gp id $seed rl-$RL_LR --lr $RL_LR
     VARIANT=noform train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
