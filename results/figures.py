@@ -6,8 +6,8 @@
     python results/figures.py course results/raw/gp-id-s?-dose.jsonl                 # success on the way
     python results/figures.py matched results/raw/gp-id-s?-{sft-2e-4,rl-1e-4}.jsonl # OOD at equal seen accuracy
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
-    python results/figures.py curves results/curves.png results/raw/gp-*-{sft-2e-4,rl-1e-4}.jsonl
-    python results/figures.py ppo results/raw/*rl*.jsonl           # ranges of PPO's metrics
+    python results/figures.py curves results/curves.png results/raw/gp-{id,ood}-s?-{sft-2e-4,rl-1e-4}.jsonl
+    python results/figures.py ppo results/raw/gp-id-s?-rl-1e-4.jsonl   # ranges of PPO's metrics
     python results/figures.py speed out/gp/base                    # a training step, of a matrix product
     python results/figures.py memory                               # what a GPU must hold, by size of the model
 
