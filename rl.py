@@ -256,7 +256,8 @@ def train(args, run, init, folder):
                 count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
                 optimizer.zero_grad(set_to_none=True)
                 sums = Counter()
-                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):  # 0: a repeat
+                # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (--shard)
+                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
                     old_logp = joined(part, "logp")                                            # [N]
                     logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
                                                  entropy_grad=args.coef_entropy > 0)           # [N] each

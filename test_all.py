@@ -607,7 +607,8 @@ def test_texts_are_few_tokens():
 # env_gp.py
 
 def test_solver():
-    """Its counts: 1,362 of 1,820 hands are known to make 24. All solutions, and random formulas, by Python's own parser."""
+    """Its counts; all solutions and random formulas by Python's parser over Fractions; and brute force over all orders,
+    signs and bracketings finds the same hands solvable."""
     table, rng = {hand: solutions(hand) for hand in all_hands()}, random.Random(0)
     equal((len(table), sum(map(bool, table.values())), sum(map(len, table.values()))), (1820, 1362, 4469), "counts")
     ten = all_hands(10, solvable=True)
@@ -623,6 +624,15 @@ def test_solver():
             kind = "illegal" if value is None else "correct" if value == 24 else "wrong_value"
             equal(judge_gp(json.dumps({"formula": formula}), list(hand)).kind, kind, formula)
             equal(formula not in found or value, formula not in found or 24, formula)
+    shapes = ["(({}{}{}){}{}){}{}", "({}{}({}{}{})){}{}", "({}{}{}){}({}{}{})", "{}{}(({}{}{}){}{})",
+              "{}{}({}{}({}{}{}))"]
+    for hand in rng.sample(all_hands(), 10):
+        values = set()
+        for (a, b, c, d), p, q, r, shape in itertools.product(
+                set(itertools.permutations(hand)), *["+-*/"] * 3, shapes):
+            with contextlib.suppress(FormulaError):
+                values.add(evaluate_formula(shape.format(a, p, b, q, c, r, d))[0])
+        equal(bool(solutions(hand)), 24 in values, hand)
 
 
 def test_gp_deals_and_writers():
@@ -652,6 +662,32 @@ def test_gp_deals_and_writers():
     within(300, len(dealt["train"]), 600, "hands dealt in training")
     within(81, len(dealt["unseen"] | dealt["faces"]), 1820, "unseen hands dealt")
     within(0.17, sum(map(env_gp.is_unseen, all_hands())) / 1820, 0.23, "share of unseen hands")
+
+
+def test_gp_steps():
+    """Misread comes first; the last attempt ends it; an answer that follows the other rule is noticed."""
+    keywords = dict(rule="ood", split="faces")
+    seeing, plain = GeneralPoints(**keywords, vl=True, verify=1), GeneralPoints(**keywords, verify=3)
+    for seed in range(20):
+        seeing.reset(seed), plain.reset(seed)
+        cards, right = seeing.cards, json.loads(seeing.expert())["formula"]
+        wrong = cards[:3] + [next(r for r in env_gp.RANKS if r != cards[3])]
+        unlike, other = ("+".join(map(str, env_gp.numbers_of(cards, RULES[rule]))) + "=23" for rule in ("ood", "id"))
+        rows = [(json.dumps({"cards": said, "formula": formula}), kind, share) for said, formula, kind, share in (
+            (wrong, right, "misread", 0.75), (wrong, "1/0", "misread", 0.75), (None, right, "misread", 0),
+            (cards + ["A"], right, "misread", 0.8), (cards[::-1], right, "correct", 1), (cards, "1/0", "illegal", 1),
+            (cards, "4*6+99", "wrong_numbers", 1), (cards, unlike, "wrong_value", 1))]
+        for answer, kind, share in rows + [("{}", "misread", 0), ("no", "illegal", 0), ('{"cards": []', "illegal", 0)]:
+            seeing.reset(seed)
+            step = seeing.step(answer)
+            actual = step.info["verdict"], step.reward, step.info["recognized"], step.done, step.messages, step.images
+            equal(actual, (kind, GP_REWARD[kind], share, True, None, []), answer)
+        for attempt, (formula, follows) in enumerate(((unlike, False), (other, True), ("", False))):
+            step = plain.step(json.dumps({"formula": formula}))
+            actual = step.info["other_rule"], step.info["rule_matters"], step.done, step.info["success"]
+            equal(actual, (follows, True, attempt == 2, False), (cards, formula))
+            if not step.done:
+                equal(step.messages[-1]["content"], verifier.GP_FEEDBACK[step.info["verdict"]], "feedback")
 
 
 def test_gp_face_rules():
@@ -1338,6 +1374,14 @@ def test_feedback_gets_no_gradient():
         model.zero_grad()
 
 
+def test_score_is_the_shifted_softmax():
+    """Token t is scored by position t - 1, by hand on one segment."""
+    model, tok = tiny()
+    segment = ev.Segment([5, 6, 7, 8, 9], [0, 0, 1, 0, 1], [0.0] * 5)
+    logits = model(torch.tensor([segment.ids])).logits[0].log_softmax(-1)
+    near(ev.score(model, [segment], tok.pad_token_id, cpu())[0], [logits[1, 7].item(), logits[3, 9].item()])
+
+
 def test_batches():
     """Of rollouts: as many rows as asked for, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
     Of updates: every segment once, shortest first; padded, each part fits the budget or is a single segment."""
@@ -1361,6 +1405,17 @@ def test_batches():
         assert all(len(part) == 1 or max(part) * len(part) <= budget for part in lengths), (budget, lengths)
         for part, after in zip(lengths, lengths[1:]):
             assert after[0] * (len(part) + 1) > budget, f"budget {budget}: {after[0]} had room in {part}"
+
+
+def test_expert_rollout_scores_one():
+    """rollout() of a perfect player: every episode solved at once; of one that fails first: in two attempts."""
+    model, tok = tiny()
+    for rule, blunders in itertools.product(RULES, (0, 1)):
+        envs, turn = [GeneralPoints(rule=rule, split="unseen", verify=3) for _ in range(20)], itertools.count()
+        with speaking(model, tok, lambda: ["{}"] * 20 if next(turn) < blunders else [env.expert() for env in envs]):
+            episodes = ev.rollout(model, tok, envs, range(20), 1.0, 64, cpu())
+        equal([(e.success, len(e.turns)) for e in episodes], [(True, blunders + 1)] * 20)
+        equal([(e.turns[-1]["text"], e.turns[-1]["cut"]) for e in episodes], [(env.expert(), False) for env in envs])
 
 
 def test_virl_rollout_of_the_expert():
@@ -1431,8 +1486,10 @@ def test_evaluate_counts_positions():
 
 
 def test_kl_to():
-    """Nats per first answer: a hand's sum of log-ratios, the mean over hands; 0 for the model itself."""
-    (model, tok), other = tiny(), other_model()
+    """Nats per first answer: a hand's sum of log-ratios; 0 for the model itself; and over answers of one token the exact
+    KL of the two distributions, within four standard errors."""
+    model, tok = tiny()
+    other = other_model()
     for temperature in (1.0, 0.7):
         args, episodes, expected = table_args("--temperature", str(temperature)), played(temperature=temperature), []
         for e in episodes:
@@ -1442,6 +1499,15 @@ def test_kl_to():
         assert all(len(e.turns) > 1 for e in episodes) and sum(expected) > 1
         near(ev.kl_to(other, model, tok, episodes, args, cpu()), sum(expected) / len(expected), 1e-4, f"KL at T = {temperature}")
         equal(ev.kl_to(model, model, tok, episodes, args, cpu()), 0.0, "KL to itself")
+    ids, n = ev.prompt(tok, GeneralPoints().reset(0)[0]).ids, 600
+    p, q = (m(torch.tensor([ids])).logits[0, -1].log_softmax(-1).double().detach() for m in (model, other))
+    exact = (p.exp() * (p - q)).sum().item()
+    error = math.sqrt(((p.exp() * (p - q - exact).square()).sum() / n).item())
+    torch.manual_seed(0)
+    episodes = [ev.Episode([ev.Segment(ids + [token], [0] * len(ids) + [1])], [{"tokens": 1}])
+                for token in p.exp().multinomial(n, replacement=True).tolist()]
+    got = ev.kl_to(other, model, tok, episodes, table_args(), cpu())
+    assert abs(got - exact) < 4 * error < exact, f"KL over one token: expected {exact:.3f} +- {error:.3f}, got {got:.3f}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1502,6 +1568,24 @@ def test_token_rewards():
         s.logp, s.ref_logp = torch.randn(2, sum(s.action))
         total = sum(t["reward"] for t in e.turns) / 5 - 0.1 * (s.logp - s.ref_logp).sum()
         near(rl.token_rewards(s, 5.0, 0.1).sum(), total, 1e-4, "sum of rewards")
+
+
+def test_answer_discounts():
+    """gamma behind an answer's last token, 1 within an answer."""
+    for action, expected in (([0, 0, 1, 1, 1, 0, 0, 1, 1], [1, 1, 0.5, 1, 0.5]), ([0, 1], [0.5]), ([0, 1, 1, 0, 0], [1, 0.5]),
+                             ([0, 1, 0, 1], [0.5, 0.5])):
+        equal(rl.answer_discounts(ev.Segment([7] * len(action), action), 0.5).tolist(), expected, f"action {action}")
+    for e in played():
+        s = e.segments[0]
+        ends = list(itertools.accumulate(t["tokens"] for t in e.turns))
+        equal(rl.answer_discounts(s, 0.5).tolist(), [0.5 if k + 1 in ends else 1.0 for k in range(sum(s.action))])
+
+
+def test_whiten():
+    """Mean 0 and variance 1; no variance gives zeros, not NaN."""
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    near(rl.whiten(x, cpu()), (x - x.mean()) / x.std(unbiased=False), 1e-4)
+    equal(rl.whiten(torch.full((5,), 2.0), cpu()).tolist(), [0] * 5)
 
 
 def test_kl_estimators():
@@ -2080,6 +2164,8 @@ def test_memory():
     with mock.patch.object(ev, "inspect", SimpleNamespace(signature=lambda _: SimpleNamespace(parameters=()))):
         for a, b in zip(ev.score(model, segments, 0, cpu())[:2], expected):
             near(a, b, 1e-5, "scores of a model whose forward() cannot choose, by all logits")
+    entropies = [ev.score(model, segments, 0, cpu(), entropy_grad=grad)[1] for grad in (True, False)]
+    equal([e.requires_grad for e in entropies], [True, False], "entropy has a graph")
 
     kinds, held, graphs = [], [], []
 

@@ -3,13 +3,12 @@
     python results/distance.py measure --env gp --seed 0 --out out/study/s0 --models out/study/s0/gp/id/init ...
     python results/distance.py fit results/raw/distance-gp-*.json results/raw/{main,rates}-gp-id-s?.json
 
-fit prints each run's means over seeds and R^2 over all of them, each seed a point of its own.
-
 measure: KL(init || model) by the init's samples and KL(model || init) by the model's, nats per answer, on prompts of the
 trained rule, at first answers where the two rules differ. The first of --models is the init. 100 unseen episodes each.
 -> distance.json beside eval.json: {"env", "trained_rule", "seed", "rows": [{"name", "forward", "reverse", "n"}, ...]}
 fit: for each run that has a distance and a row in a table of eval.py, the OOD lost since the init (V-IRL: of turns), in
 points, against log(1 + KL) by least squares; R^2 with the 95% interval of 2,000 bootstrap samples of runs.
+Each seed is a point of its own; the lines of runs show means over seeds.
 """
 import json
 import os
