@@ -2409,6 +2409,16 @@ def test_figures():
         assert table.count("\n") == 6 and table in f.read(), f"expected in README.md:\n{table}"
 
 
+def test_results_are_what_their_commands_print():
+    """Each table in results/README.md, made again from the raw files by the command above it."""
+    with open(os.path.join(HERE, "results", "README.md"), encoding="utf-8") as f:
+        tables = re.findall(r"```\n\$ python (results/.*)\n([^`]*)\n```", f.read())
+    assert len(tables) > 20
+    for words, expected in tables:
+        done = subprocess.run(["bash", "-c", f'"$0" {words}', sys.executable], cwd=HERE, capture_output=True, text=True)
+        equal([line.rstrip() for line in done.stdout.splitlines()], expected.splitlines(), words + done.stderr)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # --shard: two gloo ranks, each with a part of every weight, do what one process does with all of them.
 
