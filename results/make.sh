@@ -164,7 +164,7 @@ pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other on
   local seed look=${LOOK:-id} run
   for seed in ${seeds:-0 1 2}; do
     local folder=$study/s$seed/$env-vl/id-$look
-    $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
+    $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes 2
     $python -u sft.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
     cp $folder/sft/eval.json $raw/pictures-$env-vl-$look-s$seed.json
     for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl 1; done
@@ -180,15 +180,15 @@ esac
 
 case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, once. Most want the runs of rates or main
   main-gp | main-virl) echo "SFT against RL, both rules: 5 minutes a seed" ;;
-  rates-gp | rates-virl) echo "the grid of rates: 7 minutes a seed" ;;
-  writers-gp | writers-virl) echo "who writes: 7 minutes a seed" ;;
+  rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed" ;;
+  writers-gp | writers-virl) echo "who writes: 7 minutes a seed, in V-IRL 12" ;;
   prompts-gp) echo "several face-card rules: 3 minutes a seed" ;;
   dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed" ;;
   rescue-gp) echo "RL from SFT, after dose-gp: 4 minutes a seed" ;;
   scratch-gp) echo "RL without SFT: 8 minutes a seed" ;;
   verify-gp) echo "1, 3, 10 attempts: 3 minutes a seed" ;;
-  losses-gp | losses-virl) echo "other losses: 6 minutes a seed" ;;
-  distance-gp | distance-virl) echo "KL from the init: a quarter of a minute a seed, after all others" ;;
+  losses-gp | losses-virl) echo "other losses: 7 minutes a seed" ;;
+  distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
   ppo-gp) echo "PPO's settings: 4 minutes a seed" ;;
   pictures-gp | pictures-virl) echo "from pictures: 11 to 15 minutes a seed" ;;
   *) echo "usage: bash results/make.sh main-gp | main-virl | rates-gp | rates-virl | writers-gp | writers-virl |" \
