@@ -7,10 +7,9 @@ cd "$(dirname "$0")/.."
 name=${1:-} seeds=${SEEDS:-} rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw
 mkdir -p $raw
 
-# The header, success rates and every fourth step; of the chosen runs all of PPO's iterations. Six decimals: 3 MB for all.
-thin() {
-  awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0' $1 | sed -E 's/([.][0-9]{6})[0-9]+/\1/g' > $2
-}
+# Of metrics the header, success rates and every fourth step; of the chosen runs all of PPO's iterations. Six decimals.
+thin() { awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0' $1 | six > $2; }
+six() { sed -E 's/([.][0-9]{6})[0-9]+/\1/g'; }
 
 # One run: script, task, rule, seed, name, more flags. Its table is made later, together with all others'. Success is
 # measured on the way (for the curves) at the chosen rates alone. VARIANT: of results/variants.py.
@@ -34,7 +33,7 @@ tabulate() {
   [ $env = virl ] && episodes=200
   $python -u eval.py --env $env --rule $rule --seed $seed --out $study/s$seed --episodes $episodes \
     --models $(printf "$home/$rule/%s " "$@")
-  cp $home/$rule/eval.json $raw/$section-$env-$rule-s$seed.json
+  six < $home/$rule/eval.json > $raw/$section-$env-$rule-s$seed.json
 }
 
 main() {  # the chosen rates, both rules
@@ -146,7 +145,7 @@ distance() {  # no training: KL from the init of all runs that are there
     home=$study/s$seed/$env/id
     models=$(ls -d $home/*/checkpoint | grep -v /init/ | xargs -n1 dirname)
     $python -u results/distance.py measure --env $env --seed $seed --out $study/s$seed --models $home/init $models
-    cp $home/distance.json $raw/distance-$env-id-s$seed.json
+    six < $home/distance.json > $raw/distance-$env-id-s$seed.json
   done
 }
 
@@ -166,7 +165,7 @@ pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other on
     local folder=$study/s$seed/$env-vl/id-$look
     $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes 2
     $python -u sft.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
-    cp $folder/sft/eval.json $raw/pictures-$env-vl-$look-s$seed.json
+    six < $folder/sft/eval.json > $raw/pictures-$env-vl-$look-s$seed.json
     for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl 1; done
   done
 }
