@@ -106,16 +106,22 @@ rescue() {  # RL from SFT at 1/4, 1 and 3 budgets; 0 is main's rl
   done
 }
 
-scratch() {  # RL without the short SFT: from the base, and from a base that never saw the task's form
+scratch() {  # RL without the short SFT
   local seed
   for seed in ${seeds:-0 1 2}; do
     train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
     tabulate scratch gp id $seed ../base init rl-$RL_LR raw
-    study=out/noform
+  done
+}
+
+noform() {  # RL from a base that never saw the task's form: alone, after the short SFT, after a budget of SFT
+  local seed study=out/noform
+  for seed in ${seeds:-0 1 2}; do
     VARIANT=noform train rl gp id $seed rl-$RL_LR --lr $RL_LR
     VARIANT=noform train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
-    tabulate noform gp id $seed init rl-$RL_LR raw
-    study=out/study
+    train sft gp id $seed sft-$INIT_LR --lr $INIT_LR
+    train rl gp id $seed from-sft-$INIT_LR --lr $RL_LR --init $study/s$seed/gp/id/sft-$INIT_LR
+    tabulate noform gp id $seed ../base init sft-$INIT_LR raw rl-$RL_LR from-sft-$INIT_LR
   done
 }
 
@@ -171,7 +177,7 @@ pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other on
 }
 
 env=gp SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=2.4e6
-ROUTES= EPISODES=300
+INIT_LR=1e-3 ROUTES= EPISODES=300
 case $name in *-virl)
   env=virl SFT_RATES="3e-4 1e-3 2e-3 3e-3" SFT_LR=2e-3 RL_LR=2e-4 SECOND_LR=1e-3 DOSE=1.8e6
   ROUTES="16 256" EPISODES=80 ;;
@@ -184,14 +190,15 @@ case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, on
   prompts-gp) echo "several face-card rules: 3 minutes a seed" ;;
   dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed" ;;
   rescue-gp) echo "RL from SFT, after dose-gp: 4 minutes a seed" ;;
-  scratch-gp) echo "RL without SFT: 8 minutes a seed" ;;
+  scratch-gp) echo "RL without SFT: 2 minutes a seed" ;;
+  noform-gp) echo "RL from a base without the form: 10 minutes a seed with that base" ;;
   verify-gp) echo "1, 3, 10 attempts: 3 minutes a seed" ;;
   losses-gp | losses-virl) echo "other losses: 7 minutes a seed" ;;
   distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
   ppo-gp) echo "PPO's settings: 4 minutes a seed" ;;
   pictures-gp | pictures-virl) echo "from pictures: 11 to 15 minutes a seed" ;;
   *) echo "usage: bash results/make.sh main-gp | main-virl | rates-gp | rates-virl | writers-gp | writers-virl |" \
-       "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | verify-gp | losses-gp | losses-virl |" \
+       "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | noform-gp | verify-gp | losses-gp | losses-virl |" \
        "distance-gp | distance-virl | ppo-gp | pictures-gp | pictures-virl" >&2; exit 2 ;;
 esac
 ${name%-*}
