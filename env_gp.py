@@ -381,15 +381,20 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     which "<image>" marks the picture; with probability chat_share it is a chat about the picture.
     noise: the share of wrong formulas. Chats have three times that, and misread half of it.
     rare: the look that the base knows poorly, the one held out: were both read well, nothing would be left to
-    generalise to. It has a tenth of the pictures, and half of these are misread."""
+    generalise to. It has a tenth of the pictures, and half of these are misread.
+    In half of the captions all cards are alike: what a rank looks like is learnt there, before one has to know
+    which card is which. Without them the base of red cards (seed 0) did not learn to read."""
     look = rare if rng.random() < 0.1 else OTHER[rare]
     faces, cards, numbers = game(rng)
-    shown = [picture(cards, look, pixels, rng.getrandbits(64))]
     kind = rng.random()
+    caption = chat_share <= kind < (1 + chat_share) / 2
+    if caption and rng.random() < 0.5:
+        cards = [rng.choice(cards)] * 4
+    shown = [picture(cards, look, pixels, rng.getrandbits(64))]
     if kind < chat_share:
         return chat(faces, cards, numbers, rng, 3 * noise, 0.5 if look == rare else noise / 2), shown
     said, numbers = read(faces, cards, numbers, rng, 0.5 if look == rare else 0)
-    if kind < (1 + chat_share) / 2:
+    if caption:
         return "<image>" + fill(CAPTION, said), shown
     return "<image>" + fill(GAME, said, faces, numbers, some_formula(numbers, rng, noise)), shown
 

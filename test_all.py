@@ -733,12 +733,14 @@ def test_gp_documents():
             said = re.search("\nCards: ([^.\n]+)", text)[1].split(", ")
             assert len(said) == 4 and set(said) <= set(env_gp.RANKS), text
             count[look + " misread"] += said != cards
+            count.update({"caption": not parts and bool(cards), "alike": not parts and len(set(cards)) == 1})
             parts = [{**part, "cards": said} for part in parts]
         for part in parts:  # consistent, right or wrong
             equal(part["number"], [int(faces.get(str(c), c)) for c in part["cards"]], document)
             count["chat misread"] += chat and bool(cards) and sorted(part["cards"]) != sorted(cards)
     shares(count, (0.05, "words chat", 2000, 0.11), (0.07, "words wrong", 2000, 0.13), (0, "id misread", 1, 0),
            (0.08, "ood", 3000, 0.12), (0.4, "ood misread", count["ood"], 0.55), (0.06, "seen chat", 3000, 0.10),
+           (0.42, "caption", 3000, 0.50), (0.45, "alike", count["caption"], 0.55),
            (0.42, "seen game", 3000, 0.50), (0.007, "chat misread", 3000, 1), (0.07, "seen wrong", count["seen game"], 0.13))
     for share, kind in ((1.0, list), (0.0, str)):
         equal({type(env_gp.picture_document(rng, chat_share=share)[0]) for _ in range(20)}, {kind}, share)
