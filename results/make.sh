@@ -117,11 +117,11 @@ scratch() {  # RL without the short SFT
 noform() {  # RL from a base that never saw the task's form: alone, after the short SFT, after a budget of SFT
   local seed study=out/noform
   for seed in ${seeds:-0 1 2}; do
-    VARIANT=noform train rl gp id $seed rl-$RL_LR --lr $RL_LR
+    VARIANT=noform train rl gp id $seed rl --lr $RL_LR
     VARIANT=noform train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
-    train sft gp id $seed sft-$INIT_LR --lr $INIT_LR
-    train rl gp id $seed from-sft-$INIT_LR --lr $RL_LR --init $study/s$seed/gp/id/sft-$INIT_LR
-    tabulate noform gp id $seed ../base init sft-$INIT_LR raw rl-$RL_LR from-sft-$INIT_LR
+    train sft gp id $seed sft --lr $INIT_LR
+    train rl gp id $seed from-sft --lr $RL_LR --init $study/s$seed/gp/id/sft
+    tabulate noform gp id $seed ../base init sft from-sft rl raw
   done
 }
 
@@ -172,7 +172,7 @@ pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other on
     $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes 2
     $python -u sft.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
     six < $folder/sft/eval.json > $raw/pictures-$env-vl-$look-s$seed.json
-    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl 1; done
+    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl 0; done
   done
 }
 
