@@ -7,9 +7,10 @@ cd "$(dirname "$0")/.."
 name=${1:-} seeds=${SEEDS:-} rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw
 mkdir -p $raw
 
-# Of metrics the header, success rates and every fourth step; of the chosen runs all of PPO's iterations. Six decimals.
+# Of metrics the header, success rates and every fourth step; of the chosen runs all of PPO's iterations. Six
+# decimals, no indent.
 thin() { awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0' $1 | six > $2; }
-six() { sed -E 's/([.][0-9]{6})[0-9]+/\1/g'; }
+six() { sed -E 's/([.][0-9]{6})[0-9]+/\1/g; s/^ +//'; }
 
 # One run: script, task, rule, seed, name, more flags. Its table is made later, together with all others'. Success is
 # measured on the way (for the curves) at the chosen rates alone. VARIANT: of results/variants.py.
