@@ -192,7 +192,7 @@ case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, on
   dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed" ;;
   rescue-gp) echo "RL from SFT, after dose-gp: 4 minutes a seed" ;;
   scratch-gp) echo "RL without SFT: 2 minutes a seed" ;;
-  noform-gp) echo "RL from a base without the form: 10 minutes a seed with that base" ;;
+  noform-gp) echo "RL from a base without the form: 8 minutes a seed with that base" ;;
   verify-gp) echo "1, 3, 10 attempts: 3 minutes a seed" ;;
   losses-gp | losses-virl) echo "other losses: 7 minutes a seed" ;;
   distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
