@@ -2228,7 +2228,7 @@ def test_several_ranks():
             sft.OWN_EPISODES, real = 24, sft.rollout
             def spy(*a):
                 episodes = real(*a)
-                print('played', a[3], sum(e.forwarded for e in episodes), flush=True)
+                print(f'played {a[3]} {sum(e.forwarded for e in episodes)}\\n', end='', flush=True)  # in one piece
                 for e in episodes: e.turns[0]['position_solved'] = True
                 return episodes
             sft.rollout = spy
