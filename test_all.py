@@ -224,14 +224,17 @@ def picture_places(model, segment):
 
 
 @contextlib.contextmanager
-def speaking(model, tok, texts):
-    """Within, generate() says texts() in place of samples: one answer for each environment that still plays."""
+def speaking(model, tok, envs, choose):
+    """Within, generate() says choose(env) in place of a sample, for each environment that still plays."""
+    playing = list(envs)
+
     def generate(self, input_ids=None, **kw):
-        ids = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id] for text in texts()]
+        ids = [tok(choose(env), add_special_tokens=False).input_ids + [tok.eos_token_id] for env in playing]
         longest = max(map(len, ids))
         return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (longest - len(i)) for i in ids])], 1)
     with mock.patch.object(type(model), "generate", generate), \
-            mock.patch.object(model.generation_config, "eos_token_id", [tok.eos_token_id]):
+            mock.patch.object(model.generation_config, "eos_token_id", [tok.eos_token_id]), \
+            watching(type(envs[0]), "step", lambda step, env, _: step.done and playing.remove(env)):
         yield
 
 
@@ -1409,44 +1412,33 @@ def test_batches():
             assert after[0] * (len(part) + 1) > budget, f"budget {budget}: {after[0]} had room in {part}"
 
 
-def test_expert_rollout_scores_one():
-    """rollout() of a perfect player: every episode solved at once; of one that fails first: in two attempts."""
-    model, tok = tiny()
-    for rule, blunders in itertools.product(RULES, (0, 1)):
-        envs, turn = [GeneralPoints(rule=rule, split="unseen", verify=3) for _ in range(20)], itertools.count()
-        with speaking(model, tok, lambda: ["{}"] * 20 if next(turn) < blunders else [env.expert() for env in envs]):
-            episodes = ev.rollout(model, tok, envs, range(20), 1.0, 64, cpu())
-        equal([(e.success, len(e.turns)) for e in episodes], [(True, blunders + 1)] * 20)
-        equal([(e.turns[-1]["text"], e.turns[-1]["cut"]) for e in episodes], [(env.expert(), False) for env in envs])
-
-
-def test_virl_rollout_of_the_expert():
-    """A conversation a position, feedback within. The player is wrong at first at every third position, and right thereafter."""
-    model, tok = tiny()[0], sft.build_tiny("virl", 0)[1]
-    envs, over, blunder = [VIRL(rule=rule, split="unseen", seed=3) for rule in RULES for _ in range(3)], set(), "I cannot say."
-
-    def playing():  # the environments that still play: step() tells when one is over
-        return [env for env in envs if id(env) not in over]
-    for env in envs:
-        env.step = lambda text, env=env: (step := VIRL.step(env, text), step.done and over.add(id(env)))[0]
-    with speaking(model, tok, lambda: [blunder if e.attempts == 0 and e.at % 3 == 1 else e.expert() for e in playing()]):
-        episodes = ev.rollout(model, tok, envs, range(6), 1.0, 64, cpu())
-    for i, episode in enumerate(episodes):
-        env = VIRL(rule=envs[i].rule, split="unseen", seed=3)
-        messages, _ = env.reset(i)
-        assert episode.success and len(episode.segments) == len(env.positions) == len(episode.positions()) > 4
-        for at, segment in enumerate(episode.segments):
-            row = ev.prompt(tok, messages)
-            for text in [blunder] * (at % 3 == 1) + [env.expert()]:
-                row.add(tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id], 1)
-                step = env.step(text)
-                row.reward[-1] = step.reward
-                if text == blunder:
-                    row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
-            equal((segment.ids, segment.action, segment.reward), (row.ids, row.action, row.reward), f"position {at}")
-            equal([t["text"] == blunder for t in episode.positions()[at]], [True, False][at % 3 != 1:], f"position {at}")
-            messages = step.messages
-        assert step.done
+def test_rollout_of_the_expert():
+    """A conversation a position, feedback within. The player is wrong at first at some positions, and right thereafter."""
+    def choose(env):
+        return "I cannot say." if env.attempts == 0 and len(env.expert()) % 3 == 0 else env.expert()
+    for family, Env in (("gp", GeneralPoints), ("virl", VIRL)):
+        model, tok = tiny(family)
+        envs, attempts = [Env(rule=rule, split="unseen", seed=3) for rule in RULES for _ in range(3)], set()
+        with speaking(model, tok, envs, choose):
+            episodes = ev.rollout(model, tok, envs, range(6), 1.0, 64, cpu())
+        for i, episode in enumerate(episodes):
+            env = Env(rule=envs[i].rule, split="unseen", seed=3)
+            messages, _ = env.reset(i)
+            for segment, turns in zip(episode.segments, episode.positions(), strict=True):
+                row = ev.prompt(tok, messages)
+                for turn in turns:
+                    text = choose(env)
+                    row.add(tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id], 1)
+                    step = env.step(text)
+                    row.reward[-1] = step.reward
+                    equal((turn["text"], turn["cut"]), (text, False), "what was said, and whether it was cut")
+                    if not step.info["position_done"]:
+                        row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
+                equal((segment.ids, segment.action, segment.reward), (row.ids, row.action, row.reward), turns)
+                attempts.add(len(turns))
+                messages = step.messages
+            equal((episode.success, step.done), (True, True), "success, whether the expert's episode ends here too")
+        equal(attempts, {1, 2}, f"{family}: attempts at a position")
 
 
 def test_paper_answers():
@@ -1927,7 +1919,7 @@ def test_demonstrations_and_their_writers():
         error_of("--demos habit", sft.main, flags(out, env="toy", demos="habit"))
 
         def half_right(model, tok, envs, *more):
-            with speaking(model, tok, lambda: [env.expert("habit") if i % 2 else "{}" for i, env in enumerate(envs)]):
+            with speaking(model, tok, envs, lambda env: env.expert("habit") if envs.index(env) % 2 else "{}"):
                 return rollout(model, tok, envs, *more)
         written, sampled, rollout = {}, [], ev.rollout
         for writer in ("expert", "habit", "own"):
