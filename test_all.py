@@ -581,16 +581,14 @@ def test_texts_are_few_tokens():
     landmarks = [f"{name} is on your {side}" for name in env_virl.LANDMARKS for side in ("left", "right")]
     for word in (*landmarks, *itertools.chain(*env_virl.SPACES.values())):
         equal(len(tok.tokenize(word)), 1, word)
-    for rule, i in itertools.product(RULES, range(20)):
+    for rule, i, writer in itertools.product(RULES, range(20), VIRL.writers):
         env = VIRL(rule=rule, split="unseen")
-        messages, _ = env.reset(i)
-        while messages:
-            ids, turn = ev.prompt(tok, messages).ids, env.position.turn
+        for (messages, _, answer), position in zip(ev.demonstrations(env, i, writer), env.positions, strict=True):
+            ids, turn = ev.prompt(tok, messages).ids, position.turn
             missing = {relative_word(*turn), compass_word(turn[1])} - {tok.decode([t]) for t in ids} if turn else set()
             equal(missing, set(), messages)
             lengths.append(len(ids))
-            costs.update({writer: len(tok.tokenize(env.expert(writer))) for writer in env.writers})
-            messages = env.step(env.expert()).messages
+            costs[writer] += len(tok.tokenize(answer))
     within(45, sum(lengths) / len(lengths), 70, "mean length of a prompt")
     within(1, max(lengths), 109, "the longest prompt")
     within(1, costs["expert"], costs["habit"], "tokens of the expert in its own words")
@@ -832,24 +830,22 @@ def test_virl_splits_and_words():
             count, routes, legs = Counter(), set(), set()
             for i, env in enumerate(envs * 85):  # 510 episodes
                 env.reset((i, f"x/{i}", None)[i % 3])
-                places, actions = env.route.places, [p.action for p in env.positions]  # None: a turn
-                points = [place.point for place in places]
+                places, points = env.route.places, [place.point for place in env.route.places]
                 assert split != "train" or env.route in fixed, f"expected a training route, got {env.route}"
                 routes.add(env.route.name)
                 legs.add(len(points) - 1)
                 shared[split].update(zip(points, points[1:]), (p.landmark.split(" is")[0] for p in places[1:]))
                 equal(len(set(points)), len(points), points)
-                for p, action, before, earlier in zip(env.positions, actions, [None, *actions], [None, None, *actions]):
+                for p in env.positions:
                     equal(CROSS in p.observation, p.point in points[1:-1], p)  # where instructions change on the way
-                    words = [compass_word(p.turn[1]), relative_word(*p.turn), "turn"] if p.turn else []
-                    asked = before == "forward()" and earlier != "forward()"
-                    count.update(["position", *words, *["asked"] * asked])
-                    count["unseeing"] += not asked or action != "forward()"
-                    assert asked or p is env.positions[0] or (action == "forward()") == (before is None), actions
+                    count.update([compass_word(p.turn[1]), relative_word(*p.turn)] if p.turn else [])
+                path = "".join(p.action[0] if p.action else "t" for p in env.positions)  # turn, forward, stop
+                assert re.fullmatch("(tff?)+s", path), path  # only behind a leg's first step one must look: arrived?
+                count.update({"position": len(path), "turn": path.count("t"), "asked": path.count("tf"), "no": path.count("tff")})
             equal((legs, {name.split()[0] for name in routes}), ({2, 3, 4, 5}, set(towns[split])), "legs and towns")
             equal(len(routes) == len(fixed) == env_virl.TRAIN_ROUTES, split == "train", len(routes))
             shares(count, *((0.05, w, count["turn"], 0.25) for w in COMPASS), (0.33, "turn", count["position"], 1),
-                   *((0.09, w, count["turn"], 0.45) for w in RELATIVE), (0.8, "unseeing", count["position"], 0.9),
+                   *((0.09, w, count["turn"], 0.45) for w in RELATIVE), (0.1, "no", count["position"], 0.2),
                    (0.25, "asked", count["position"], 0.4))
         equal(shared["train"] & shared["unseen"], set(), "streets and names in both")
 
@@ -1045,7 +1041,7 @@ def test_virl_released_format():
             within(201, expert_plays(env, 20), 999, (rule, split))
             names[split] = {route.name for route in env.routes}
             for i in range(150):
-                env.reset(i)
+                [prompt, *_], _, _ = ev.demonstrations(env, i)[-1]
                 k, moves = int(env.route.name[6:]), [p.instruction for p in env.positions if p.action == "forward()"]
                 a, b, c = (NAMES[(k + i) % 9] for i in range(3))
                 goals = (f"next intersection where {a} is on your right", f"next intersection where {b} is on your left"
@@ -1058,8 +1054,7 @@ def test_virl_released_format():
                 equal(k % 2 == 0 or env.instructions[0].endswith("to face north."), True, env.instructions)
                 crossings = [place.point for place in env.route.places[1:-1]]
                 equal([p.point for p in env.positions if (CROSS in p.observation) != (p.point in crossings)], [], k)
-                while not env.step(env.expert()).done:
-                    past = env.messages[0]["content"].split("Last steps: ")[1].split("\nNow: ")[0]
+                past = re.search("Last steps: (.*)\nNow: ", prompt["content"])[1]
                 equal(past.count("; "), len(env.positions) - 2, past)
         equal((names["train"] & names["unseen"], len(names["train"] | names["unseen"])), (set(), 30), "routes")
         equal((facings[1:], set(steps[1]), set(steps[0])), ([{360}, {45}], {0}, set(range(6))), "headings, steps")
@@ -1238,13 +1233,10 @@ def test_virl_street_views():
             panorama = env_virl.load_panorama(f"{name}/{PICTURE}", pixels // 2)
             equal(panorama.shape, (2 * pixels, 4 * pixels, 3), "no larger than views show")
             for i in range(6):
-                messages, images = env.reset(i)
-                while messages:
-                    views = [env_virl.perspective(panorama, env.position.heading + turn, rotation, pixels // 2)
+                for (_, [image], _), position in zip(ev.demonstrations(env, i), env.positions, strict=True):
+                    views = [env_virl.perspective(panorama, position.heading + turn, rotation, pixels // 2)
                              for turn in (0, 90, 180, 270)]
-                    equal([(a != b).sum() for a, b in zip(views_of(images[0]).values(), views)], [0] * 4, "pixels")
-                    step = env.step(env.expert())
-                    messages, images = step.messages, step.images
+                    equal([(a != b).sum() for a, b in zip(views_of(image).values(), views)], [0] * 4, "pixels")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
