@@ -1265,7 +1265,7 @@ def test_score_is_what_was_sampled():
     ended = set()
     for family, temperature in itertools.product(FAMILIES, (1.0, 0.7)):
         model, tok = tiny(family)
-        calls, rows, generate, ambiguous = [], [], type(model).generate, 0
+        calls, generate, ambiguous = [], type(model).generate, 0
 
         def spy(self, **kw):
             kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
@@ -1275,22 +1275,19 @@ def test_score_is_what_was_sampled():
             return out.sequences
         with mock.patch.object(type(model), "generate", spy):
             episodes = played(family, 5, temperature)
-        equal((len(calls), {len(e.segments) for e in episodes}), (3, {1}), "turns, conversations")
-        scored = [ev.score(model, [e.segments[0]], tok.pad_token_id, cpu(), temperature) for e in episodes]
+        equal([len(ids) for _, ids, _ in calls], [5] * 3, "conversations in each batch")
         for i, e in enumerate(episodes):
-            rows.append(ev.prompt(tok, *world(family, i, 3).reset(f"t{i}")))
-            places = picture_places(model, e.segments[0])
-            assert same(e.segments[0].pictures, rows[i].pictures) and max(places, default=0) < len(rows[i].ids)
-            equal((bool(places), bool(rows[i].pictures)), (family in PICTURES,) * 2, f"{family}: pictures and their places")
-        for turn, (read, ids, logprobs) in enumerate(calls):
-            active = [i for i in range(5) if len(episodes[i].turns) > turn]
-            equal(len(ids), len(active), "conversations in the batch")
-            assert family in PICTURES or torch.isfinite(logprobs).all(), "top-k or top-p removed something"
-            for b, i in enumerate(active):
-                t, row, what = episodes[i].turns[turn], rows[i], f"{family}, T = {temperature}, turn {turn}"
-                row.add(read[b][len(row.ids):], 0)
-                equal(row.ids, read[b], f"{what}: what was read")
-                at, n, sampled = sum(row.action), t["tokens"], ids[b, :t["tokens"]].tolist()
+            [s], row = e.segments, ev.prompt(tok, *world(family, i, 3).reset(f"t{i}"))
+            places = picture_places(model, s)
+            assert same(s.pictures, row.pictures) and max(places, default=0) < len(row.ids)
+            equal((bool(places), bool(row.pictures)), (family in PICTURES,) * 2, f"{family}: pictures and their places")
+            logp, entropy, _ = ev.score(model, [s], tok.pad_token_id, cpu(), temperature)
+            for turn, ((read, ids, logprobs), t) in enumerate(zip(calls, e.turns, strict=True)):
+                assert family in PICTURES or torch.isfinite(logprobs).all(), "top-k or top-p removed something"
+                what = f"{family}, T = {temperature}, turn {turn}"
+                row.add(read[i][len(row.ids):], 0)
+                equal(row.ids, read[i], f"{what}: what was read")
+                at, n, sampled = sum(row.action), t["tokens"], ids[i, :t["tokens"]].tolist()
                 row.add(sampled, 1)
                 row.reward[-1] = t["reward"]
                 ends = [token in model.generation_config.eos_token_id for token in sampled]
@@ -1298,11 +1295,10 @@ def test_score_is_what_was_sampled():
                 text = sampled if t["cut"] else sampled[:-1]
                 equal(tok.decode(text), t["text"], what)
                 ambiguous += tok(t["text"], add_special_tokens=False).input_ids != text
-                full = logprobs[b, :n]
-                near(scored[i][0][at:at + n], full[range(n), sampled], 2e-4, f"{what}: log-probs")
-                near(scored[i][1][at:at + n], -(full.exp() * full.clamp(min=-1e9)).sum(-1), 1e-3, f"{what}: entropy")
+                full = logprobs[i, :n]
+                near(logp[at:at + n], full[range(n), sampled], 2e-4, f"{what}: log-probs")
+                near(entropy[at:at + n], -(full.exp() * full.clamp(min=-1e9)).sum(-1), 1e-3, f"{what}: entropy")
                 ended.add(t["cut"])
-        for row, [s], (logp, *_) in zip(rows, (e.segments for e in episodes), scored):
             equal((s.ids, s.action, s.reward), (row.ids, row.action, row.reward), f"{family}: a segment")
             equal(len(logp), sum(s.action), f"{family}: actions, and no other token, are scored")
         assert ambiguous, "the sample was not ambiguous, so the test showed nothing"
