@@ -688,17 +688,16 @@ def test_gp_face_rules():
 
 def test_gp_documents():
     """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions name the cards drawn."""
-    rng, drawn, count = random.Random(0), [([], "no")] * 2500, Counter()
-    draw = lambda cards, *rest: drawn.append((list(cards), *rest)) or "picture"
-    with mock.patch.object(env_gp, "picture", draw):
-        documents = [(env_gp.document(rng), []) for _ in range(2000)]
-        documents += [(env_gp.document(rng, chat_share=0, noise=0), []) for _ in range(500)]
-        documents += [GeneralPoints.picture_document(rng, noise=0.1) for _ in range(3000)]
-        others = [GeneralPoints.picture_document(rng, rare="id", pixels=60) and drawn[-1] for _ in range(500)]
-    equal((len({row[3] for row in drawn[2500:]}), {row[2] for row in others}), (3500, {60}), "seeds, pixels")
+    rng, count = random.Random(0), Counter()
+    with mock.patch.object(env_gp, "picture", return_value="picture") as draw:
+        documents = [("words", env_gp.document(rng), [], [], None) for _ in range(2000)]
+        documents += [("exact", env_gp.document(rng, chat_share=0, noise=0), [], [], None) for _ in range(500)]
+        documents += [("seen", *GeneralPoints.picture_document(rng, noise=0.1), *draw.call_args.args[:2]) for _ in range(3000)]
+        others = [GeneralPoints.picture_document(rng, rare="id", pixels=60) and draw.call_args.args for _ in range(500)]
+    equal((len({call.args[3] for call in draw.call_args_list}), {row[2] for row in others}), (3500, {60}), "seeds, pixels")
     within(0.8, sum(row[1] == "ood" for row in others) / 500, 0.97, "the common look, where the other is rare")
-    for i, ((document, images), (cards, look, *_)) in enumerate(zip(documents, drawn)):
-        (chat, text, answers), task = turns_of(document), ("words", "exact", "seen")[(i >= 2000) + (i >= 2500)]
+    for task, document, images, cards, look in documents:
+        chat, text, answers = turns_of(document)
         faces, parts = dict(re.findall("([AJQK]) is ([0-9]+)", text)), [json.loads(answer) for answer in answers]
         count.update([look, f"{task} chat" if chat else task])
         equal((images, str(document).count("<image>")), (["picture"] * bool(cards), bool(cards and not chat)), text)
@@ -713,7 +712,7 @@ def test_gp_documents():
         if not chat and "Cards: " in text:
             said = re.search("\nCards: ([^.\n]+)", text)[1].split(", ")
             assert len(said) == 4 and set(said) <= set(env_gp.RANKS), text
-            count[look + " misread"] += said != cards
+            count[f"{look} misread"] += said != cards
             count.update({"caption": not parts and bool(cards), "alike": not parts and len(set(cards)) == 1})
             parts = [{**part, "cards": said} for part in parts]
         for part in parts:  # consistent, right or wrong
