@@ -717,11 +717,12 @@ def test_gp_documents():
             parts = [{**part, "cards": said} for part in parts]
         for part in parts:  # consistent, right or wrong
             equal(part["number"], [int(faces.get(str(c), c)) for c in part["cards"]], document)
-            count["chat misread"] += chat and bool(cards) and sorted(part["cards"]) != sorted(cards)
+            count[f"{look} chat misread"] += chat and bool(cards) and sorted(part["cards"]) != sorted(cards)
     shares(count, (0.05, "words chat", 2000, 0.11), (0.07, "words wrong", 2000, 0.13), (0, "id misread", 1, 0),
            (0.08, "ood", 3000, 0.12), (0.4, "ood misread", count["ood"], 0.55), (0.06, "seen chat", 3000, 0.10),
            (0.42, "caption", 3000, 0.50), (0.45, "alike", count["caption"], 0.55),
-           (0.42, "seen game", 3000, 0.50), (0.007, "chat misread", 3000, 1), (0.07, "seen wrong", count["seen game"], 0.13))
+           (0.42, "seen game", 3000, 0.50), (0.07, "seen wrong", count["seen game"], 0.13),
+           (0.003, "id chat misread", 3000, 0.03), (0.005, "ood chat misread", 3000, 0.03))
     for share, kind in ((1.0, list), (0.0, str)):
         equal({type(env_gp.picture_document(rng, chat_share=share)[0]) for _ in range(20)}, {kind}, share)
     (small, picture), (large, _) = (env_gp.picture_document(random.Random(2), pixels=pixels) for pixels in (96, 80))
@@ -853,17 +854,14 @@ def test_virl_documents():
     """Words of turns are wrong in a tenth. What is said of the usual look is true, of the rare one half is wrong."""
     rng, counts, names = random.Random(0), Counter(), set()
     with mock.patch.object(env_virl, "draw_picture", wraps=env_virl.draw_picture) as draw:
-        documents = [(env_virl.document(rng), None, None) for _ in range(9000)]
-        for _ in range(1500):
-            doc, (image,) = env_virl.picture_document(rng, pixels=16)
-            documents.append((doc, *draw.call_args.args[0:3:2]))
-            equal((image.mode, image.size), ("RGB", (16, 16)), "picture")
-    for doc, look, truth in documents:
-        (chat, text, answers), task = turns_of(doc), "words " if look is None else "seen "
+        documents = [("words", env_virl.document(rng), [], None, None) for _ in range(9000)]
+        documents += [("seen", *env_virl.picture_document(rng, pixels=16), *draw.call_args.args[0:3:2]) for _ in range(1500)]
+    for task, doc, images, look, truth in documents:
+        chat, text, answers = turns_of(doc)
         caption = text.startswith("<image>\nNow: ")
-        answers = [text] if caption else answers or doc.split("\n")[-1:]
-        counts.update([task + kind for kind, holds in (
-            ("chat", chat), ("caption", caption), ("feedback", chat and len(doc) == 4)) if holds])
+        counts.update({f"{task} chat": chat, f"{task} caption": caption, f"{task} feedback": len(answers) == 2})
+        answers = answers or doc.split("\n")[-1:]
+        equal([(image.mode, image.size) for image in images], [("RGB", (16, 16))] * bool(look), "pictures")
         if look:
             said = {text[13:]} if caption else {json.loads(answer)["current observation"] for answer in answers}
             equal((text.count("<image>"), len(said), text.count("Now: ")), (1 - chat, 1, 1), text)
@@ -875,7 +873,7 @@ def test_virl_documents():
             continue
         words = re.search(r"x one of (.*)\.\n", text)[1].split(", ")
         space = next(s for s in env_virl.SPACES if list(env_virl.SPACES[s]) == words)
-        counts.update([task + space])
+        counts[f"{task} {space}"] += 1
         lines = re.split("\n(?:Last steps|Now): ", text.split("Route:\n")[1])[0].split("\n")
         turns = [shorthand(line).split(", that is ") for line in lines if "urn " in line]
         assert not chat or space in RULES and text.startswith("You walk along a route") and len(answers) < 3, text
