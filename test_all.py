@@ -383,11 +383,10 @@ def test_virl_verdicts_and_rewards():
         (CORNER, False), ("You see an INTERSECTION", False), (NONE, True), (None, True), (7, True),
         (["intersection"], True), ({}, True))]  # the claim comes before the action
     rows += [(bad, seen, west, False, "illegal") for seen in (NONE, CORNER) for bad in (
-        "", "west", "turn_direction(up)", "turn_direction()", "turn_direction(west", "turn_direction(west))",
-        "turn_direction(West)", "turn_direction('west\")", "turn_direction('west)", "turn_direction(''west'')",
-        "turn_direction(slightlyleft)", " forward()", "forward( )", "forward", "Forward()", "stop();",
-        "turn_direction (west)", west + " ", "turn_direction(\twest)", west + "\n", "forward()stop()",
-        "turn_direction(slightly  left)", None, 7, True, [], ["forward()"], {"a": 1})]
+        "", "west", None, 7, True, [], ["forward()"], {"a": 1}, " forward()", "forward( )", "forward", "Forward()", "stop();",
+        "forward()stop()", west + " ", west + "\n", "turn_direction (west)", "turn_direction()", "turn_direction(west", *(
+            f"turn_direction({word})" for word in (
+                "up", "west)", "West", "'west\"", "'west", "''west''", "slightlyleft", "slightly  left", "\twest")))]
     rows = [(virl_answer(*row[:2]), *row[2:]) for row in rows] + [(text, west, False, "illegal") for text in (
         "", "forward()", "[1]", '{"current observation": "x"}', '{"action": "forward()"', '{"Action": "forward()"}')]
     for answer, right, crossing, kind in rows:
