@@ -238,17 +238,15 @@ def speaking(model, tok, envs, choose):
 @contextlib.contextmanager
 def acting(choose):
     """Within, evaluate() watches a player that answers choose(env, seed), without a model."""
-    def play(model, tok, envs, seeds, *_, **__):
-        episodes = []
-        for env, seed in zip(envs, seeds):
-            env.reset(seed)
-            episodes.append(ev.Episode())
-            while not episodes[-1].turns or not step.done:
-                step = env.step(choose(env, seed))
-                episodes[-1].turns.append({**step.info, "tokens": 1, "reward": step.reward, "cut": False})
-            episodes[-1].success = step.info["success"]
-        return episodes
-    with mock.patch.object(ev, "rollout", play), mock.patch.object(ev, "kl_to", lambda *_: 0.0):
+    def play(env, seed):
+        messages, turns = env.reset(seed)[0], []
+        while messages:
+            step = env.step(choose(env, seed))
+            messages = step.messages
+            turns.append(step.info)
+        return ev.Episode([], turns, step.info["success"])
+    with mock.patch.object(ev, "rollout", lambda model, tok, envs, seeds, *_, **__: list(map(play, envs, seeds))), \
+            mock.patch.object(ev, "kl_to", lambda *_: 0.0):
         yield
 
 
@@ -790,15 +788,14 @@ def test_virl_rail():
 
 
 def test_virl_prompt_states_the_rule():
-    """Prompts are the same under both rules but for the words of turns; the other rule's word is noticed. The expert's own
-    words keep both words of a turn and the whole landmark."""
+    """Prompts are the same under both rules but for the words of turns; the other rule's word is noticed."""
     goal, bar = "Move forward until you reach ", "A bar where Turn is on your left"
     for line, own in (("First, turn left to face west.", "left, that is west"),
                       ("Turn slightly right to face north.", "slightly right, that is north"),
                       (goal + "next intersection.", "on to the intersection"),
                       (f"{goal}next intersection where {bar}.", f"on to the intersection, {bar}"),
                       (f"{goal}destination where {bar}.", f"on to the destination, {bar}")):
-        equal(shorthand(line), own, line)
+        equal(shorthand(line), own, line)  # the expert's own words keep both of a turn and the whole landmark
     heads = [f"x one of {', '.join(words)}.\nRoute:" for words in (COMPASS, RELATIVE)]
     for seed in range(30):
         envs = [VIRL(rule=rule, move_on=True) for rule in RULES]
