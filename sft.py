@@ -238,8 +238,8 @@ def state_bytes(n, ppo, ranks=1, dtype=torch.bfloat16):
 
     Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in the dtype of autocast. The
     most adds all weights in that dtype: autocast's copies in an update, or what --shard lends for sampling.
-    Activations, the cache of generate() and PPO's value head come on top; several whole models sum their
-    gradients in 4 n bytes more. The final table holds two models in dtype, and nothing else."""
+    Activations, the cache of generate() and PPO's value head come on top. The final table holds two models in
+    dtype, and nothing else."""
     held = n * (4 + 4 + 8 + dtype.itemsize * ppo) / ranks
     return held, held + n * dtype.itemsize
 
@@ -432,35 +432,24 @@ def check_ranks_agree(model, run):
             fail("the ranks' parameters differ")
 
 
-def reduce_gradients(parameters, run):
-    """Sum gradients over the ranks, in one message. Losses are divided by the global token count already."""
-    if run.world == 1 or run.sharded:  # backward() has done it then
-        return
-    for p in parameters:
-        if p.grad is None:  # a rank whose batch had nothing for it still takes part
-            p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    for p, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(piece.view_as(p))
-
-
 def clip_and_step(parameters, optimizers, run, where):
-    """Gradients over all ranks -> unscale -> clip -> step. -> the norm before clipping.
+    """Gradients summed over all ranks -> unscale -> clip -> step. -> the norm before clipping.
 
-    No step is taken on a gradient that is not finite. With a loss scaler that is routine: all optimizers skip
-    this step (GradScaler alone: those with a bad entry) and the scale goes down. Without one the run ends."""
-    reduce_gradients(parameters, run)
+    Losses are divided by the global token count already. No step is taken on a gradient that is not finite.
+    With a loss scaler that is routine: its scale goes down. Without one the run ends."""
+    if run.world > 1 and not run.sharded:  # sharded, backward() has summed them
+        for p in parameters:
+            if p.grad is None:  # a rank whose batch had nothing for it still takes part
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
     for o in optimizers:
         run.scaler.unscale_(o)
     norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP_GRAD).item()
-    if not math.isfinite(norm):
-        if not run.scaler.is_enabled():
-            fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
+    if math.isfinite(norm):  # GradScaler alone skips only the optimizers with a bad entry
         for o in optimizers:
-            o.zero_grad(set_to_none=True)
-    for o in optimizers:
-        run.scaler.step(o)
+            run.scaler.step(o)
+    elif not run.scaler.is_enabled():
+        fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
     run.scaler.update()
     return norm
 
