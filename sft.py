@@ -36,7 +36,7 @@ import random
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -337,7 +337,12 @@ class Loop:
             self.log.write(json.dumps({**counted, **record}) + "\n")
 
     def save(self):
-        check_ranks_agree(self.model, self.run)
+        if self.run.world > 1 and not self.run.sharded:  # they start equal and see the same gradients
+            sums = [None] * self.run.world
+            mine = [p.detach().double().sum().item() for p in self.model.parameters()]
+            dist.all_gather_object(sums, mine)
+            if any(s != mine for s in sums):
+                fail("the ranks' parameters differ")
         done = self.progress >= 1
         extra = {} if done and self.name == "init" else self.extra()  # a finished init is final
         weights, extra = gathered([self.model.state_dict(keep_vars=True), extra], self.run)
@@ -367,11 +372,10 @@ class Loop:
 def lock(folder, run):
     """Within, no other command trains in this folder: two would write the same files. The system frees a lock
     when its process ends, however it ends. Some network file systems have no locks: there it does nothing."""
-    if run.rank == 0:
-        os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "w") if run.rank == 0 else nullcontext() as file:
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as file:
         try:
-            if file and fcntl:
+            if fcntl and run.rank == 0:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(f"another command is training in {folder}: wait for it, or choose another --name or --out")
@@ -419,17 +423,6 @@ def peak_memory_gb(run):
         return math.nan
     unit = 1 if sys.platform == "darwin" else 2 ** 10  # bytes on a Mac, else KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
-
-
-def check_ranks_agree(model, run):
-    """Stop if the ranks' parameters have drifted apart: they start equal and see the same gradients."""
-    if run.world > 1 and not run.sharded:
-        low = torch.stack([p.detach().double().sum() for p in model.parameters()])
-        high = low.clone()
-        dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-        if not torch.equal(low, high):
-            fail("the ranks' parameters differ")
 
 
 def clip_and_step(parameters, optimizers, run, where):
