@@ -279,8 +279,12 @@ class Loop:
         if args.from_elsewhere:
             say(run, f"[{name}] a model from elsewhere, so with", *(f"--{n} {getattr(args, n):g}" for n in (
                 "lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
-        header = {"run": name, "n": self.n, **vars(args)}
-        self.log = open_log(folder, self.step, header, bool(state)) if run.rank == 0 else None
+        self.log = os.path.join(folder, "metrics.jsonl")
+        if run.rank == 0:  # on resume, records after the checkpoint's step are dropped
+            kept = [r for r in read_log(self.log) if r.get("step", 0) <= self.step] if state else []
+            with open(self.log + ".tmp", "w", encoding="utf-8") as f:
+                f.writelines(json.dumps(r) + "\n" for r in kept or [{"run": name, "n": self.n, **vars(args)}])
+            os.replace(self.log + ".tmp", self.log)
         self.bar = tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
                         bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
         self.signals_before = {s: signal.signal(s, self.interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -332,9 +336,10 @@ class Loop:
             self.save()
 
     def write(self, record):
-        if self.log:
+        if self.run.rank == 0:
             counted = {"step": self.step, "flops": self.flops, "tokens": self.flops / 6 / self.n}
-            self.log.write(json.dumps({**counted, **record}) + "\n")
+            with open(self.log, "a", encoding="utf-8") as f:
+                f.write(json.dumps({**counted, **record}) + "\n")
 
     def save(self):
         if self.run.world > 1 and not self.run.sharded:  # they start equal and see the same gradients
@@ -361,8 +366,6 @@ class Loop:
         if self.seconds:
             say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
                           f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
-        if self.log:
-            self.log.close()
         if self.interrupted:
             say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
             raise SystemExit(130)
@@ -392,19 +395,6 @@ def read_log(file):
             with suppress(ValueError):
                 records.append(json.loads(line))
     return [r for r in records if isinstance(r, dict)]
-
-
-def open_log(folder, step, header, resumed):
-    """metrics.jsonl of a run, to append to. On resume, records after the checkpoint's step are dropped."""
-    file = os.path.join(folder, "metrics.jsonl")
-    try:
-        records = [r for r in read_log(file) if r.get("step", 0) <= step] if resumed else []
-        with open(file + ".tmp", "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(r) + "\n" for r in records or [header])
-        os.replace(file + ".tmp", file)
-        return open(file, "a", buffering=1, encoding="utf-8")
-    except OSError as e:
-        fail(f"cannot write {file}: {e}")
 
 
 def log_row(folder, cells):
