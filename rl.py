@@ -69,8 +69,8 @@ from itertools import chain
 
 import torch
 
-from eval import (ENVS, all_sum, checkpoint_at, fail, found_checkpoints, from_elsewhere, in_step, load,
-                  load_state, longest_answer, make, micro_batches, new_parser, parse, place, restore, rollout,
+from eval import (ENVS, all_sum, fail, found_checkpoints, from_elsewhere, in_step, load,
+                  load_state, make, micro_batches, new_parser, parse, place, restore, rollout,
                   say, score, script, setup, task_flags, trained_on)
 from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, recompute_activations, report
 
@@ -188,16 +188,15 @@ def estimate_advantages(episode, reward_scale, beta, gamma, lam):
 def train(args, run, init, folder):
     """The training loop. init: the checkpoint that is both start and frozen reference. folder: the run's."""
     checkpoint, env_class = os.path.join(folder, "checkpoint"), ENVS[args.env]
-    resumed = args.resume and checkpoint_at(checkpoint)
-    model, tok = load(checkpoint if resumed else init)
+    state = load_state(checkpoint, whole=True) if args.resume else {}  # {} too if nothing is saved there
+    model, tok = load(checkpoint if state else init)
     if args.activation_checkpointing:
         recompute_activations(model)
     # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
     value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     torch.nn.init.zeros_(value_head.weight)
     torch.nn.init.zeros_(value_head.bias)
-    if resumed:
-        state = load_state(checkpoint, whole=True)
+    if state:
         value_head.load_state_dict(state["value_head"])
     for module, dtype in (model, run.dtype), (value_head, torch.float32):
         place(module, run, dtype, args.shard)
@@ -208,11 +207,9 @@ def train(args, run, init, folder):
         [{"params": list(model.parameters()), "rate": args.lr},
          {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
-    if resumed:
+    if state:
         restore(optimizer, state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
-        del state  # the optimizer has its own copy
-    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, init)
+    del state  # the optimizer has its own copy
     verify, pad = args.verify or env_class.default_verify, tok.pad_token_id
     envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
     loop = Loop("rl", args, run, folder, init, model, tok,

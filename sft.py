@@ -262,6 +262,9 @@ class Loop:
         if state.get("world", run.world) != run.world:
             fail(f"--resume: {folder} was trained by {state['world']} processes, and this is {run.world}: "
                  "its batches would be others")
+        if state.get("scaler"):
+            run.scaler.load_state_dict(state["scaler"])
+        args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
         self.n = sum(p.numel() for p in model.parameters())
         start = load_state(source) if source else {}
         spent = start.get("flops", 0.0) if start.get("stage", "base") != "base" else 0.0  # since the base
@@ -439,20 +442,17 @@ def clip_and_step(parameters, optimizers, run, where):
 
 def train(args, run, source, folder):
     """Train one stage. source: the model to start from, None to build the tiny one. folder: the run's."""
-    checkpoint, state, own = os.path.join(folder, "checkpoint"), {}, None
-    if args.resume and checkpoint_at(checkpoint):
-        model, tok = load(checkpoint)
-        state = load_state(checkpoint, whole=True)
-        if "optimizers" not in state:
-            fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
-    elif source is None:
-        model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
+    checkpoint = os.path.join(folder, "checkpoint")
+    state = load_state(checkpoint, whole=True) if args.resume else {}  # {} too if nothing is saved there
+    if state and "optimizers" not in state:
+        fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
+    if state or source:
+        model, tok = load(checkpoint if state else source)
     else:
-        model, tok = load(source)
+        model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
     if args.activation_checkpointing:
         recompute_activations(model)
     place(model, run, run.dtype, args.shard and args.stage != "base")
-    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
     env = make(args, rule=args.rule, split="train")
 
     # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest.
@@ -470,13 +470,12 @@ def train(args, run, source, folder):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
     for o, saved in zip(optimizers, state.get("optimizers", [])):
         restore(o, saved)
-    if state.get("scaler"):
-        run.scaler.load_state_dict(state["scaler"])
     del state  # the optimizer has its own copy
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
 
     loop = Loop(args.stage, args, run, folder, source, model, tok,
                 lambda: {"optimizers": [o.state_dict() for o in optimizers]})
+    own = None
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         loop.flops = max(loop.flops, loop.start_flops + 2 * loop.n * generated)  # after a resume: already in
