@@ -220,9 +220,8 @@ def train(args, run, init, folder):
         rng = random.Random(f"rl/{args.seed}/{loop.step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
         start = time.perf_counter()
-        episodes = rollout(model, tok, envs,
-                           [f"rl/{args.seed}/{loop.step}/{run.rank}/{i}" for i in range(args.batch)],
-                           args.temperature, args.max_new_tokens, run)
+        seeds = [f"rl/{args.seed}/{loop.step}/{run.rank}/{i}" for i in range(args.batch)]
+        episodes = rollout(model, tok, envs, seeds, args.temperature, args.max_new_tokens, run)
         segments = sorted((s for e in episodes for s in e.segments), key=lambda s: len(s.ids))
         sampling_seconds = time.perf_counter() - start
 
@@ -244,50 +243,47 @@ def train(args, run, init, folder):
         factor = min(1, (1 - loop.progress) / args.decay) if args.decay else 1
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        updates, trained_tokens, stats, ratio_error, too_far = 0, 0, Counter(), 0.0, False
+        updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         model.train(args.activation_checkpointing)  # recomputing needs train() mode, without dropout then
+        batches = []  # a fixed number, so that ranks with unequal data stay in step
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
-            for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
-                batch = order[m::args.minibatches]
-                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
-                optimizer.zero_grad(set_to_none=True)
-                sums = Counter()
-                # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (--shard)
-                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
-                    old_logp = joined(part, "logp")                                            # [N]
-                    logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
-                                                 entropy_grad=args.coef_entropy > 0)           # [N] each
-                    policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)  # [N]
-                    critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
-                                        args.clip_value)                                       # [N]
-                    loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
-                    run.scaler.scale(weight * loss).backward()
-                    log_ratio = (logp - old_logp).detach()
-                    if updates == 0:
-                        ratio_error = max(ratio_error, log_ratio.abs().max().item())
-                    for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
-                                    ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
-                                    ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
-                        sums[name] += weight * x.sum().item()
-                trained_tokens += sum(len(s.ids) for s in batch)
-                means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
-                if not all(map(math.isfinite, means.values())):
-                    fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, "
-                         f"value {means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
-                         "the last checkpoint is intact")
-                if run.dtype == torch.float32 and ratio_error > 1e-3:
-                    fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not "
-                         "repeatable")
-                too_far = means["approx_kl"] > args.target_kl  # asked before the step: it is not taken then
-                if too_far:
-                    break
-                norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
-                if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
-                    updates += 1
-                    stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
-            if too_far:
+            batches += [order[m::args.minibatches] for m in range(args.minibatches)]
+        for batch in batches:
+            count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
+            optimizer.zero_grad(set_to_none=True)
+            sums = Counter()
+            # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (--shard)
+            for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
+                old_logp = joined(part, "logp")                                                # [N]
+                logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
+                                             entropy_grad=args.coef_entropy > 0)               # [N] each
+                policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)      # [N]
+                critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
+                                    args.clip_value)                                           # [N]
+                loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
+                run.scaler.scale(weight * loss).backward()
+                log_ratio = (logp - old_logp).detach()
+                if updates == 0:
+                    ratio_error = max(ratio_error, log_ratio.abs().max().item())
+                for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
+                                ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
+                                ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
+                    sums[name] += weight * x.sum().item()
+            trained_tokens += sum(len(s.ids) for s in batch)
+            means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
+            if not all(map(math.isfinite, means.values())):
+                fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, value "
+                     f"{means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
+                     "the last checkpoint is intact")
+            if run.dtype == torch.float32 and ratio_error > 1e-3:
+                fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
+            if means["approx_kl"] > args.target_kl:  # asked before the step: it is not taken then
                 break
+            norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
+            if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
+                updates += 1
+                stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
 
         # ==== COMPUTE AND LOG: sums over all ranks, then shares and means (explained_var: rank 0's) ====
         turns = [t for e in episodes for t in e.turns]

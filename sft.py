@@ -262,7 +262,7 @@ class Loop:
         if state.get("world", run.world) != run.world:
             fail(f"--resume: {folder} was trained by {state['world']} processes, and this is {run.world}: "
                  "its batches would be others")
-        if state.get("scaler"):
+        if state.get("scaler"):  # {} of a run without one
             run.scaler.load_state_dict(state["scaler"])
         args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
         self.n = sum(p.numel() for p in model.parameters())
