@@ -69,9 +69,9 @@ from itertools import chain
 
 import torch
 
-from eval import (ENVS, all_sum, fail, found_checkpoints, from_elsewhere, in_step, load,
-                  load_state, make, micro_batches, new_parser, parse, place, restore, rollout,
-                  say, score, script, setup, task_flags, trained_on)
+from eval import (ENVS, all_sum, fail, found_checkpoints, from_elsewhere, in_step, load, load_state, make,
+                  micro_batches, new_parser, parse, place, restore, rollout, say, score, script, setup,
+                  task_flags, trained_on)
 from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, recompute_activations, report
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().

@@ -177,7 +177,7 @@ def demonstration_row(tok, model, messages, images, answer):
 def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
     """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
     row's first and the places of pictures. rare: the look that only a tenth of the pictures have."""
-    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>") if picture_share else None
+    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None if it reads text alone
     while len(rows) < count:
         ids, pixel_values = [], []
         while True:
@@ -253,7 +253,7 @@ class Loop:
     step, flops: so far. progress: spent share of the budget. extra: () -> dict, more for trainer.pt."""
 
     def __init__(self, name, args, run, folder, source, model, tok, extra):
-        self.name, self.args, self.run, self.folder, self.source = name, args, run, folder, source
+        self.name, self.args, self.run, self.source = name, args, run, source
         self.model, self.tok, self.extra = model, tok, extra
         self.checkpoint = os.path.join(folder, "checkpoint")
         state = load_state(self.checkpoint)
@@ -309,9 +309,8 @@ class Loop:
         args, over = self.args, self.progress >= 1
         if self.name != "init" and self.next_monitor <= self.progress * args.monitors and not over:
             first = self.step == 0
-            cells = evaluate(self.model, self.tok, args, self.run,
-                             args.episodes if first else MONITOR_EPISODES, self.verify,
-                             reference=self.model if first else None)
+            episodes, reference = (args.episodes, self.model) if first else (MONITOR_EPISODES, None)
+            cells = evaluate(self.model, self.tok, args, self.run, episodes, self.verify, reference)
             if first:
                 measured[os.path.abspath(self.source)] = cells
             self.next_monitor = math.floor(self.progress * args.monitors) + 1
