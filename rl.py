@@ -245,7 +245,7 @@ def train(args, run, init, folder):
             group["lr"] = group["rate"] * factor
         updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         model.train(args.activation_checkpointing)  # recomputing needs train() mode, without dropout then
-        batches = []  # a fixed number, so that ranks with unequal data stay in step
+        batches = []  # of all epochs: a fixed number, so that ranks with unequal data stay in step
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
             batches += [order[m::args.minibatches] for m in range(args.minibatches)]
