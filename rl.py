@@ -290,7 +290,7 @@ def train(args, run, init, folder):
         read = [t["recognized"] for e in episodes for t, *_ in e.positions()
                 if t.get("recognized") is not None]
         k1, k3 = kl_estimators(joined(segments, "logp"), joined(segments, "ref_logp"))
-        returns = joined(segments, "returns")
+        returns, values = joined(segments, "returns"), joined(segments, "value")
         fractions = {  # of this rank: (numerator, denominator)
             "reward": (sum(t["reward"] for t in turns), len(episodes)),
             "success": (sum(t["position_solved"] for t in turns), sum(t["position_done"] for t in turns)),
@@ -307,8 +307,7 @@ def train(args, run, init, folder):
             "verdicts": {v: record.pop(v) for v in env_class.verdicts},
             **{name: x / max(1, updates) for name, x in stats.items()},
             "ratio_error": ratio_error, "updates": updates, "lr": args.lr * factor,
-            "explained_var": 1 - ((returns - joined(segments, "value")).var()
-                                  / (returns.var() + 1e-8)).item(),
+            "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),
             "episodes_per_s": played / (time.perf_counter() - start), "sampling_seconds": sampling_seconds})
         key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
                "explained_var": ".2f", "episodes_per_s": ".0f"}
