@@ -350,14 +350,13 @@ def main(argv=None):
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "
              "empty")
     run, folder = setup(args), os.path.join(trained_on(args), args.name)
-    finished = is_finished(folder, args, run)
-    init = args.init or build(args, run, "init")
-    if not finished:
+    if not is_finished(folder, args, run):
+        init = args.init or build(args, run, "init")
         with lock(folder, run):
             train(args, run, init, folder)
     paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "sft")}
     if args.init:
-        paths = {"init": init, **{n: path for n, path in paths.items() if n == "base" and path != init}}
+        paths = {"init": args.init, **{n: p for n, p in paths.items() if n == "base" and p != args.init}}
     report(args, run, {**paths, args.name: folder}, folder)
     say(run, f"next: python sft.py {task_flags(args, chosen_tokens)}    # SFT at the same compute")
 
