@@ -233,17 +233,6 @@ def recompute_activations(model):
                 setattr(module, name, 0.0)
 
 
-def state_bytes(n, ppo, ranks=1, dtype=torch.bfloat16):
-    """Bytes on each GPU for a model of n parameters -> (held all the time, the most). ranks: of --shard.
-
-    Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in the dtype of autocast. The
-    most adds all weights in that dtype: autocast's copies in an update, or what --shard lends for sampling.
-    Activations, the cache of generate() and PPO's value head come on top. The final table holds two models in
-    dtype, and nothing else."""
-    held = n * (4 + 4 + 8 + dtype.itemsize * ppo) / ranks
-    return held, held + n * dtype.itemsize
-
-
 # ------------------------------------------------------------------------------------------------------------
 # What stands around a training step, in sft.py and rl.py alike: budget, monitors, log, checkpoints, Ctrl-C.
 
