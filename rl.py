@@ -204,8 +204,8 @@ def train(args, run, init, folder):
     place(reference, run, run.dtype, args.shard)
     parameters = [*model.parameters(), *value_head.parameters()]
     optimizer = torch.optim.AdamW(
-        [{"params": list(model.parameters()), "rate": args.lr},
-         {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
+        [{"params": model.parameters(), "rate": args.lr},
+         {"params": value_head.parameters(), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
     if state:
         restore(optimizer, state["optimizer"])
