@@ -69,9 +69,9 @@ from itertools import chain
 
 import torch
 
-from eval import (ENVS, all_sum, checkpoint_at, fail, found_checkpoints, from_elsewhere, in_step, load,
-                  load_state, longest_answer, make, micro_batches, new_parser, parse, place, restore, rollout,
-                  say, score, script, setup, task_flags, trained_on)
+from eval import (ENVS, all_sum, fail, found_checkpoints, from_elsewhere, in_step, load, load_state, make,
+                  micro_batches, new_parser, parse, place, restore, rollout, say, score, script, setup,
+                  task_flags, trained_on)
 from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, recompute_activations, report
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
@@ -188,16 +188,15 @@ def estimate_advantages(episode, reward_scale, beta, gamma, lam):
 def train(args, run, init, folder):
     """The training loop. init: the checkpoint that is both start and frozen reference. folder: the run's."""
     checkpoint, env_class = os.path.join(folder, "checkpoint"), ENVS[args.env]
-    resumed = args.resume and checkpoint_at(checkpoint)
-    model, tok = load(checkpoint if resumed else init)
+    state = load_state(checkpoint, whole=True) if args.resume else {}  # {} too if nothing is saved there
+    model, tok = load(checkpoint if state else init)
     if args.activation_checkpointing:
         recompute_activations(model)
     # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
     value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     torch.nn.init.zeros_(value_head.weight)
     torch.nn.init.zeros_(value_head.bias)
-    if resumed:
-        state = load_state(checkpoint, whole=True)
+    if state:
         value_head.load_state_dict(state["value_head"])
     for module, dtype in (model, run.dtype), (value_head, torch.float32):
         place(module, run, dtype, args.shard)
@@ -205,14 +204,12 @@ def train(args, run, init, folder):
     place(reference, run, run.dtype, args.shard)
     parameters = [*model.parameters(), *value_head.parameters()]
     optimizer = torch.optim.AdamW(
-        [{"params": list(model.parameters()), "rate": args.lr},
-         {"params": list(value_head.parameters()), "rate": args.lr * args.value_rate}],
+        [{"params": model.parameters(), "rate": args.lr},
+         {"params": value_head.parameters(), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
-    if resumed:
+    if state:
         restore(optimizer, state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
-        del state  # the optimizer has its own copy
-    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, init)
+    del state  # the optimizer has its own copy
     verify, pad = args.verify or env_class.default_verify, tok.pad_token_id
     envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
     loop = Loop("rl", args, run, folder, init, model, tok,
@@ -223,9 +220,8 @@ def train(args, run, init, folder):
         rng = random.Random(f"rl/{args.seed}/{loop.step}/{run.rank}")
         torch.manual_seed(rng.randrange(2 ** 31))
         start = time.perf_counter()
-        episodes = rollout(model, tok, envs,
-                           [f"rl/{args.seed}/{loop.step}/{run.rank}/{i}" for i in range(args.batch)],
-                           args.temperature, args.max_new_tokens, run)
+        seeds = [f"rl/{args.seed}/{loop.step}/{run.rank}/{i}" for i in range(args.batch)]
+        episodes = rollout(model, tok, envs, seeds, args.temperature, args.max_new_tokens, run)
         segments = sorted((s for e in episodes for s in e.segments), key=lambda s: len(s.ids))
         sampling_seconds = time.perf_counter() - start
 
@@ -247,57 +243,54 @@ def train(args, run, init, folder):
         factor = min(1, (1 - loop.progress) / args.decay) if args.decay else 1
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        updates, trained_tokens, stats, ratio_error, too_far = 0, 0, Counter(), 0.0, False
+        updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         model.train(args.activation_checkpointing)  # recomputing needs train() mode, without dropout then
+        batches = []  # of all epochs: a fixed number, so that ranks with unequal data stay in step
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
-            for m in range(args.minibatches):  # a fixed number, so that ranks with unequal data stay in step
-                batch = order[m::args.minibatches]
-                count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
-                optimizer.zero_grad(set_to_none=True)
-                sums = Counter()
-                # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (--shard)
-                for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
-                    old_logp = joined(part, "logp")                                            # [N]
-                    logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
-                                                 entropy_grad=args.coef_entropy > 0)           # [N] each
-                    policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)  # [N]
-                    critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
-                                        args.clip_value)                                       # [N]
-                    loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
-                    run.scaler.scale(weight * loss).backward()
-                    log_ratio = (logp - old_logp).detach()
-                    if updates == 0:
-                        ratio_error = max(ratio_error, log_ratio.abs().max().item())
-                    for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
-                                    ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
-                                    ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
-                        sums[name] += weight * x.sum().item()
-                trained_tokens += sum(len(s.ids) for s in batch)
-                means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
-                if not all(map(math.isfinite, means.values())):
-                    fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, "
-                         f"value {means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
-                         "the last checkpoint is intact")
-                if run.dtype == torch.float32 and ratio_error > 1e-3:
-                    fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not "
-                         "repeatable")
-                too_far = means["approx_kl"] > args.target_kl  # asked before the step: it is not taken then
-                if too_far:
-                    break
-                norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
-                if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
-                    updates += 1
-                    stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
-            if too_far:
+            batches += [order[m::args.minibatches] for m in range(args.minibatches)]
+        for batch in batches:
+            count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
+            optimizer.zero_grad(set_to_none=True)
+            sums = Counter()
+            # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (--shard)
+            for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
+                old_logp = joined(part, "logp")                                                # [N]
+                logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
+                                             entropy_grad=args.coef_entropy > 0)               # [N] each
+                policy = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)      # [N]
+                critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
+                                    args.clip_value)                                           # [N]
+                loss = (policy + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
+                run.scaler.scale(weight * loss).backward()
+                log_ratio = (logp - old_logp).detach()
+                if updates == 0:
+                    ratio_error = max(ratio_error, log_ratio.abs().max().item())
+                for name, x in (("policy_loss", policy), ("value_loss", critic), ("entropy", entropy),
+                                ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
+                                ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
+                    sums[name] += weight * x.sum().item()
+            trained_tokens += sum(len(s.ids) for s in batch)
+            means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
+            if not all(map(math.isfinite, means.values())):
+                fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, value "
+                     f"{means['value_loss']}; lr {args.lr:g}, dtype {run.dtype}); "
+                     "the last checkpoint is intact")
+            if run.dtype == torch.float32 and ratio_error > 1e-3:
+                fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
+            if means["approx_kl"] > args.target_kl:  # asked before the step: it is not taken then
                 break
+            norm = clip_and_step(parameters, [optimizer], run, f"iteration {loop.step}")
+            if math.isfinite(norm):  # else fp16's loss scaler has skipped this step
+                updates += 1
+                stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
 
         # ==== COMPUTE AND LOG: sums over all ranks, then shares and means (explained_var: rank 0's) ====
         turns = [t for e in episodes for t in e.turns]
         read = [t["recognized"] for e in episodes for t, *_ in e.positions()
                 if t.get("recognized") is not None]
         k1, k3 = kl_estimators(joined(segments, "logp"), joined(segments, "ref_logp"))
-        returns = joined(segments, "returns")
+        returns, values = joined(segments, "returns"), joined(segments, "value")
         fractions = {  # of this rank: (numerator, denominator)
             "reward": (sum(t["reward"] for t in turns), len(episodes)),
             "success": (sum(t["position_solved"] for t in turns), sum(t["position_done"] for t in turns)),
@@ -314,8 +307,7 @@ def train(args, run, init, folder):
             "verdicts": {v: record.pop(v) for v in env_class.verdicts},
             **{name: x / max(1, updates) for name, x in stats.items()},
             "ratio_error": ratio_error, "updates": updates, "lr": args.lr * factor,
-            "explained_var": 1 - ((returns - joined(segments, "value")).var()
-                                  / (returns.var() + 1e-8)).item(),
+            "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),
             "episodes_per_s": played / (time.perf_counter() - start), "sampling_seconds": sampling_seconds})
         key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
                "explained_var": ".2f", "episodes_per_s": ".0f"}
@@ -358,14 +350,13 @@ def main(argv=None):
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "
              "empty")
     run, folder = setup(args), os.path.join(trained_on(args), args.name)
-    finished = is_finished(folder, args, run)
-    init = args.init or build(args, run, "init")
-    if not finished:
+    if not is_finished(folder, args, run):
+        init = args.init or build(args, run, "init")
         with lock(folder, run):
             train(args, run, init, folder)
     paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "sft")}
     if args.init:
-        paths = {"init": init, **{n: path for n, path in paths.items() if n == "base" and path != init}}
+        paths = {"init": args.init, **{n: p for n, p in paths.items() if n == "base" and p != args.init}}
     report(args, run, {**paths, args.name: folder}, folder)
     say(run, f"next: python sft.py {task_flags(args, chosen_tokens)}    # SFT at the same compute")
 

@@ -36,7 +36,7 @@ import random
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -177,7 +177,7 @@ def demonstration_row(tok, model, messages, images, answer):
 def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
     """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
     row's first and the places of pictures. rare: the look that only a tenth of the pictures have."""
-    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>") if picture_share else None
+    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None if it reads text alone
     while len(rows) < count:
         ids, pixel_values = [], []
         while True:
@@ -233,17 +233,6 @@ def recompute_activations(model):
                 setattr(module, name, 0.0)
 
 
-def state_bytes(n, ppo, ranks=1, dtype=torch.bfloat16):
-    """Bytes on each GPU for a model of n parameters -> (held all the time, the most). ranks: of --shard.
-
-    Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in the dtype of autocast. The
-    most adds all weights in that dtype: autocast's copies in an update, or what --shard lends for sampling.
-    Activations, the cache of generate() and PPO's value head come on top; several whole models sum their
-    gradients in 4 n bytes more. The final table holds two models in dtype, and nothing else."""
-    held = n * (4 + 4 + 8 + dtype.itemsize * ppo) / ranks
-    return held, held + n * dtype.itemsize
-
-
 # ------------------------------------------------------------------------------------------------------------
 # What stands around a training step, in sft.py and rl.py alike: budget, monitors, log, checkpoints, Ctrl-C.
 
@@ -253,7 +242,7 @@ class Loop:
     step, flops: so far. progress: spent share of the budget. extra: () -> dict, more for trainer.pt."""
 
     def __init__(self, name, args, run, folder, source, model, tok, extra):
-        self.name, self.args, self.run, self.folder, self.source = name, args, run, folder, source
+        self.name, self.args, self.run, self.source = name, args, run, source
         self.model, self.tok, self.extra = model, tok, extra
         self.checkpoint = os.path.join(folder, "checkpoint")
         state = load_state(self.checkpoint)
@@ -262,6 +251,9 @@ class Loop:
         if state.get("world", run.world) != run.world:
             fail(f"--resume: {folder} was trained by {state['world']} processes, and this is {run.world}: "
                  "its batches would be others")
+        if state.get("scaler"):  # {} of a run without one
+            run.scaler.load_state_dict(state["scaler"])
+        args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
         self.n = sum(p.numel() for p in model.parameters())
         start = load_state(source) if source else {}
         spent = start.get("flops", 0.0) if start.get("stage", "base") != "base" else 0.0  # since the base
@@ -279,8 +271,12 @@ class Loop:
         if args.from_elsewhere:
             say(run, f"[{name}] a model from elsewhere, so with", *(f"--{n} {getattr(args, n):g}" for n in (
                 "lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
-        header = {"run": name, "n": self.n, **vars(args)}
-        self.log = open_log(folder, self.step, header, bool(state)) if run.rank == 0 else None
+        self.log = os.path.join(folder, "metrics.jsonl")
+        if run.rank == 0:  # on resume, records after the checkpoint's step are dropped
+            kept = [r for r in read_log(self.log) if r.get("step", 0) <= self.step] if state else []
+            with open(self.log + ".tmp", "w", encoding="utf-8") as f:
+                f.writelines(json.dumps(r) + "\n" for r in kept or [{"run": name, "n": self.n, **vars(args)}])
+            os.replace(self.log + ".tmp", self.log)
         self.bar = tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
                         bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
         self.signals_before = {s: signal.signal(s, self.interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -302,9 +298,8 @@ class Loop:
         args, over = self.args, self.progress >= 1
         if self.name != "init" and self.next_monitor <= self.progress * args.monitors and not over:
             first = self.step == 0
-            cells = evaluate(self.model, self.tok, args, self.run,
-                             args.episodes if first else MONITOR_EPISODES, self.verify,
-                             reference=self.model if first else None)
+            episodes, reference = (args.episodes, self.model) if first else (MONITOR_EPISODES, None)
+            cells = evaluate(self.model, self.tok, args, self.run, episodes, self.verify, reference)
             if first:
                 measured[os.path.abspath(self.source)] = cells
             self.next_monitor = math.floor(self.progress * args.monitors) + 1
@@ -332,12 +327,18 @@ class Loop:
             self.save()
 
     def write(self, record):
-        if self.log:
+        if self.run.rank == 0:
             counted = {"step": self.step, "flops": self.flops, "tokens": self.flops / 6 / self.n}
-            self.log.write(json.dumps({**counted, **record}) + "\n")
+            with open(self.log, "a", encoding="utf-8") as f:
+                f.write(json.dumps({**counted, **record}) + "\n")
 
     def save(self):
-        check_ranks_agree(self.model, self.run)
+        if self.run.world > 1 and not self.run.sharded:  # they start equal and see the same gradients
+            sums = [None] * self.run.world
+            mine = [p.detach().double().sum().item() for p in self.model.parameters()]
+            dist.all_gather_object(sums, mine)
+            if any(s != mine for s in sums):
+                fail("the ranks' parameters differ")
         done = self.progress >= 1
         extra = {} if done and self.name == "init" else self.extra()  # a finished init is final
         weights, extra = gathered([self.model.state_dict(keep_vars=True), extra], self.run)
@@ -356,8 +357,6 @@ class Loop:
         if self.seconds:
             say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
                           f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
-        if self.log:
-            self.log.close()
         if self.interrupted:
             say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
             raise SystemExit(130)
@@ -367,11 +366,10 @@ class Loop:
 def lock(folder, run):
     """Within, no other command trains in this folder: two would write the same files. The system frees a lock
     when its process ends, however it ends. Some network file systems have no locks: there it does nothing."""
-    if run.rank == 0:
-        os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "w") if run.rank == 0 else nullcontext() as file:
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as file:
         try:
-            if file and fcntl:
+            if fcntl and run.rank == 0:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(f"another command is training in {folder}: wait for it, or choose another --name or --out")
@@ -388,19 +386,6 @@ def read_log(file):
             with suppress(ValueError):
                 records.append(json.loads(line))
     return [r for r in records if isinstance(r, dict)]
-
-
-def open_log(folder, step, header, resumed):
-    """metrics.jsonl of a run, to append to. On resume, records after the checkpoint's step are dropped."""
-    file = os.path.join(folder, "metrics.jsonl")
-    try:
-        records = [r for r in read_log(file) if r.get("step", 0) <= step] if resumed else []
-        with open(file + ".tmp", "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(r) + "\n" for r in records or [header])
-        os.replace(file + ".tmp", file)
-        return open(file, "a", buffering=1, encoding="utf-8")
-    except OSError as e:
-        fail(f"cannot write {file}: {e}")
 
 
 def log_row(folder, cells):
@@ -421,66 +406,41 @@ def peak_memory_gb(run):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
 
 
-def check_ranks_agree(model, run):
-    """Stop if the ranks' parameters have drifted apart: they start equal and see the same gradients."""
-    if run.world > 1 and not run.sharded:
-        low = torch.stack([p.detach().double().sum() for p in model.parameters()])
-        high = low.clone()
-        dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-        if not torch.equal(low, high):
-            fail("the ranks' parameters differ")
-
-
-def reduce_gradients(parameters, run):
-    """Sum gradients over the ranks, in one message. Losses are divided by the global token count already."""
-    if run.world == 1 or run.sharded:  # backward() has done it then
-        return
-    for p in parameters:
-        if p.grad is None:  # a rank whose batch had nothing for it still takes part
-            p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    for p, piece in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(piece.view_as(p))
-
-
 def clip_and_step(parameters, optimizers, run, where):
-    """Gradients over all ranks -> unscale -> clip -> step. -> the norm before clipping.
+    """Gradients summed over all ranks -> unscale -> clip -> step. -> the norm before clipping.
 
-    No step is taken on a gradient that is not finite. With a loss scaler that is routine: all optimizers skip
-    this step (GradScaler alone: those with a bad entry) and the scale goes down. Without one the run ends."""
-    reduce_gradients(parameters, run)
+    Losses are divided by the global token count already. No step is taken on a gradient that is not finite.
+    With a loss scaler that is routine: its scale goes down. Without one the run ends."""
+    if run.world > 1 and not run.sharded:  # sharded, backward() has summed them
+        for p in parameters:
+            if p.grad is None:  # a rank whose batch had nothing for it still takes part
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
     for o in optimizers:
         run.scaler.unscale_(o)
     norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP_GRAD).item()
-    if not math.isfinite(norm):
-        if not run.scaler.is_enabled():
-            fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
+    if math.isfinite(norm):  # GradScaler alone skips only the optimizers with a bad entry
         for o in optimizers:
-            o.zero_grad(set_to_none=True)
-    for o in optimizers:
-        run.scaler.step(o)
+            run.scaler.step(o)
+    elif not run.scaler.is_enabled():
+        fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
     run.scaler.update()
     return norm
 
 
 def train(args, run, source, folder):
     """Train one stage. source: the model to start from, None to build the tiny one. folder: the run's."""
-    checkpoint, state, own = os.path.join(folder, "checkpoint"), {}, None
-    if args.resume and checkpoint_at(checkpoint):
-        model, tok = load(checkpoint)
-        state = load_state(checkpoint, whole=True)
-        if "optimizers" not in state:
-            fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
-    elif source is None:
-        model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
+    checkpoint = os.path.join(folder, "checkpoint")
+    state = load_state(checkpoint, whole=True) if args.resume else {}  # {} too if nothing is saved there
+    if state and "optimizers" not in state:
+        fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
+    if state or source:
+        model, tok = load(checkpoint if state else source)
     else:
-        model, tok = load(source)
+        model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
     if args.activation_checkpointing:
         recompute_activations(model)
     place(model, run, run.dtype, args.shard and args.stage != "base")
-    args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
     env = make(args, rule=args.rule, split="train")
 
     # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest.
@@ -498,13 +458,12 @@ def train(args, run, source, folder):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
     for o, saved in zip(optimizers, state.get("optimizers", [])):
         restore(o, saved)
-    if state.get("scaler"):
-        run.scaler.load_state_dict(state["scaler"])
     del state  # the optimizer has its own copy
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
 
     loop = Loop(args.stage, args, run, folder, source, model, tok,
                 lambda: {"optimizers": [o.state_dict() for o in optimizers]})
+    own = None
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         loop.flops = max(loop.flops, loop.start_flops + 2 * loop.n * generated)  # after a resume: already in

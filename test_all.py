@@ -2125,8 +2125,9 @@ def test_memory():
         equal(set(kinds), {(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)}, "weights that score")
         head = 16 * (tiny()[0].config.hidden_size + 1)
         reference = bytes_of(ev.load(f"{out}/gp/id/init", dtype=torch.bfloat16)[0].parameters())
-        equal(held[0] - head + reference, sft.state_bytes(n, ppo=True)[0], "bytes that PPO holds")
-        equal(held[-1], sft.state_bytes(n, ppo=False)[0], "bytes that SFT holds")
+        state_bytes = runpy.run_path(os.path.join(HERE, "results", "figures.py"))["state_bytes"]
+        equal(held[0] - head + reference, state_bytes(n, ppo=True)[0], "bytes that PPO holds")
+        equal(held[-1], state_bytes(n, ppo=False)[0], "bytes that SFT holds")
         models = []
         with watching(ev, "load", lambda loaded, *_: models.append(next(loaded[0].parameters()).dtype)):
             quick(ev.main, ["--out", out, "--dtype", "bf16", "--episodes", "2"])

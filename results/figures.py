@@ -306,9 +306,19 @@ def speed(path):
           "product")
 
 
+def state_bytes(n, ppo, ranks=1):
+    """Bytes on each GPU for a model of n parameters in bf16 -> (held all the time, the most). ranks: of --shard.
+
+    Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in bf16. The most adds all
+    weights in bf16: autocast's copies in an update, or what --shard lends for sampling. Activations, the
+    cache of generate() and PPO's value head come on top. The final table holds two models in bf16, and
+    nothing else."""
+    held = n * (4 + 4 + 8 + 2 * ppo) / ranks
+    return held, held + 2 * n
+
+
 def memory():
     """What each GPU holds, in 10^9 bytes, for released sizes (parameters as their model cards count them)."""
-    from sft import state_bytes
     sizes = {"0.5B": 0.494e9, "1.5B": 1.54e9, "3B": 3.09e9, "7.6B": 7.62e9, "11B": 10.7e9}
     print("| held, and the most, GB | " + " | ".join(sizes) + " |\n|---|" + "---|" * len(sizes))
     for method, ranks in (("SFT", 1), ("PPO", 1), ("SFT", 8), ("PPO", 8)):
