@@ -40,6 +40,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 try:
     import fcntl
@@ -415,10 +416,13 @@ def clip_and_step(parameters, optimizers, run, where):
         for p in parameters:
             if p.grad is None:  # a rank whose batch had nothing for it still takes part
                 p.grad = torch.zeros_like(p)
-            dist.all_reduce(p.grad)
+        gradients = [p.grad for p in parameters]
+        summed = parameters_to_vector(gradients)  # in one message
+        dist.all_reduce(summed)
+        vector_to_parameters(summed, gradients)
     for o in optimizers:
         run.scaler.unscale_(o)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP_GRAD).item()
+    norm = clip_grad_norm_(parameters, CLIP_GRAD).item()
     if math.isfinite(norm):  # GradScaler alone skips only the optimizers with a bad entry
         for o in optimizers:
             run.scaler.step(o)
@@ -456,8 +460,8 @@ def train(args, run, source, folder):
                                     foreach=False)]  # True, the default on CUDA, takes 4 bytes a weight more
     if matrices := groups(True, args.muon_lr):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
-    for o, saved in zip(optimizers, state.get("optimizers", [])):
-        restore(o, saved)
+    for i, o in enumerate(optimizers if state else []):
+        restore(o, state["optimizers"][i])
     del state  # the optimizer has its own copy
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
 

@@ -307,12 +307,12 @@ def speed(path):
 
 
 def state_bytes(n, ppo, ranks=1):
-    """Bytes on each GPU for a model of n parameters in bf16 -> (held all the time, the most). ranks: of --shard.
+    """Bytes on each GPU for n parameters in bf16 -> (held all the time, the most). ranks: of --shard.
 
     Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in bf16. The most adds all
     weights in bf16: autocast's copies in an update, or what --shard lends for sampling. Activations, the
-    cache of generate() and PPO's value head come on top. The final table holds two models in bf16, and
-    nothing else."""
+    cache of generate() and PPO's value head come on top; several whole models sum their gradients in 4 n
+    bytes more. The final table holds two models in bf16, and nothing else."""
     held = n * (4 + 4 + 8 + 2 * ppo) / ranks
     return held, held + 2 * n
 
