@@ -33,6 +33,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
@@ -169,37 +170,26 @@ def longest_answer(tok, model, args, path):
     return longest * 5 // 4 + (128 if from_elsewhere(path) else 0)
 
 
-PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # one entry per token
-
-
-def join_pictures(segments, width, device, left):
-    """The pictures of a batch as keywords for the model, joined along their first dimension (images, or
-    patches). PER_TOKEN is padded as the ids are. Later tokens repeat the prompt's last entry."""
-    joined = {}
-    for name in dict.fromkeys(name for s in segments for name in s.pictures):
-        parts = []
-        for s in (s for s in segments if name in s.pictures):
-            x = s.pictures[name]
-            if name in PER_TOKEN:
-                after = x[:, -1:].expand(-1, max(0, len(s.ids) - x.shape[1]), *x.shape[2:])
-                padding = x.new_zeros(1, width - len(s.ids), *x.shape[2:])
-                x = torch.cat([padding, x, after] if left else [x, after, padding], 1)
-            parts.append(x)
-        joined[name] = torch.cat(parts).to(device)
-    return joined
+PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
 
 
 def collate(segments, pad_id, device, left=False):
-    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool."""
-    width = max(len(s.ids) for s in segments)
+    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool.
 
-    def padded(rows, pad):
-        fill = [[pad] * (width - len(row)) for row in rows]
-        return torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], device=device)
+    Pictures are joined along their first dimension (images, or patches). PER_TOKEN is padded as the ids are,
+    and tokens behind the prompt repeat its last entry."""
+    def padded(rows, pad=0):
+        return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=pad,
+                            padding_side="left" if left else "right").to(device)
     inputs = {"input_ids": padded([s.ids for s in segments], pad_id),
-              "attention_mask": padded([[1] * len(s.ids) for s in segments], 0)}
-    pictures = join_pictures(segments, width, device, left)
-    return {**inputs, **pictures}, padded([s.action for s in segments], 0).bool()
+              "attention_mask": padded([[1] * len(s.ids) for s in segments])}
+    for name in dict.fromkeys(name for s in segments for name in s.pictures):
+        parts = [(s.pictures[name], len(s.ids)) for s in segments if name in s.pictures]
+        if name in PER_TOKEN:
+            inputs[name] = padded([x[0, torch.arange(n).clamp(max=x.shape[1] - 1)] for x, n in parts])
+        else:
+            inputs[name] = torch.cat([x for x, _ in parts]).to(device)
+    return inputs, padded([s.action for s in segments]).bool()
 
 
 # ------------------------------------------------------------------------------------------------------------
