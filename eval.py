@@ -89,11 +89,10 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words. With a processor, images stand before the first user's
     text. A template that lets its model think before it answers is asked not to."""
-    if loaded_processor(tok) is not None:
-        first = [m["role"] for m in messages].index("user")
-        messages = [{"role": m["role"], "content": [{"type": "image"}] * (len(images) if i == first else 0)
-                                                   + [{"type": "text", "text": m["content"]}]}
-                    for i, m in enumerate(messages)]
+    if callable(tok.processor):
+        messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        user = next(m for m in messages if m["role"] == "user")
+        user["content"] = [{"type": "image"}] * len(images) + user["content"]
     try:
         return tok.apply_chat_template(messages, tokenize=False, date_string=TODAY, enable_thinking=False,
                                        **options)
@@ -108,13 +107,12 @@ def encode(tok, text, images):
         text = tok.bos_token + text
     if not images:
         return Segment(tok(text, add_special_tokens=False).input_ids)
-    if loaded_processor(tok) is None:
+    if not callable(tok.processor):
         fail(f"--vl: the model's processor cannot be loaded: {tok.processor}" if tok.processor else
              "--vl needs a vision-language model, and this one reads text alone")
-    inputs = dict(tok.processor(text=[text], images=list(images), add_special_tokens=False,
-                                return_tensors="pt"))
-    ids, _ = inputs.pop("input_ids")[0].tolist(), inputs.pop("attention_mask")
-    return Segment(ids, pictures=inputs)
+    inputs = dict(tok.processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
+    del inputs["attention_mask"]
+    return Segment(inputs.pop("input_ids")[0].tolist(), pictures=inputs)
 
 
 def prompt(tok, messages, images=()):
@@ -694,9 +692,10 @@ def load(path, device="cpu", dtype=torch.float32):
     of the weights, fp32 for a model that is trained.
 
     A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its
-    processor. If that needs a package that is not here (torchvision for Qwen2.5-VL), it is the reason, a str:
-    tasks in words still run. model.generation_config keeps only the end and padding ids and suppress_tokens:
-    a released model's top-p or repetition penalty would make what is sampled differ from what PPO scores."""
+    processor, a callable. If that needs a package that is not here (torchvision for Qwen2.5-VL), it is the
+    reason, a str: tasks in words still run. model.generation_config keeps only the end and padding ids and
+    suppress_tokens: a released model's top-p or repetition penalty would make what is sampled differ from
+    what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and (
             os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
@@ -754,11 +753,6 @@ def load_processor(path):
         return first_line(e)
 
 
-def loaded_processor(tok):
-    """The processor of a vision-language model's tokenizer; None if there is none or it was not loaded."""
-    return None if isinstance(tok.processor, str) else tok.processor
-
-
 def save(path, model, tok, state, weights=None):
     """Write a checkpoint folder so that at every instant the old or the new one is whole: path.tmp in full,
     then path -> path.old, path.tmp -> path. state: for trainer.pt, tensors and plain values
@@ -767,7 +761,7 @@ def save(path, model, tok, state, weights=None):
     try:
         shutil.rmtree(tmp, ignore_errors=True)
         model.save_pretrained(tmp, state_dict=weights)
-        (loaded_processor(tok) or tok).save_pretrained(tmp)
+        (tok.processor if callable(tok.processor) else tok).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
         if hasattr(os, "sync"):  # not on Windows
             os.sync()            # on the disk before the renames, should the machine stop
