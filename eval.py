@@ -697,8 +697,7 @@ def load(path, device="cpu", dtype=torch.float32):
     suppress_tokens: a released model's top-p or repetition penalty would make what is sampled differ from
     what PPO scores."""
     folder = checkpoint_at(path)
-    if folder is None and (
-            os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
+    if folder is None and (path.count("/") != 1 or os.path.exists(os.path.dirname(path))):
         fail(f"no checkpoint at {path!r}: no config.json there")
     try:
         vision = AutoConfig.from_pretrained(folder or path).model_type in VLMS
