@@ -764,9 +764,8 @@ def save(path, model, tok, state, weights=None):
         torch.save(state, os.path.join(tmp, "trainer.pt"))
         if hasattr(os, "sync"):  # not on Windows
             os.sync()            # on the disk before the renames, should the machine stop
-        checkpoint_at(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if os.path.isdir(path):
+        if os.path.isdir(path):  # else path.old, if any, is the only whole one
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
         os.rename(tmp, path)
         shutil.rmtree(old, ignore_errors=True)
