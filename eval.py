@@ -640,19 +640,15 @@ def make(args, **keywords):
 # ------------------------------------------------------------------------------------------------------------
 # Plumbing, second: where runs live, and checkpoints: a transformers folder + trainer.pt, replaced at once.
 
-def home(args):
-    """Where the task's runs live: out/gp, or out/gp-vl when the cards are seen."""
-    return os.path.join(args.out, args.env + "-vl" * args.vl)
-
-
 def trained_on(args):
     """Folder of the runs trained on --rule and, with --vl, --visual: out/gp/id, or out/gp-vl/id-ood."""
-    return os.path.join(home(args), args.rule + (f"-{args.visual}" if args.vl else ""))
+    return os.path.join(args.out, args.env + "-vl" * args.vl, args.rule + f"-{args.visual}" * args.vl)
 
 
 def base_of(args):
-    """Folder of the tiny base. With pictures each look has its own, which knows the other look poorly."""
-    return os.path.join(home(args), "base-ood" if args.visual == "ood" else "base")
+    """Folder of the tiny base: out/gp/base. With pictures each look has its own, which knows the other look
+    poorly: out/gp-vl/base, or out/gp-vl/base-ood."""
+    return os.path.join(os.path.dirname(trained_on(args)), "base-ood" if args.visual == "ood" else "base")
 
 
 def found_checkpoints(args):
@@ -888,13 +884,13 @@ def main(argv=None):
     args = parse(parser, argv)
     args.micro_tokens = args.micro_tokens or 2048
     run = setup(args)
-    paths = found_checkpoints(args)
+    paths, home = found_checkpoints(args), os.path.dirname(trained_on(args))
     if args.models:
         names = [os.path.basename(os.path.normpath(p)) for p in args.models]
-        paths = {n if names.count(n) == 1 else os.path.relpath(p, home(args)): p
+        paths = {n if names.count(n) == 1 else os.path.relpath(p, home): p
                  for n, p in zip(names, args.models)}
     if not paths:
-        fail(f"no checkpoints under {home(args)}; train one: python rl.py {task_flags(args)}")
+        fail(f"no checkpoints under {home}; train one: python rl.py {task_flags(args)}")
     result = table(paths, args, run)
     if run.rank == 0:
         file = os.path.join(trained_on(args), "eval.json")
