@@ -376,7 +376,6 @@ def paper_answers(positions):
     return counted
 
 
-@torch.no_grad()
 def evaluate(model, tok, args, run, episodes, verify, reference=None):
     """Success rates of a model in the columns of the table -> {column: {...}}, each with
         "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts
