@@ -485,8 +485,7 @@ def table(paths, args, run):
     verify = args.verify or ENVS[args.env].default_verify
     gc.collect()  # see place()
     reference, reference_tok, rows = None, None, []
-    for name, path in tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True,
-                           leave=False):
+    for name, path in tqdm(paths.items(), desc="evaluate", disable=run.rank > 0 or None, leave=False):
         cells = measured.get(os.path.abspath(path))
         if cells is None:
             if args.vl:
