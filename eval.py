@@ -233,17 +233,16 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
         suppress_tokens=model.generation_config.suppress_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    episodes, chats = [], []
+    playing = []  # (environment, its episode, the messages so far)
     for env, seed in zip(envs, seeds):
         messages, images = env.reset(seed)
-        episodes.append(Episode([prompt(tok, messages, images)]))
-        chats.append(messages)
-    active = list(range(len(envs)))
-    while active:
-        still, size = [], batch_size([episodes[i].segments[-1] for i in active], max_new_tokens, batch)
-        for start in range(0, len(active), size):
-            part = active[start:start + size]
-            inputs, _ = collate([episodes[i].segments[-1] for i in part], tok.pad_token_id, run.device, True)
+        playing.append((env, Episode([prompt(tok, messages, images)]), messages))
+    episodes = [episode for _, episode, _ in playing]
+    while playing:
+        still, size = [], batch_size([e.segments[-1] for _, e, _ in playing], max_new_tokens, batch)
+        for start in range(0, len(playing), size):
+            part = playing[start:start + size]
+            inputs, _ = collate([e.segments[-1] for _, e, _ in part], tok.pad_token_id, run.device, True)
             width = inputs["input_ids"].shape[1]
             if width + max_new_tokens > limit:
                 fail(f"the model's context of {limit} tokens is too short: {width} of conversation + "
@@ -256,14 +255,14 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                     fail(f"the model's logits are not finite: it cannot be sampled from (dtype {run.dtype}); "
                          "checkpoints saved before are intact")
                 raise
-            for i, row in zip(part, out[:, width:].tolist()):
+            for (env, episode, messages), row in zip(part, out[:, width:].tolist()):
                 stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
                 said = row[:stop]                        # the end token, if any, is an action too
                 cut = said[-1] not in ends
                 text = tok.decode(said if cut else said[:-1], skip_special_tokens=False)
-                episode, segment = episodes[i], episodes[i].segments[-1]
+                segment = episode.segments[-1]
                 segment.add(said, 1)
-                step = envs[i].step(text)
+                step = env.step(text)
                 episode.forwarded += len(segment.ids)
                 segment.reward[-1] = step.reward         # on the turn's last action token
                 episode.turns.append({**step.info, "text": text, "tokens": stop, "reward": step.reward,
@@ -273,13 +272,12 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                 if step.done:
                     episode.success = step.info["success"]
                     continue
-                still.append(i)
-                if step.messages[:len(chats[i])] == chats[i]:   # the conversation goes on
+                still.append((env, episode, step.messages))
+                if step.messages[:len(messages)] == messages:   # the conversation goes on
                     segment.add(glue_ids(tok, step.messages, None if cut else said[-1]), 0)
                 else:                                           # a fresh one begins
                     episode.segments.append(prompt(tok, step.messages, step.images))
-                chats[i] = step.messages
-        active = still
+        playing = still
     lend(model, False)
     return episodes
 
