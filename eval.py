@@ -21,7 +21,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import warnings
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -620,8 +619,8 @@ def all_sum(values, run):
 
 def say(run, *words):
     if run.rank == 0:
-        tqdm.write(" ".join(map(str, words)), file=sys.stdout)
-        sys.stdout.flush()
+        with tqdm.external_write_mode():  # above the bars
+            print(*words, flush=True)
 
 
 def make(args, **keywords):
