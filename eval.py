@@ -148,14 +148,13 @@ def answer_ids(tok, model, messages, text):
 
 
 def demonstrations(env, seed, writer="expert"):
-    """The expert plays one episode -> [(messages, images, answer), ...], one a state. writer: see --demos."""
+    """The expert plays one episode. Yields (messages, images, answer), one a state. writer: see --demos."""
     messages, images = env.reset(seed)
-    states = []
     while messages:
-        states.append((messages, images, env.expert(writer)))
-        step = env.step(states[-1][-1])
+        answer = env.expert(writer)
+        yield messages, images, answer
+        step = env.step(answer)
         messages, images = step.messages, step.images
-    return states
 
 
 def longest_answer(tok, model, args, path):

@@ -1968,7 +1968,7 @@ def test_compute_is_the_papers_formula():
         length = sum(len(s.ids) for s in segments)
         near(record["flops"] - start, 6 * n * 3 * length + 2 * n * (sampled + 2 * length), 1e-9, "PPO")
         quick(sft.main, flags(out))
-        states = [sft.demonstrations(GeneralPoints(seed=3), f"sft/3/0/0/{i}")[0] for i in range(4)]
+        states = [next(sft.demonstrations(GeneralPoints(seed=3), f"sft/3/0/0/{i}")) for i in range(4)]
         rows = [sft.demonstration_row(tok, model, *state) for state in states]
         [record] = records(f"{out}/gp/id/sft", "loss")
         near(record["flops"] - start, 6 * n * sum(len(r.ids) for r in rows), 1e-9, "SFT")
