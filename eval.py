@@ -36,9 +36,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
-                          AutoTokenizer, GenerationConfig)
+                          AutoTokenizer, GenerationConfig, logging as hf_logging)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS
-from transformers.utils import logging as hf_logging
 
 from env_gp import GeneralPoints
 from env_virl import VIRL, DataError
