@@ -639,8 +639,7 @@ def trained_on(args):
 
 
 def base_of(args):
-    """Folder of the tiny base: out/gp/base. With pictures each look has its own, which knows the other look
-    poorly: out/gp-vl/base, or out/gp-vl/base-ood."""
+    """Folder of the tiny base. With pictures each look has its own, which knows the other look poorly."""
     return os.path.join(os.path.dirname(trained_on(args)), "base-ood" if args.visual == "ood" else "base")
 
 
@@ -680,11 +679,10 @@ def load(path, device="cpu", dtype=torch.float32):
     """-> (model in eval mode, tokenizer). path: our folder, or any folder or OWNER/NAME of the hub. dtype:
     of the weights, fp32 for a model that is trained.
 
-    A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its
-    processor, a callable. If that needs a package that is not here (torchvision for Qwen2.5-VL), it is the
-    reason, a str: tasks in words still run. model.generation_config keeps only the end and padding ids and
-    suppress_tokens: a released model's top-p or repetition penalty would make what is sampled differ from
-    what PPO scores."""
+    tok.processor is a vision-language model's processor, a callable, or None. If that needs a package that is
+    not here (torchvision for Qwen2.5-VL), it is the reason, a str: tasks in words still run.
+    model.generation_config keeps only the end and padding ids and suppress_tokens: a released model's top-p
+    or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and (path.count("/") != 1 or os.path.exists(os.path.dirname(path))):
         fail(f"no checkpoint at {path!r}: no config.json there")
