@@ -383,8 +383,8 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
                          pictures read right as a whole; "solved": of those, by the first attempt
     The same episodes for every model and seed: they depend on the episode's number only."""
     def solved(among):
-        return {**rate([int(turns[-1]["position_solved"]) for turns in among]),
-                "first": rate([int(turns[0]["position_solved"]) for turns in among])}
+        return {**rate([turns[-1]["position_solved"] for turns in among]),
+                "first": rate([turns[0]["position_solved"] for turns in among])}
     cells = {}
     for column, keywords in columns(args).items():
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
@@ -395,24 +395,24 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
                          keep_pictures=False)
         records = [(e.success, e.positions()) for e in played]
         if run.world > 1:
-            gathered = [None] * run.world
-            dist.all_gather_object(gathered, records)
-            records = sum(gathered, [])
+            ranks = [None] * run.world
+            dist.all_gather_object(ranks, records)
+            records = sum(ranks, [])
         positions = [turns for _, route in records for turns in route]
         differing = [turns for turns in positions if turns[0]["rule_matters"]]
         verdicts = [turns[0]["verdict"] for turns in positions]
         shown = [turns[0] for turns in positions if turns[0].get("recognized") is not None]
         cells[column] = {
             **solved(positions), "matters": solved(differing), "kl": None,
-            "episode": rate([int(success) for success, _ in records]),
+            "episode": rate([success for success, _ in records]),
             "paper": rate([right for _, route in records for right in paper_answers(route)]),
-            "other_rule": rate([int(turns[0]["other_rule"]) for turns in differing]),
+            "other_rule": rate([turns[0]["other_rule"] for turns in differing]),
             "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}}
         if shown:
             cells[column]["recognition"] = {
                 **rate([turn["recognized"] for turn in shown]),
-                "whole": rate([int(turn["recognized"] == 1) for turn in shown]),
-                "solved": rate([int(turn["position_solved"]) for turn in shown if turn["recognized"] == 1])}
+                "whole": rate([turn["recognized"] == 1 for turn in shown]),
+                "solved": rate([turn["position_solved"] for turn in shown if turn["recognized"] == 1])}
         if column == "id" and reference is not None:
             cells[column]["kl"] = (0.0 if reference is model
                                    else kl_to(reference, model, tok, played, args, run))
@@ -428,7 +428,7 @@ measured = {}  # {a checkpoint's absolute path: its cells}, of models that a loo
 
 def columns(args):
     """{column of the table: the environment's keywords}. With --data "visual" needs its folder ood."""
-    keywords = ENVS[args.env].cells(args.rule, *([args.visual] if args.vl else []))
+    keywords = ENVS[args.env].cells(args.rule, args.visual)
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
     return keywords

@@ -1888,7 +1888,7 @@ class Toy:
         pass
 
     @staticmethod
-    def cells(rule):
+    def cells(rule, visual):
         return {c: {} for c in ("seen", "id", "ood")}
 
     def reset(self, seed=None):
