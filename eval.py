@@ -608,8 +608,7 @@ def setup(args):
 
 def all_sum(values, run):
     """Sum a list of numbers over all ranks -> list of floats."""
-    t = torch.tensor(values, dtype=torch.float32 if run.device.type == "mps" else torch.float64,
-                     device=run.device)
+    t = torch.tensor(values, dtype=torch.float64, device=run.device if run.world > 1 else "cpu")
     if run.world > 1:
         dist.all_reduce(t)
     return t.tolist()
