@@ -773,8 +773,8 @@ def load_state(path, whole=False):
 
 def from_elsewhere(path):
     """Is it a user's model, or trained from one? The rest descends from the tiny base. None: that base."""
-    state = load_state(path) if path else {"flags": {}}
-    return state.get("flags", {"from_elsewhere": True}).get("from_elsewhere", False)
+    flags = load_state(path).get("flags", {"from_elsewhere": True}) if path else {}
+    return flags.get("from_elsewhere", False)
 
 
 # Flags that do not change what a run learns.
@@ -792,7 +792,7 @@ def same_flags(folder, args, only=None):
     old, new = load_state(folder).get("flags", {}), training_flags(args)
     if getattr(args, "resume", False):
         new.pop("tokens", None)
-    other = [f"--{k} {old[k]}" for k in (only or sorted(new)) if k in old and k in new and old[k] != new[k]]
+    other = [f"--{k} {old[k]}" for k in (only or sorted(new)) if k in old and old[k] != new[k]]
     if other:
         fail(f"{folder} was made with {' '.join(other)}; for other values choose another --name or --out")
 
