@@ -350,7 +350,7 @@ def kl_to(reference, model, tok, episodes, args, run):
         s = e.segments[0]
         end = s.action.index(1) + e.turns[0]["tokens"]
         firsts.append(Segment(s.ids[:end], s.action[:end], pictures=s.pictures))
-    for part in micro_batches(firsts, args.micro_tokens):
+    for part in micro_batches(firsts, args.micro_tokens or 2048):
         logp, ref_logp = (score(m, part, tok.pad_token_id, run, args.temperature or 1.0)[0]
                           for m in (model, reference))
         total += (logp - ref_logp).sum().item()
@@ -872,7 +872,6 @@ def main(argv=None):
     parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="+", metavar="PATH")  # to compare; default: all stages found
     args = parse(parser, argv)
-    args.micro_tokens = args.micro_tokens or 2048
     run = setup(args)
     paths, home = found_checkpoints(args), os.path.dirname(trained_on(args))
     if args.models:
