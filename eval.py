@@ -777,22 +777,17 @@ def from_elsewhere(path):
     return flags.get("from_elsewhere", False)
 
 
-# Flags that do not change what a run learns.
+# Flags that do not change what a run learns; all others are saved with it.
 BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "on_the_way",
                "max_new_tokens", "micro_tokens", "activation_checkpointing", "shard"}
 
 
-def training_flags(args):
-    """The flags that decide what a run learns, as a plain dict for trainer.pt."""
-    return {key: x for key, x in vars(args).items() if key not in BOOKKEEPING}
-
-
 def same_flags(folder, args, only=None):
     """Fail, naming them, if a run was made with other flags (only: of these). --resume may raise --tokens."""
-    old, new = load_state(folder).get("flags", {}), training_flags(args)
-    if getattr(args, "resume", False):
-        new.pop("tokens", None)
-    other = [f"--{k} {old[k]}" for k in (only or sorted(new)) if k in old and old[k] != new[k]]
+    old = load_state(folder).get("flags", {})
+    free = BOOKKEEPING | {"tokens"} if getattr(args, "resume", False) else BOOKKEEPING
+    other = [f"--{k} {old[k]}" for k in (only or sorted(old.keys() - free))
+             if k in old and old[k] != getattr(args, k, old[k])]
     if other:
         fail(f"{folder} was made with {' '.join(other)}; for other values choose another --name or --out")
 
