@@ -721,8 +721,7 @@ def load(path, device="cpu", dtype=torch.float32):
     if tok.pad_token_id is None:
         tok.pad_token = tok.eos_token or tok.convert_ids_to_tokens(eos[0])
     # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
-    marks = {getattr(model.config, name, None)
-             for name in ("image_token_id", "image_token_index", "video_token_id")}
+    marks = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")}
     suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
                                                suppress_tokens=suppressed or None)
