@@ -207,21 +207,20 @@ class Episode:
         return groups[:-1]
 
 
-def batch_size(segments, max_new_tokens, most):
-    """Rows of a generate() call: `most`, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
+def batch_size(segments, max_new_tokens):
+    """Rows of a generate() call: 256, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
     width = max(len(s.ids) for s in segments) + max_new_tokens
     pictures = max(sum(x.numel() for x in s.pictures.values()) for s in segments)
-    return max(1, min(most, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
+    return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
 
 
 @torch.no_grad()
-def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256, keep_pictures=True):
+def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, keep_pictures=True):
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
-    padded on the left. batch: of one generate() call, at most; environments that are done leave it.
-    keep_pictures: False drops the pictures of finished conversations but the first's, which kl_to() reads.
-    run: device, ranks and precision, from setup()."""
+    padded on the left. Environments that are done leave the batch. run: device, ranks and precision, from
+    setup(). keep_pictures: False drops those of finished conversations but the first's, for kl_to()."""
     model.eval()
     lend(model, True)  # --shard: all weights here while sampling
     ends = set(model.generation_config.eos_token_id)
@@ -236,7 +235,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         playing.append((env, Episode([prompt(tok, messages, images)]), messages))
     episodes = [episode for _, episode, _ in playing]
     while playing:
-        still, size = [], batch_size([e.segments[-1] for _, e, _ in playing], max_new_tokens, batch)
+        still, size = [], batch_size([e.segments[-1] for _, e, _ in playing], max_new_tokens)
         for start in range(0, len(playing), size):
             part = playing[start:start + size]
             inputs, _ = collate([e.segments[-1] for _, e, _ in part], tok.pad_token_id, run.device, True)

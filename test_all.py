@@ -1388,15 +1388,17 @@ def test_batches():
     """Of rollouts: as many rows as asked for, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
     Of updates: every segment once, shortest first; padded, each part fits the budget or is a single segment."""
     model, tok = tiny()
-    runs = [ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu(), batch=size)
-            for size in (5, 2)]
+    runs = []
+    for size in (5, 2):
+        with mock.patch.object(ev, "batch_size", lambda *_: size):
+            runs.append(ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu()))
     equal(*([e.segments[0].ids for e in run] for run in runs))
     segments = [ev.Segment([0] * n) for n in (10, 1900)]
-    equal([ev.batch_size(segments, 148, 256), ev.batch_size(segments[:1], 50, 256), ev.batch_size(segments, 10 ** 6, 256)],
-          [64, 256, 1], "rows by tokens")
+    equal([ev.batch_size(segments, 148), ev.batch_size(segments[:1], 50), ev.batch_size(segments, 10 ** 6)], [64, 256, 1],
+          "rows by tokens")
     segments[0].pictures = {"pixel_values": torch.empty(1, 4, 3, 560, 560, device="meta")}
-    equal(ev.batch_size(segments, 0, 256), 68, "rows by tokens and pictures")
-    equal(ev.batch_size(segments[:1], 0, 256), 2 ** 28 // (12 * 560 * 560), "rows by pictures")
+    equal(ev.batch_size(segments, 0), 68, "rows by tokens and pictures")
+    equal(ev.batch_size(segments[:1], 0), 2 ** 28 // (12 * 560 * 560), "rows by pictures")
     rng = random.Random(0)
     for budget in (1, 50, 400, 10 ** 9):
         segments = [ev.Segment([0] * rng.randint(1, 100)) for _ in range(60)]
