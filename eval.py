@@ -478,18 +478,17 @@ def table(paths, args, run):
     named init, if there, is the reference of the KL column. What is in `measured` is not played again."""
     verify = args.verify or ENVS[args.env].default_verify
     gc.collect()  # see place()
-    reference, reference_tok, rows = None, None, []
+    reference, reference_tok = load(paths["init"], run.device, run.weights) if "init" in paths else (None, [])
+    rows = []
     for name, path in tqdm(paths.items(), desc="evaluate", disable=run.rank > 0 or None, leave=False):
         cells = measured.get(os.path.abspath(path))
         if cells is None:
             if args.vl:
                 same_flags(path, args, ["pixels"])
-            if reference is None and "init" in paths:
-                reference, reference_tok = load(paths["init"], run.device, run.weights)
             model = None  # the last row's goes before the next one comes
             model, tok = (reference, reference_tok) if name == "init" else load(path, run.device, run.weights)
             longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in this model's tokens
-            comparable = reference is not None and len(tok) == len(reference_tok)  # one vocabulary: KL exists
+            comparable = len(tok) == len(reference_tok)  # one vocabulary: KL exists
             cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": longest}), run,
                              args.episodes, verify, reference if comparable else None)
         rows.append({"name": name, "path": path, **cells})
