@@ -170,7 +170,6 @@ PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [
 
 def collate(segments, pad_id, device, left=False):
     """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool.
-
     Pictures are joined along their first dimension (images, or patches). PER_TOKEN is padded as the ids are,
     and tokens behind the prompt repeat its last entry."""
     def padded(rows, pad=0):
