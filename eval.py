@@ -193,7 +193,6 @@ def collate(segments, pad_id, device, left=False):
 class Episode:
     segments: list = field(default_factory=list)  # conversations, in order
     turns: list = field(default_factory=list)     # per answer: its info + {"text", "tokens", "reward", "cut"}
-    success: bool = False
     forwarded: int = 0  # tokens through the model while sampling; a later turn reads all before it again
 
     def positions(self):
@@ -265,7 +264,6 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, keep_pict
                 if not keep_pictures and step.info["position_done"] and len(episode.segments) > 1:
                     segment.pictures = {}
                 if step.done:
-                    episode.success = step.info["success"]
                     continue
                 still.append((env, episode, step.messages))
                 if step.messages[:len(messages)] == messages:   # the conversation goes on
@@ -391,19 +389,19 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
         played = rollout(model, tok, [make(args, verify=verify, **keywords) for _ in mine],
                          [f"eval/{i}" for i in mine], args.temperature, args.max_new_tokens, run,
                          keep_pictures=False)
-        records = [(e.success, e.positions()) for e in played]
+        routes = [e.positions() for e in played]
         if run.world > 1:
             ranks = [None] * run.world
-            dist.all_gather_object(ranks, records)
-            records = sum(ranks, [])
-        positions = [turns for _, route in records for turns in route]
+            dist.all_gather_object(ranks, routes)
+            routes = sum(ranks, [])
+        positions = [turns for route in routes for turns in route]
         differing = [turns for turns in positions if turns[0]["rule_matters"]]
         verdicts = [turns[0]["verdict"] for turns in positions]
         shown = [turns[0] for turns in positions if turns[0].get("recognized") is not None]
         cells[column] = {
             **solved(positions), "matters": solved(differing), "kl": None,
-            "episode": rate([success for success, _ in records]),
-            "paper": rate([right for _, route in records for right in paper_answers(route)]),
+            "episode": rate([route[-1][-1]["success"] for route in routes]),
+            "paper": rate([right for route in routes for right in paper_answers(route)]),
             "other_rule": rate([turns[0]["other_rule"] for turns in differing]),
             "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}}
         if shown:

@@ -246,7 +246,6 @@ def acting(choose):
             while not episodes[-1].turns or not step.done:
                 step = env.step(choose(env, seed))
                 episodes[-1].turns.append({**step.info, "tokens": 1, "reward": step.reward, "cut": False})
-            episodes[-1].success = step.info["success"]
         return episodes
     with mock.patch.object(ev, "rollout", play), mock.patch.object(ev, "kl_to", lambda *_: 0.0):
         yield
@@ -1418,7 +1417,7 @@ def test_expert_rollout_scores_one():
         envs, turn = [GeneralPoints(rule=rule, split="unseen", verify=3) for _ in range(20)], itertools.count()
         with speaking(model, tok, lambda: ["{}"] * 20 if next(turn) < blunders else [env.expert() for env in envs]):
             episodes = ev.rollout(model, tok, envs, range(20), 1.0, 64, cpu())
-        equal([(e.success, len(e.turns)) for e in episodes], [(True, blunders + 1)] * 20)
+        equal([(e.turns[-1]["success"], len(e.turns)) for e in episodes], [(True, blunders + 1)] * 20)
         equal([(e.turns[-1]["text"], e.turns[-1]["cut"]) for e in episodes], [(env.expert(), False) for env in envs])
 
 
@@ -1436,7 +1435,7 @@ def test_virl_rollout_of_the_expert():
     for i, episode in enumerate(episodes):
         env = VIRL(rule=envs[i].rule, split="unseen", seed=3)
         messages, _ = env.reset(i)
-        assert episode.success and len(episode.segments) == len(env.positions) == len(episode.positions()) > 4
+        assert episode.turns[-1]["success"] and len(episode.segments) == len(env.positions) == len(episode.positions()) > 4
         for at, segment in enumerate(episode.segments):
             row = ev.prompt(tok, messages)
             for text in [blunder] * (at % 3 == 1) + [env.expert()]:
