@@ -1384,7 +1384,7 @@ def test_score_is_the_shifted_softmax():
 
 
 def test_batches():
-    """Of rollouts: as many rows as asked for, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
+    """Of rollouts: 256 rows, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
     Of updates: every segment once, shortest first; padded, each part fits the budget or is a single segment."""
     model, tok = tiny()
     runs = []
