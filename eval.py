@@ -21,7 +21,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import warnings
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -33,12 +32,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
-                          AutoTokenizer, GenerationConfig)
+                          AutoTokenizer, GenerationConfig, logging as hf_logging)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS
-from transformers.utils import logging as hf_logging
 
 from env_gp import GeneralPoints
 from env_virl import VIRL, DataError
@@ -88,11 +87,10 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words. With a processor, images stand before the first user's
     text. A template that lets its model think before it answers is asked not to."""
-    if loaded_processor(tok) is not None:
-        first = [m["role"] for m in messages].index("user")
-        messages = [{"role": m["role"], "content": [{"type": "image"}] * (len(images) if i == first else 0)
-                                                   + [{"type": "text", "text": m["content"]}]}
-                    for i, m in enumerate(messages)]
+    if callable(tok.processor):
+        messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        user = next(m for m in messages if m["role"] == "user")
+        user["content"] = [{"type": "image"}] * len(images) + user["content"]
     try:
         return tok.apply_chat_template(messages, tokenize=False, date_string=TODAY, enable_thinking=False,
                                        **options)
@@ -107,13 +105,12 @@ def encode(tok, text, images):
         text = tok.bos_token + text
     if not images:
         return Segment(tok(text, add_special_tokens=False).input_ids)
-    if loaded_processor(tok) is None:
+    if not callable(tok.processor):
         fail(f"--vl: the model's processor cannot be loaded: {tok.processor}" if tok.processor else
              "--vl needs a vision-language model, and this one reads text alone")
-    inputs = dict(tok.processor(text=[text], images=list(images), add_special_tokens=False,
-                                return_tensors="pt"))
-    ids, _ = inputs.pop("input_ids")[0].tolist(), inputs.pop("attention_mask")
-    return Segment(ids, pictures=inputs)
+    inputs = dict(tok.processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
+    del inputs["attention_mask"]
+    return Segment(inputs.pop("input_ids")[0].tolist(), pictures=inputs)
 
 
 def prompt(tok, messages, images=()):
@@ -169,37 +166,25 @@ def longest_answer(tok, model, args, path):
     return longest * 5 // 4 + (128 if from_elsewhere(path) else 0)
 
 
-PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # one entry per token
-
-
-def join_pictures(segments, width, device, left):
-    """The pictures of a batch as keywords for the model, joined along their first dimension (images, or
-    patches). PER_TOKEN is padded as the ids are. Later tokens repeat the prompt's last entry."""
-    joined = {}
-    for name in dict.fromkeys(name for s in segments for name in s.pictures):
-        parts = []
-        for s in (s for s in segments if name in s.pictures):
-            x = s.pictures[name]
-            if name in PER_TOKEN:
-                after = x[:, -1:].expand(-1, max(0, len(s.ids) - x.shape[1]), *x.shape[2:])
-                padding = x.new_zeros(1, width - len(s.ids), *x.shape[2:])
-                x = torch.cat([padding, x, after] if left else [x, after, padding], 1)
-            parts.append(x)
-        joined[name] = torch.cat(parts).to(device)
-    return joined
+PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
 
 
 def collate(segments, pad_id, device, left=False):
-    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool."""
-    width = max(len(s.ids) for s in segments)
-
-    def padded(rows, pad):
-        fill = [[pad] * (width - len(row)) for row in rows]
-        return torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], device=device)
+    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool.
+    Pictures are joined along their first dimension (images, or patches). PER_TOKEN is padded as the ids are,
+    and tokens behind the prompt repeat its last entry."""
+    def padded(rows, pad=0):
+        return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=pad,
+                            padding_side="left" if left else "right").to(device)
     inputs = {"input_ids": padded([s.ids for s in segments], pad_id),
-              "attention_mask": padded([[1] * len(s.ids) for s in segments], 0)}
-    pictures = join_pictures(segments, width, device, left)
-    return {**inputs, **pictures}, padded([s.action for s in segments], 0).bool()
+              "attention_mask": padded([[1] * len(s.ids) for s in segments])}
+    for name in dict.fromkeys(name for s in segments for name in s.pictures):
+        parts = [(s.pictures[name], len(s.ids)) for s in segments if name in s.pictures]
+        if name in PER_TOKEN:
+            inputs[name] = padded([x[0, torch.arange(n).clamp(max=x.shape[1] - 1)] for x, n in parts])
+        else:
+            inputs[name] = torch.cat([x for x, _ in parts]).to(device)
+    return inputs, padded([s.action for s in segments]).bool()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -209,7 +194,6 @@ def collate(segments, pad_id, device, left=False):
 class Episode:
     segments: list = field(default_factory=list)  # conversations, in order
     turns: list = field(default_factory=list)     # per answer: its info + {"text", "tokens", "reward", "cut"}
-    success: bool = False
     forwarded: int = 0  # tokens through the model while sampling; a later turn reads all before it again
 
     def positions(self):
@@ -222,21 +206,20 @@ class Episode:
         return groups[:-1]
 
 
-def batch_size(segments, max_new_tokens, most):
-    """Rows of a generate() call: `most`, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
+def batch_size(segments, max_new_tokens):
+    """Rows of a generate() call: 256, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
     width = max(len(s.ids) for s in segments) + max_new_tokens
     pictures = max(sum(x.numel() for x in s.pictures.values()) for s in segments)
-    return max(1, min(most, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
+    return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
 
 
 @torch.no_grad()
-def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256, keep_pictures=True):
+def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, keep_pictures=True):
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
-    padded on the left. batch: of one generate() call, at most; environments that are done leave it.
-    keep_pictures: False drops the pictures of finished conversations but the first's, which kl_to() reads.
-    run: device, ranks and precision, from setup()."""
+    padded on the left. Environments that are done leave the batch. run: device, ranks and precision, from
+    setup(). keep_pictures: False drops those of finished conversations but the first's, for kl_to()."""
     model.eval()
     lend(model, True)  # --shard: all weights here while sampling
     ends = set(model.generation_config.eos_token_id)
@@ -245,17 +228,16 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
         suppress_tokens=model.generation_config.suppress_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    episodes, chats = [], []
+    playing = []  # (environment, its episode, the messages so far)
     for env, seed in zip(envs, seeds):
         messages, images = env.reset(seed)
-        episodes.append(Episode([prompt(tok, messages, images)]))
-        chats.append(messages)
-    active = list(range(len(envs)))
-    while active:
-        still, size = [], batch_size([episodes[i].segments[-1] for i in active], max_new_tokens, batch)
-        for start in range(0, len(active), size):
-            part = active[start:start + size]
-            inputs, _ = collate([episodes[i].segments[-1] for i in part], tok.pad_token_id, run.device, True)
+        playing.append((env, Episode([prompt(tok, messages, images)]), messages))
+    episodes = [episode for _, episode, _ in playing]
+    while playing:
+        still, size = [], batch_size([e.segments[-1] for _, e, _ in playing], max_new_tokens)
+        for start in range(0, len(playing), size):
+            part = playing[start:start + size]
+            inputs, _ = collate([e.segments[-1] for _, e, _ in part], tok.pad_token_id, run.device, True)
             width = inputs["input_ids"].shape[1]
             if width + max_new_tokens > limit:
                 fail(f"the model's context of {limit} tokens is too short: {width} of conversation + "
@@ -268,14 +250,14 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                     fail(f"the model's logits are not finite: it cannot be sampled from (dtype {run.dtype}); "
                          "checkpoints saved before are intact")
                 raise
-            for i, row in zip(part, out[:, width:].tolist()):
+            for (env, episode, messages), row in zip(part, out[:, width:].tolist()):
                 stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
                 said = row[:stop]                        # the end token, if any, is an action too
                 cut = said[-1] not in ends
                 text = tok.decode(said if cut else said[:-1], skip_special_tokens=False)
-                episode, segment = episodes[i], episodes[i].segments[-1]
+                segment = episode.segments[-1]
                 segment.add(said, 1)
-                step = envs[i].step(text)
+                step = env.step(text)
                 episode.forwarded += len(segment.ids)
                 segment.reward[-1] = step.reward         # on the turn's last action token
                 episode.turns.append({**step.info, "text": text, "tokens": stop, "reward": step.reward,
@@ -283,15 +265,13 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, run, batch=256
                 if not keep_pictures and step.info["position_done"] and len(episode.segments) > 1:
                     segment.pictures = {}
                 if step.done:
-                    episode.success = step.info["success"]
                     continue
-                still.append(i)
-                if step.messages[:len(chats[i])] == chats[i]:   # the conversation goes on
+                still.append((env, episode, step.messages))
+                if step.messages[:len(messages)] == messages:   # the conversation goes on
                     segment.add(glue_ids(tok, step.messages, None if cut else said[-1]), 0)
                 else:                                           # a fresh one begins
                     episode.segments.append(prompt(tok, step.messages, step.images))
-                chats[i] = step.messages
-        active = still
+        playing = still
     lend(model, False)
     return episodes
 
@@ -367,7 +347,7 @@ def kl_to(reference, model, tok, episodes, args, run):
         s = e.segments[0]
         end = s.action.index(1) + e.turns[0]["tokens"]
         firsts.append(Segment(s.ids[:end], s.action[:end], pictures=s.pictures))
-    for part in micro_batches(firsts, args.micro_tokens):
+    for part in micro_batches(firsts, args.micro_tokens or 2048):
         logp, ref_logp = (score(m, part, tok.pad_token_id, run, args.temperature or 1.0)[0]
                           for m in (model, reference))
         total += (logp - ref_logp).sum().item()
@@ -388,7 +368,6 @@ def paper_answers(positions):
     return counted
 
 
-@torch.no_grad()
 def evaluate(model, tok, args, run, episodes, verify, reference=None):
     """Success rates of a model in the columns of the table -> {column: {...}}, each with
         "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts
@@ -401,8 +380,8 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
                          pictures read right as a whole; "solved": of those, by the first attempt
     The same episodes for every model and seed: they depend on the episode's number only."""
     def solved(among):
-        return {**rate([int(turns[-1]["position_solved"]) for turns in among]),
-                "first": rate([int(turns[0]["position_solved"]) for turns in among])}
+        return {**rate([turns[-1]["position_solved"] for turns in among]),
+                "first": rate([turns[0]["position_solved"] for turns in among])}
     cells = {}
     for column, keywords in columns(args).items():
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
@@ -411,26 +390,26 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
         played = rollout(model, tok, [make(args, verify=verify, **keywords) for _ in mine],
                          [f"eval/{i}" for i in mine], args.temperature, args.max_new_tokens, run,
                          keep_pictures=False)
-        records = [(e.success, e.positions()) for e in played]
+        routes = [e.positions() for e in played]
         if run.world > 1:
-            gathered = [None] * run.world
-            dist.all_gather_object(gathered, records)
-            records = sum(gathered, [])
-        positions = [turns for _, route in records for turns in route]
+            ranks = [None] * run.world
+            dist.all_gather_object(ranks, routes)
+            routes = sum(ranks, [])
+        positions = [turns for route in routes for turns in route]
         differing = [turns for turns in positions if turns[0]["rule_matters"]]
         verdicts = [turns[0]["verdict"] for turns in positions]
         shown = [turns[0] for turns in positions if turns[0].get("recognized") is not None]
         cells[column] = {
             **solved(positions), "matters": solved(differing), "kl": None,
-            "episode": rate([int(success) for success, _ in records]),
-            "paper": rate([right for _, route in records for right in paper_answers(route)]),
-            "other_rule": rate([int(turns[0]["other_rule"]) for turns in differing]),
+            "episode": rate([route[-1][-1]["success"] for route in routes]),
+            "paper": rate([right for route in routes for right in paper_answers(route)]),
+            "other_rule": rate([turns[0]["other_rule"] for turns in differing]),
             "verdicts": {v: verdicts.count(v) / len(verdicts) for v in sorted(set(verdicts))}}
         if shown:
             cells[column]["recognition"] = {
                 **rate([turn["recognized"] for turn in shown]),
-                "whole": rate([int(turn["recognized"] == 1) for turn in shown]),
-                "solved": rate([int(turn["position_solved"]) for turn in shown if turn["recognized"] == 1])}
+                "whole": rate([turn["recognized"] == 1 for turn in shown]),
+                "solved": rate([turn["position_solved"] for turn in shown if turn["recognized"] == 1])}
         if column == "id" and reference is not None:
             cells[column]["kl"] = (0.0 if reference is model
                                    else kl_to(reference, model, tok, played, args, run))
@@ -446,7 +425,7 @@ measured = {}  # {a checkpoint's absolute path: its cells}, of models that a loo
 
 def columns(args):
     """{column of the table: the environment's keywords}. With --data "visual" needs its folder ood."""
-    keywords = ENVS[args.env].cells(args.rule, *([args.visual] if args.vl else []))
+    keywords = ENVS[args.env].cells(args.rule, args.visual)
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
     return keywords
@@ -497,19 +476,17 @@ def table(paths, args, run):
     named init, if there, is the reference of the KL column. What is in `measured` is not played again."""
     verify = args.verify or ENVS[args.env].default_verify
     gc.collect()  # see place()
-    reference, reference_tok, rows = None, None, []
-    for name, path in tqdm(paths.items(), desc="evaluate", disable=None if run.rank == 0 else True,
-                           leave=False):
+    reference, reference_tok = load(paths["init"], run.device, run.weights) if "init" in paths else (None, [])
+    rows = []
+    for name, path in tqdm(paths.items(), desc="evaluate", disable=run.rank > 0 or None, leave=False):
         cells = measured.get(os.path.abspath(path))
         if cells is None:
             if args.vl:
                 same_flags(path, args, ["pixels"])
-            if reference is None and "init" in paths:
-                reference, reference_tok = load(paths["init"], run.device, run.weights)
             model = None  # the last row's goes before the next one comes
             model, tok = (reference, reference_tok) if name == "init" else load(path, run.device, run.weights)
             longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in this model's tokens
-            comparable = reference is not None and len(tok) == len(reference_tok)  # one vocabulary: KL exists
+            comparable = len(tok) == len(reference_tok)  # one vocabulary: KL exists
             cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": longest}), run,
                              args.episodes, verify, reference if comparable else None)
         rows.append({"name": name, "path": path, **cells})
@@ -627,8 +604,7 @@ def setup(args):
 
 def all_sum(values, run):
     """Sum a list of numbers over all ranks -> list of floats."""
-    t = torch.tensor(values, dtype=torch.float32 if run.device.type == "mps" else torch.float64,
-                     device=run.device)
+    t = torch.tensor(values, dtype=torch.float64, device=run.device if run.world > 1 else "cpu")
     if run.world > 1:
         dist.all_reduce(t)
     return t.tolist()
@@ -636,8 +612,8 @@ def all_sum(values, run):
 
 def say(run, *words):
     if run.rank == 0:
-        tqdm.write(" ".join(map(str, words)), file=sys.stdout)
-        sys.stdout.flush()
+        with tqdm.external_write_mode():  # above the bars
+            print(*words, flush=True)
 
 
 def make(args, **keywords):
@@ -652,19 +628,14 @@ def make(args, **keywords):
 # ------------------------------------------------------------------------------------------------------------
 # Plumbing, second: where runs live, and checkpoints: a transformers folder + trainer.pt, replaced at once.
 
-def home(args):
-    """Where the task's runs live: out/gp, or out/gp-vl when the cards are seen."""
-    return os.path.join(args.out, args.env + "-vl" * args.vl)
-
-
 def trained_on(args):
     """Folder of the runs trained on --rule and, with --vl, --visual: out/gp/id, or out/gp-vl/id-ood."""
-    return os.path.join(home(args), args.rule + (f"-{args.visual}" if args.vl else ""))
+    return os.path.join(args.out, args.env + "-vl" * args.vl, args.rule + f"-{args.visual}" * args.vl)
 
 
 def base_of(args):
     """Folder of the tiny base. With pictures each look has its own, which knows the other look poorly."""
-    return os.path.join(home(args), "base-ood" if args.visual == "ood" else "base")
+    return os.path.join(os.path.dirname(trained_on(args)), "base-ood" if args.visual == "ood" else "base")
 
 
 def found_checkpoints(args):
@@ -703,13 +674,12 @@ def load(path, device="cpu", dtype=torch.float32):
     """-> (model in eval mode, tokenizer). path: our folder, or any folder or OWNER/NAME of the hub. dtype:
     of the weights, fp32 for a model that is trained.
 
-    A vision-language model is any that AutoModelForImageTextToText knows. Then tok.processor is its
-    processor. If that needs a package that is not here (torchvision for Qwen2.5-VL), it is the reason, a str:
-    tasks in words still run. model.generation_config keeps only the end and padding ids and suppress_tokens:
-    a released model's top-p or repetition penalty would make what is sampled differ from what PPO scores."""
+    tok.processor is a vision-language model's processor, a callable, or None. If that needs a package that is
+    not here (torchvision for Qwen2.5-VL), it is the reason, a str: tasks in words still run.
+    model.generation_config keeps only the end and padding ids and suppress_tokens: a released model's top-p
+    or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
-    if folder is None and (
-            os.path.exists(path) or path.count("/") != 1 or os.path.exists(path.split("/")[0])):
+    if folder is None and (path.count("/") != 1 or os.path.exists(os.path.dirname(path))):
         fail(f"no checkpoint at {path!r}: no config.json there")
     try:
         vision = AutoConfig.from_pretrained(folder or path).model_type in VLMS
@@ -747,8 +717,7 @@ def load(path, device="cpu", dtype=torch.float32):
     if tok.pad_token_id is None:
         tok.pad_token = tok.eos_token or tok.convert_ids_to_tokens(eos[0])
     # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
-    marks = {getattr(model.config, name, None)
-             for name in ("image_token_id", "image_token_index", "video_token_id")}
+    marks = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")}
     suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
                                                suppress_tokens=suppressed or None)
@@ -764,11 +733,6 @@ def load_processor(path):
         return first_line(e)
 
 
-def loaded_processor(tok):
-    """The processor of a vision-language model's tokenizer; None if there is none or it was not loaded."""
-    return None if isinstance(tok.processor, str) else tok.processor
-
-
 def save(path, model, tok, state, weights=None):
     """Write a checkpoint folder so that at every instant the old or the new one is whole: path.tmp in full,
     then path -> path.old, path.tmp -> path. state: for trainer.pt, tensors and plain values
@@ -777,13 +741,12 @@ def save(path, model, tok, state, weights=None):
     try:
         shutil.rmtree(tmp, ignore_errors=True)
         model.save_pretrained(tmp, state_dict=weights)
-        (loaded_processor(tok) or tok).save_pretrained(tmp)
+        (tok.processor if callable(tok.processor) else tok).save_pretrained(tmp)
         torch.save(state, os.path.join(tmp, "trainer.pt"))
         if hasattr(os, "sync"):  # not on Windows
             os.sync()            # on the disk before the renames, should the machine stop
-        checkpoint_at(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if os.path.isdir(path):
+        if os.path.isdir(path):  # else path.old, if any, is the only whole one
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
         os.rename(tmp, path)
         shutil.rmtree(old, ignore_errors=True)
@@ -805,26 +768,21 @@ def load_state(path, whole=False):
 
 def from_elsewhere(path):
     """Is it a user's model, or trained from one? The rest descends from the tiny base. None: that base."""
-    state = load_state(path) if path else {"flags": {}}
-    return state.get("flags", {"from_elsewhere": True}).get("from_elsewhere", False)
+    flags = load_state(path).get("flags", {"from_elsewhere": True}) if path else {}
+    return flags.get("from_elsewhere", False)
 
 
-# Flags that do not change what a run learns.
+# Flags that do not change what a run learns; all others are saved with it.
 BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "on_the_way",
                "max_new_tokens", "micro_tokens", "activation_checkpointing", "shard"}
 
 
-def training_flags(args):
-    """The flags that decide what a run learns, as a plain dict for trainer.pt."""
-    return {key: x for key, x in vars(args).items() if key not in BOOKKEEPING}
-
-
 def same_flags(folder, args, only=None):
     """Fail, naming them, if a run was made with other flags (only: of these). --resume may raise --tokens."""
-    old, new = load_state(folder).get("flags", {}), training_flags(args)
-    if getattr(args, "resume", False):
-        new.pop("tokens", None)
-    other = [f"--{k} {old[k]}" for k in (only or sorted(new)) if k in old and k in new and old[k] != new[k]]
+    old = load_state(folder).get("flags", {})
+    free = BOOKKEEPING | {"tokens"} if getattr(args, "resume", False) else BOOKKEEPING
+    other = [f"--{k} {old[k]}" for k in (only or sorted(old.keys() - free))
+             if k in old and old[k] != getattr(args, k, old[k])]
     if other:
         fail(f"{folder} was made with {' '.join(other)}; for other values choose another --name or --out")
 
@@ -904,15 +862,14 @@ def main(argv=None):
     parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="+", metavar="PATH")  # to compare; default: all stages found
     args = parse(parser, argv)
-    args.micro_tokens = args.micro_tokens or 2048
     run = setup(args)
-    paths = found_checkpoints(args)
+    paths, home = found_checkpoints(args), os.path.dirname(trained_on(args))
     if args.models:
         names = [os.path.basename(os.path.normpath(p)) for p in args.models]
-        paths = {n if names.count(n) == 1 else os.path.relpath(p, home(args)): p
+        paths = {n if names.count(n) == 1 else os.path.relpath(p, home): p
                  for n, p in zip(names, args.models)}
     if not paths:
-        fail(f"no checkpoints under {home(args)}; train one: python rl.py {task_flags(args)}")
+        fail(f"no checkpoints under {home}; train one: python rl.py {task_flags(args)}")
     result = table(paths, args, run)
     if run.rank == 0:
         file = os.path.join(trained_on(args), "eval.json")

@@ -315,7 +315,7 @@ def train(args, run, init, folder):
         if run.rank == 0 and loop.step % 10 == 0:
             with open(os.path.join(folder, "episodes.txt"), "a", encoding="utf-8") as f:
                 for e in episodes[:2]:
-                    f.write(f"---- iteration {loop.step + 1}, success {e.success}\n"
+                    f.write(f"---- iteration {loop.step + 1}, success {e.turns[-1]['success']}\n"
                             + "\n".join(tok.decode(s.ids) for s in e.segments)
                             + f"\nrewards {[t['reward'] for t in e.turns]}\n")
         loop.step_done(6 * loop.n * trained + 2 * loop.n * buffer, trained, record,

@@ -49,11 +49,11 @@ except ImportError:  # Windows has neither: no lock on a run's folder, no peak m
     fcntl = resource = None
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from eval import (ENVS, HEADS, Segment, all_sum, answer_ids, base_of, chat_text, checkpoint_at, columns,
-                  demonstrations, encode, evaluate, fail, first_line, forward, found_checkpoints,
+from eval import (BOOKKEEPING, ENVS, HEADS, Segment, all_sum, answer_ids, base_of, chat_text, checkpoint_at,
+                  columns, demonstrations, encode, evaluate, fail, first_line, forward, found_checkpoints,
                   from_elsewhere, gathered, in_step, load, load_state, longest_answer, make, measured,
                   micro_batches, new_parser, parse, place, prompt, restore, rollout, same_flags, save, say,
-                  script, setup, table, task_flags, trained_on, training_flags, write_json)
+                  script, setup, table, task_flags, trained_on, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -343,11 +343,12 @@ class Loop:
         done = self.progress >= 1
         extra = {} if done and self.name == "init" else self.extra()  # a finished init is final
         weights, extra = gathered([self.model.state_dict(keep_vars=True), extra], self.run)
+        flags = {key: x for key, x in vars(self.args).items() if key not in BOOKKEEPING}
         if self.run.rank == 0:
             save(self.checkpoint, self.model, self.tok, {
                 "stage": self.name, "step": self.step, "flops": self.flops, "start_flops": self.start_flops,
                 "done": done, "next_monitor": self.next_monitor, "world": self.run.world,
-                "flags": training_flags(self.args), "scaler": self.run.scaler.state_dict(), **extra}, weights)
+                "flags": flags, "scaler": self.run.scaler.state_dict(), **extra}, weights)
         all_sum([0], self.run)  # wait: the next stage reads what rank 0 has written
 
     def close(self):

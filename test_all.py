@@ -244,7 +244,7 @@ def acting(choose):
             step = env.step(choose(env, seed))
             messages = step.messages
             turns.append(step.info)
-        return ev.Episode([], turns, step.info["success"])
+        return ev.Episode([], turns)
     with mock.patch.object(ev, "rollout", lambda model, tok, envs, seeds, *_, **__: list(map(play, envs, seeds))), \
             mock.patch.object(ev, "kl_to", lambda *_: 0.0):
         yield
@@ -1341,18 +1341,20 @@ def test_feedback_gets_no_gradient():
 
 
 def test_batches():
-    """Of rollouts: as many rows as asked for, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
+    """Of rollouts: 256 rows, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
     Of updates: every segment once, shortest first; padded, each part fits the budget or is a single segment."""
     model, tok = tiny()
-    runs = [ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu(), batch=size)
-            for size in (5, 2)]
+    runs = []
+    for size in (5, 2):
+        with mock.patch.object(ev, "batch_size", lambda *_: size):
+            runs.append(ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu()))
     equal(*([e.segments[0].ids for e in run] for run in runs))
     segments = [ev.Segment([0] * n) for n in (10, 1900)]
-    equal([ev.batch_size(segments, 148, 256), ev.batch_size(segments[:1], 50, 256), ev.batch_size(segments, 10 ** 6, 256)],
-          [64, 256, 1], "rows by tokens")
+    equal([ev.batch_size(segments, 148), ev.batch_size(segments[:1], 50), ev.batch_size(segments, 10 ** 6)], [64, 256, 1],
+          "rows by tokens")
     segments[0].pictures = {"pixel_values": torch.empty(1, 4, 3, 560, 560, device="meta")}
-    equal(ev.batch_size(segments, 0, 256), 68, "rows by tokens and pictures")
-    equal(ev.batch_size(segments[:1], 0, 256), 2 ** 28 // (12 * 560 * 560), "rows by pictures")
+    equal(ev.batch_size(segments, 0), 68, "rows by tokens and pictures")
+    equal(ev.batch_size(segments[:1], 0), 2 ** 28 // (12 * 560 * 560), "rows by pictures")
     rng = random.Random(0)
     for budget in (1, 50, 400, 10 ** 9):
         segments = [ev.Segment([0] * rng.randint(1, 100)) for _ in range(60)]
@@ -1390,7 +1392,7 @@ def test_rollout_of_the_expert():
                 equal((segment.ids, segment.action, segment.reward), (row.ids, row.action, row.reward), turns)
                 attempts.add(len(turns))
                 messages = step.messages
-            equal((episode.success, step.done), (True, True), "success, whether the expert's episode ends here too")
+            equal((turns[-1]["success"], step.done), (True, True), "success, whether the expert's episode ends here too")
         equal(attempts, {1, 2}, f"{family}: attempts at a position")
 
 
@@ -1823,7 +1825,7 @@ class Toy:
         pass
 
     @staticmethod
-    def cells(rule):
+    def cells(rule, visual):
         return {c: {} for c in ("seen", "id", "ood")}
 
     def reset(self, seed=None):
