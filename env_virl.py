@@ -438,17 +438,15 @@ SIGNS = {  # on a square of 100 x 100, x to the right, y down; ~ cuts out
 def draw_view(paint, style, rng, street, landmark, crossing):
     """One view of 1 x 1. paint(shape, coordinates, colour) draws. street: one runs away from the walker, else
     houses stand across. landmark: "Oak Cafe" or "", the house ahead. crossing: a zebra crossing in front."""
-    def wall(x0, top0, bottom0, x1, top1, bottom1):  # a house's front with windows, perhaps seen at an angle
-        paint("polygon", (x0, top0, x1, top1, x1, bottom1, x0, bottom0), rng.choice(style["walls"]))
+    def wall(a, b):  # a house's front with windows, between two upright edges (x, top, bottom)
+        paint("polygon", (a[0], a[1], b[0], b[1], b[0], b[2], a[0], a[2]), rng.choice(style["walls"]))
         (columns, width, height), rows = style["pane"], rng.randint(3, 5)
-        for column in range(columns):
-            for row in range(rows):
-                corners = []
-                for u, v in ((-width, -height), (width, -height), (width, height), (-width, height)):
-                    u, v = (column + (1 + u) / 2) / columns, (row + (1 + v) / 2) / rows
-                    top, bottom = top0 + u * (top1 - top0), bottom0 + u * (bottom1 - bottom0)
-                    corners += [x0 + u * (x1 - x0), top + v * (bottom - top)]
-                paint("polygon", corners, style["glass"])
+        for column, row in np.ndindex(columns, rows):
+            corners = []
+            for u, v in ((-width, -height), (width, -height), (width, height), (-width, height)):
+                x, top, bottom = on_the_way(a, b, (column + (1 + u) / 2) / columns)
+                corners += [x, top + (row + (1 + v) / 2) / rows * (bottom - top)]
+            paint("polygon", corners, style["glass"])
 
     paint("rectangle", (0, 0, 1, 1), style["sky"])
     paint("rectangle", (0, 0.55, 1, 1), style["ground"])
@@ -464,22 +462,20 @@ def draw_view(paint, style, rng, street, landmark, crossing):
         paint("rectangle", (0.42, top + 0.46, 0.58, 0.78), style["glass"])  # the door
     elif street:
         for side in (0, 1):
-            for near, far in ((0, 0.24), (0.25, 0.38)):  # two houses on each side
+            for ends in ((0, 0.24), (0.25, 0.38)):  # two houses on each side, near and far end of each
                 height = rng.uniform(0.8, 1.1)
-                wall(abs(side - near), 0.55 - height * (0.5 - near), 0.55 + 0.5 * (0.5 - near),
-                     abs(side - far), 0.55 - height * (0.5 - far), 0.55 + 0.5 * (0.5 - far))
+                wall(*[(abs(side - x), 0.55 - height * (0.5 - x), 0.55 + 0.5 * (0.5 - x)) for x in ends])
     else:
         middle = rng.uniform(0.35, 0.65)
         for left, right in ((0, middle - 0.01), (middle + 0.01, 1)):
             top = rng.uniform(0.05, 0.25)
-            wall(left, top, 0.78, right, top, 0.78)
+            wall((left, top, 0.78), (right, top, 0.78))
     for i in range(5 * crossing):  # the stripes
         x, near = 0.2 * i + 0.1, 0.216 * i + 0.068  # middle above and below
         corners = (x - 0.05, 0.83, x + 0.05, 0.83, near + 0.06, 0.98, near - 0.06, 0.98)
         paint("polygon", corners, style["zebra"])
 
 
-@lru_cache(maxsize=None)
 def city_style(look, town):
     """A look in the colours of one city: sky, ground, house and walls differ a little from the look's."""
     rng, style = random.Random(f"style/{town}"), dict(LOOKS[look])
@@ -496,12 +492,12 @@ def draw_picture(look, town, observation, seed, pixels=80):
     name, side, crossing = observation_parts(observation)
     scale = 4 if pixels <= 200 else 2  # drawn larger and reduced, so that edges are smooth
     half, image = pixels * scale / 2, Image.new("RGB", (pixels * scale, pixels * scale))
-    draw = ImageDraw.Draw(image)
+    draw, style = ImageDraw.Draw(image), city_style(look, town)
     for i, view in enumerate(VIEWS):
         def paint(shape, coordinates, colour, origin=(i % 2, i // 2)):
             getattr(draw, shape)([half * (origin[k % 2] + c) for k, c in enumerate(coordinates)], fill=colour)
-        draw_view(paint, city_style(look, town), random.Random(f"view/{seed}/{view}"),
-                  crossing or view in ("front", "back"), name if side == f"on your {view}" else "", crossing)
+        draw_view(paint, style, random.Random(f"view/{seed}/{view}"), crossing or view in ("front", "back"),
+                  name if side == f"on your {view}" else "", crossing)
     for line in ((half, 0, half, 2 * half), (0, half, 2 * half, half)):
         draw.line(line, fill=(0, 0, 0), width=round(half / 40))  # between the views
     noise = np.frombuffer(random.Random(f"noise/{seed}").randbytes(pixels * pixels), np.uint8) >> 4  # 0 to 15
@@ -825,7 +821,7 @@ def panorama_picture(folder, name, position, pixels=80):
     side, picture = (pixels + 1) // 2, Image.new("RGB", (pixels, pixels))
     with naming(name, DataError):
         file, rotation = street_view(position.point, folder)
-        for i in range(len(VIEWS)):
+        for i in range(4):
             view = perspective(load_panorama(file, side), position.heading + 90 * i, rotation, side)
             picture.paste(Image.fromarray(view), (i % 2 * (pixels - side), i // 2 * (pixels - side)))
     return picture
