@@ -162,7 +162,6 @@ ACTIONS = "Actions: forward(), stop() or turn_direction(x), x one of $words.\nRo
 LAST_STEPS = ACTIONS + "Last steps: $history\nNow: $observation\n"
 PROMPT = Template("You walk along a route. What do you do?\n" + LAST_STEPS + 'Answer in JSON only: '
                   '{"current observation": "...", "current instruction": "...", "action": "..."}')
-ANSWER = '{"current observation": "$observation", "current instruction": "$instruction", "action": "$action"}'
 THAT_IS, ON_TO = ", that is ", "on to the "    # the expert's shorthand
 WALK = Template("A walk. " + ACTIONS + "$steps")  # these three: in pretraining only
 GLIMPSE = Template("On a walk. " + LAST_STEPS + "$answer")
@@ -279,8 +278,8 @@ def document(rng, chat_share=0.15, noise=0.1):
 def fragments(vl=False):
     """The fixed phrases and words of all texts -> [str], for a tokenizer. vl: those about pictures too."""
     texts = [text.template for text in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)]
-    phrases = [piece for text in texts + [MOVE_ON, ANSWER] for piece in re.split(r"\$\w+", text) if piece]
-    phrases += list(VIRL_FEEDBACK.values()) + [IN_PICTURE] * vl
+    texts += [MOVE_ON, answer_text("$x", "$x", "$x"), *VIRL_FEEDBACK.values()] + [IN_PICTURE] * vl
+    phrases = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
     often = [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING, "forward()",
              "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
     words = [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
