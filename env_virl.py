@@ -575,17 +575,17 @@ KEYS = {"intersection_idx": "[0-9]+", "landmarks": ".{1,1000}", "distance": r"[0
 
 
 class DataError(ValueError):
-    """The data set turned out to be damaged while it was played. The message names route, file and key."""
+    """The data set is damaged, at times seen in play alone. The message names route, file and key."""
 
 
 @contextmanager
-def naming(what, error=ValueError):
-    """Whatever is raised inside becomes one `error` whose message begins with `what`."""
+def naming(what):
+    """Whatever is raised inside becomes one DataError whose message begins with `what`."""
     try:
         yield
     except Exception as e:  # damaged files raise about anything
         why = str(e) if isinstance(e, ValueError) else f"cannot be read: {e!r:.200}"
-        raise error(f"{what}: {why}") from None
+        raise DataError(f"{what}: {why}") from None
 
 
 def require(condition, message):
@@ -661,13 +661,11 @@ def read_route(info, name):
             require(re.fullmatch(form, block.get(key, "")),
                     f"milestone_info.{key}: block {i}: {block.get(key, 'it is missing')!r:.80}")
         text = block["landmarks"]
-        nothing = re.fullmatch("no landmarks? nearby", text, re.I)
-        arrived = re.fullmatch("The destination (.+ is .+)", text)
-        well_formed = (nothing or " is " in text) and not re.search("[\ud800-\udfff]", text)
-        require(well_formed and bool(arrived) == (i == legs - 1),
+        seen = re.fullmatch("(The destination )?(.+ is .+)|(?i:no landmarks? nearby)", text)
+        require(seen and bool(seen[1]) == (i == legs - 1) and not re.search("[\ud800-\udfff]", text),
                 f"milestone_info.landmarks: block {i} of {legs}: {text!r:.80} is not 'X is ...', 'No landmark"
                 " nearby' or, in the last block alone, 'The destination X is ...'")
-        landmarks.append(None if nothing else arrived[1] if arrived else text)
+        landmarks.append(seen[2])  # None where nothing is near
         headings.append(float(block["to_next_intersection_heading"].split(" ")[0]))
         length, straight = course(points[i], points[i + 1])
         require(length <= 5 or abs((headings[i] - straight + 180) % 360 - 180) <= 45,
@@ -693,11 +691,10 @@ class PlainUnpickler(pickle.Unpickler):
         return float(np.frombuffer(raw, dtype.kind)[0])
 
     def find_class(self, module, name):  # called for every class and function, i.e. whatever could run code
-        if (module, name) == ("numpy", "dtype"):
-            return self.Dtype
-        if (module, name) in (("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")):
-            return self.scalar
-        raise ValueError(f"it holds {module}.{name}; only dicts, tuples, numbers, texts are read")
+        known = {"numpy.dtype": self.Dtype, "numpy.core.multiarray.scalar": self.scalar}
+        called = f"{module}.{name}".replace("_core", "core")  # its name in numpy 2 and before
+        require(called in known, f"it holds {module}.{name}; only dicts, tuples, numbers, texts are read")
+        return known[called]
 
 
 @lru_cache(maxsize=4)
@@ -707,9 +704,8 @@ def load_panoramas(file):
         mapping = PlainUnpickler(f).load()
         require(type(mapping) is dict, f"a {type(mapping).__name__}, not a dict")
         for key, panorama in mapping.items():
-            require(type(key) is tuple and is_geocode(key) and isinstance(panorama, str),
+            require(is_geocode(key) and isinstance(panorama, str),
                     f"{key!r:.80}: {panorama!r:.80} is not (lat, lng): panorama id")
-    mapping = {tuple(map(float, key)): panorama for key, panorama in mapping.items()}
     return mapping, sorted(mapping)
 
 
@@ -773,10 +769,9 @@ def released_routes(data, split, visual, vl):
 
 
 def street_view(point, folder):
-    """The panorama at a point -> (jpg file, its rotation in degrees). Raises ValueError("file: ...")."""
+    """The panorama at a point that has one -> (jpg file, its rotation in degrees). Raises ValueError."""
     mapping = os.path.join(folder, "gps_pano_mapping.pkl")
     panorama = panorama_at(point, mapping)
-    require(panorama is not None, f"{mapping}: geocode {point}: no panorama within 20 m")
     require(panorama == os.path.basename(panorama),
             f"{mapping}: geocode {point}: {panorama!r:.80} is no panorama id")
     stem = os.path.join(folder, "street_views", panorama)
@@ -818,7 +813,7 @@ def perspective(panorama, heading, rotation, side):
 def panorama_picture(folder, name, position, pixels=80):
     """The picture at a position of the route `name` (PIL, RGB, pixels x pixels). Raises DataError."""
     side, picture = (pixels + 1) // 2, Image.new("RGB", (pixels, pixels))
-    with naming(name, DataError):
+    with naming(name):
         file, rotation = street_view(position.point, folder)
         for i in range(4):
             view = perspective(load_panorama(file, side), position.heading + 90 * i, rotation, side)
