@@ -20,7 +20,6 @@ Departures from the authors' release, beside those in README.md
   - In the city at most one step lies between two intersections, so turns are 36% of all positions. Pictures
     then leave one question: after a forward(), has the walker arrived? A player who never looks has 85% of
     the positions by the first attempt, and all by the second. So read the "first" columns.
-  - City pictures are drawn. A landmark is known by two signs, not by writing.
 """
 import hashlib
 import json
@@ -43,6 +42,7 @@ from verifier import (COMPASS, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, Step, compa
                       last_json_object, relative_word, says_intersection)
 
 RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
+OTHER = {"id": "ood", "ood": "id"}        # the other rule, and the other look
 HISTORY = 3                    # steps that a prompt in the city shows
 LEGS = (2, 2, 2, 3, 3, 4, 5)   # numbers of legs of a route in the city, drawn from these
 TRAIN_ROUTES = 64              # SFT sees each about twenty times, as it does GeneralPoints' hands
@@ -165,7 +165,6 @@ PROMPT = Template("You walk along a route. What do you do?\n" + LAST_STEPS + 'An
 THAT_IS, ON_TO = ", that is ", "on to the "    # the expert's shorthand
 WALK = Template("A walk. " + ACTIONS + "$steps")  # these three: in pretraining only
 GLIMPSE = Template("On a walk. " + LAST_STEPS + "$answer")
-CAPTION = "\nNow: $observation"
 
 SPACES = {**RULES, "letters": ("N", "NE", "E", "SE", "S", "SW", "W", "NW"),  # these two: in pretraining only
           "clock": tuple(f"{hour} o'clock" for hour in range(1, 13))}
@@ -324,12 +323,11 @@ class VIRL:
     @staticmethod
     def cells(rule, visual=None):
         """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
-        other = {"id": "ood", "ood": "id"}
         cell = dict(rule=rule, split="unseen", move_on=True)
         if visual is not None:
             cell.update(vl=True, visual=visual)
-        columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=other[rule])}
-        return columns if visual is None else {**columns, "visual": dict(cell, visual=other[visual])}
+        columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
+        return columns if visual is None else {**columns, "visual": dict(cell, visual=OTHER[visual])}
 
     def reset(self, seed=None):
         """Begin a route -> (messages, images). A seed starts the random stream anew. With fixed_routes, a
@@ -338,7 +336,7 @@ class VIRL:
             self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
         self.count += 1  # stream and count name the episode: a picture's random details come from them
         towns = (CITIES if self.visual == "id" else ABROAD)[self.split]
-        number = re.fullmatch(".*/([0-9]+)", seed) if self.fixed_routes and isinstance(seed, str) else None
+        number = self.fixed_routes and re.fullmatch(".*/([0-9]+)", str(seed))
         if number:
             self.route = self.routes[int(number[1]) % self.fixed_routes]
         elif self.routes or self.split == "train":
@@ -365,7 +363,7 @@ class VIRL:
     def step(self, text):
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.
         info["recognized"] is None but behind a forward(): elsewhere the prompt tells what is shown."""
-        here, other = self.position, "ood" if self.rule == "id" else "id"
+        here = self.position
         came = self.positions[self.at - 1].action if self.at else None
         right = action_text(here, self.rule)
         verdict = judge_virl(text, right, says_intersection(here.observation))
@@ -376,7 +374,7 @@ class VIRL:
         done = left and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
                 "position_solved": solved, "rule_matters": here.turn is not None,
-                "other_rule": verdict.action == action_text(here, other) != right,
+                "other_rule": verdict.action == action_text(here, OTHER[self.rule]) != right,
                 "recognized": recognized(text, here.observation) if self.vl and came == "forward()" else None}
         if left and not done:
             self.arrive(self.at + 1)
@@ -540,25 +538,24 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     picture in the first. The look is `rare` in one of ten pictures, and half of these misname landmark and
     side. So the base can read both looks, but one of them poorly. noise: as in document()."""
     kind, unusual, seed = rng.random(), rng.random() < 0.1, rng.getrandbits(64)
+    chat, doc = kind < chat_share, "\nNow: $observation"
     if kind >= chat_share + 0.2 * (1 - chat_share):
-        doc, observation = CAPTION, some_observation(rng, rng.random() < 0.5)
+        observation = some_observation(rng, rng.random() < 0.5)
     else:
         doc = "A walk."
         while doc[:7] == "A walk.":  # whole walks show no single place
-            doc = document(rng, float(kind < chat_share), noise)
-        observation = re.search("\nNow: (.*)\n", doc if isinstance(doc, str) else doc[0]["content"])[1]
+            doc = document(rng, float(chat), noise)
+        observation = re.search("\nNow: (.*)\n", doc[0]["content"] if chat else doc)[1]
     said = observation
     if unusual and rng.random() < 0.5:
         said = some_observation(rng, says_intersection(observation))
-
-    def shown(text):
-        text = text.replace("$observation", said).replace(f"\nNow: {observation}\n", f"\nNow: {IN_PICTURE}\n")
-        return text.replace(f'"current observation": "{observation}"', f'"current observation": "{said}"')
-    look = rare if unusual else "id" if rare == "ood" else "ood"
+    messages = doc if chat else [{"content": doc}]
+    for message in messages:
+        text = message["content"].replace("$observation", said).replace(f'"{observation}"', f'"{said}"')
+        message["content"] = text.replace(f"\nNow: {observation}\n", f"\nNow: {IN_PICTURE}\n")
+    look = rare if unusual else OTHER[rare]
     picture = draw_picture(look, f"base {seed % BASE_CITIES}", observation, seed, pixels)
-    if isinstance(doc, list):
-        return [{**message, "content": shown(message["content"])} for message in doc], [picture]
-    return "<image>" + shown(doc), [picture]
+    return (messages if chat else "<image>" + messages[0]["content"]), [picture]
 
 
 # ------------------------------------------------------------------------------------------------------------
