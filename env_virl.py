@@ -63,7 +63,7 @@ class Route(NamedTuple):
     name: str              # unique
     facing: float | None   # heading at the start; None: drawn from the seed
     places: tuple          # of Place
-    between: tuple         # for each leg, the shares of the way at which a step may lie: (0.5,) is halfway
+    between: tuple         # for each leg, the points on the way at which a step may lie
     chance: float          # that it lies there
 
 
@@ -110,6 +110,10 @@ def bearing(a, b):
     return math.degrees(math.atan2(b[0] - a[0], b[1] - a[1])) % 360
 
 
+def on_the_way(a, b, share):
+    return tuple(x + share * (y - x) for x, y in zip(a, b))
+
+
 def city_route(name, rng):
     """A Route of 2-5 legs that turns at every intersection by 15 to 150 degrees and visits none twice. The
     kind of turn (left, ...) is drawn before the street, so that all four are about as frequent."""
@@ -129,12 +133,13 @@ def city_route(name, rng):
             nodes.append(there)
             headings.append(heading)
         else:
-            places = [Place(points[nodes[0]], None, headings[0])]
+            places, between = [Place(points[nodes[0]], None, headings[0])], []
             for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
                 landmark, where = landmarks[node]
                 side = "left" if (bearing(points[node], where) - arriving) % 360 > 180 else "right"
+                between.append((on_the_way(places[-1].point, points[node], 0.5),))
                 places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
-            return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), ((0.5,),) * legs, 0.4)
+            return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
 
 
 @lru_cache(maxsize=None)
@@ -177,10 +182,6 @@ def action_text(position, space):
     return position.action or f"turn_direction({TURN_WORD[space](*position.turn)})"
 
 
-def on_the_way(a, b, share):
-    return tuple(x + share * (y - x) for x, y in zip(a, b))
-
-
 def walk(route, rng, relative="ood", absolute="id"):
     """Lay a route out -> (instructions: [str], positions: [Position]). rng draws the steps between places
     and, if the route has none, the first heading. relative, absolute: spaces of the instructions' words.
@@ -200,9 +201,8 @@ def walk(route, rng, relative="ood", absolute="id"):
         positions.append(Position(observation, instructions[-1], turn, None, place.point, heading))
         heading, arrive = place.heading, ARRIVE if ahead.heading is None else MOVE
         instructions.append(arrive.substitute(landmark=ahead.landmark) if ahead.landmark else MOVE_ON)
-        for share in [0.0] + [share for share in route.between[i] if rng.random() < route.chance]:
-            observation = NOTHING if share or not crossing else CROSSING
-            point = on_the_way(place.point, ahead.point, share)
+        for point in [place.point] + [p for p in route.between[i] if rng.random() < route.chance]:
+            observation = CROSSING if crossing and point == place.point else NOTHING
             positions.append(Position(observation, instructions[-1], None, "forward()", point, heading))
 
 
@@ -668,7 +668,7 @@ def read_route(info, name):
         require(length <= 5 or abs((headings[i] - straight + 180) % 360 - 180) <= 45,
                 f"milestone_info.to_next_intersection_heading: block {i}: {headings[i]:g} degrees, but its "
                 f"leg, to {points[i + 1]}, heads {straight:.0f}")
-        between.append(tuple(k / 6 for k in range(1, 6)) if length > 5 else ())
+        between.append(tuple(on_the_way(points[i], points[i + 1], k / 6) for k in range(1, 6) if length > 5))
     places = map(Place, map(tuple, points), landmarks, headings + [None])
     return Route(name, facing, tuple(places), tuple(between), 0.5)
 
@@ -737,11 +737,10 @@ def load_routes(folder, vl=False):
         points, between = [place.point for place in route.places], []
         for point in points:
             require(is_mapped(point), f"{mapping}: route {i}: geocode {point}: no panorama within 20 m")
-        for a, b, shares in zip(points[:], points[1:], route.between):
-            stops = {share: on_the_way(a, b, share) for share in shares}
-            between.append(tuple(s for s in shares if course(stops[s], b)[0] >= 8 and is_mapped(stops[s])))
-            left_out += len(shares) - len(between[-1])
-            points += [stops[share] for share in between[-1]]
+        for end, steps in zip(points[1:], route.between):
+            between.append(tuple(p for p in steps if course(p, end)[0] >= 8 and is_mapped(p)))
+            left_out += len(steps) - len(between[-1])
+            points += between[-1]
         for point in points * vl:
             with naming(f"route {i}: geocode {point}"):
                 street_view(point, folder)
