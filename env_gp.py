@@ -380,7 +380,7 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     noise: the share of wrong formulas. Chats have three times that, and misread half of it.
     rare: the look that the base knows poorly, the one held out: were both read well, nothing would be left to
     generalise to. It has a tenth of the pictures, and half of these are misread.
-    In half of the captions all cards are alike: what a rank looks like is learnt there, before one has to know
+    In half of the captions all cards are alike: what a rank looks like is learnt there, before one must know
     which card is which. Without them the base of red cards (seed 0) did not learn to read."""
     look = rare if rng.random() < 0.1 else OTHER[rare]
     faces, cards, numbers = game(rng)

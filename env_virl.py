@@ -620,7 +620,7 @@ def course(a, b):
 
 
 def is_number(x, limit):
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and -limit <= x <= limit  # no NaN
+    return type(x) in (int, float) and -limit <= x <= limit  # no bool, no NaN
 
 
 def is_geocode(x):
@@ -720,8 +720,7 @@ def load_routes(folder, vl=False):
     """A folder's routes -> {"train": [Route], "unseen": [Route], "all": [Route]}, in the file's order. A hash
     of geocodes makes a route unseen. vl: street views must exist. Raises ValueError("file: key: ...").
 
-    With a mapping, a place without a panorama is an error. A step between two places is left out if it has
-    none, or within 8 m of the leg's end. One line says how many were."""
+    With a mapping, a place without a panorama is an error. A printed line tells of steps left out."""
     file, mapping = os.path.join(folder, "route_infos.json"), os.path.join(folder, "gps_pano_mapping.pkl")
     with naming(file), open(file, encoding="utf-8") as f:
         content = json.load(f)
