@@ -189,21 +189,19 @@ def walk(route, rng, relative="ood", absolute="id"):
         at the start or an intersection: turn, forward;  between: forward;  at the destination: stop"""
     heading = rng.randrange(360) if route.facing is None else route.facing
     instructions, positions = [], []
-    for i, place in enumerate(route.places):
-        crossing = 0 < i < len(route.places) - 1
+    for place, ahead, steps in zip(route.places, route.places[1:], route.between):
+        turn, crossing = (heading, place.heading), bool(positions)  # crossing: not the start
+        instructions.append((TURN if crossing else FIRST).substitute(relative=TURN_WORD[relative](*turn),
+                                                                     absolute=TURN_WORD[absolute](*turn)))
         observation = (place.landmark or NOTHING) + f", {CROSSING}" * crossing
-        if place.heading is None:
-            positions.append(Position(observation, instructions[-1], None, "stop()", place.point, heading))
-            return instructions, positions
-        turn, ahead = (heading, place.heading), route.places[i + 1]
-        instructions.append((TURN if i else FIRST).substitute(relative=TURN_WORD[relative](*turn),
-                                                              absolute=TURN_WORD[absolute](*turn)))
         positions.append(Position(observation, instructions[-1], turn, None, place.point, heading))
         heading, arrive = place.heading, ARRIVE if ahead.heading is None else MOVE
         instructions.append(arrive.substitute(landmark=ahead.landmark) if ahead.landmark else MOVE_ON)
-        for point in [place.point] + [p for p in route.between[i] if rng.random() < route.chance]:
+        for point in [place.point] + [p for p in steps if rng.random() < route.chance]:
             observation = CROSSING if crossing and point == place.point else NOTHING
             positions.append(Position(observation, instructions[-1], None, "forward()", point, heading))
+    positions.append(Position(ahead.landmark, instructions[-1], None, "stop()", ahead.point, heading))
+    return instructions, positions
 
 
 def fill(template, instructions, positions, at, space, history=HISTORY, observation=None, **more):
