@@ -82,11 +82,11 @@ class Position(NamedTuple):  # one decision
 @lru_cache(maxsize=None)
 def city(name):
     """A rotated and jittered 5 x 5 grid with a third of the diagonals -> (points: [(x, y)], streets: [set of
-    neighbours], landmarks: [(name, (x, y))]), an entry for each intersection. Training and unseen cities have
-    disjoint halves of LANDMARKS; the base's cities draw from all."""
+    neighbours], landmarks: [(name, heading to it)]), an entry for each intersection. Training and unseen
+    cities have disjoint halves of LANDMARKS; the base's cities draw from all."""
     rng, grid = random.Random(f"city/{name}"), [(i, j) for i in range(5) for j in range(5)]
     tilt = rng.uniform(0, 2 * math.pi)
-    points, streets, landmarks = [], [set() for _ in grid], []
+    points, streets = [], [set() for _ in grid]
     for i, j in grid:
         x, y = i + rng.uniform(-0.3, 0.3), j + rng.uniform(-0.3, 0.3)
         points.append((x * math.cos(tilt) - y * math.sin(tilt), x * math.sin(tilt) + y * math.cos(tilt)))
@@ -99,9 +99,7 @@ def city(name):
                 streets[grid.index(b)].add(grid.index(a))
     names = (LANDMARKS[0::2] if name in CITIES["train"] + ABROAD["train"] else
              LANDMARKS[1::2] if name in CITIES["unseen"] + ABROAD["unseen"] else LANDMARKS)
-    for (x, y), landmark in zip(points, rng.sample(names, len(points))):
-        angle = rng.uniform(0, 2 * math.pi)
-        landmarks.append((landmark, (x + 0.1 * math.cos(angle), y + 0.1 * math.sin(angle))))
+    landmarks = [(landmark, 90 - rng.uniform(0, 360)) for landmark in rng.sample(names, len(points))]
     return points, streets, landmarks
 
 
@@ -135,8 +133,8 @@ def city_route(name, rng):
         else:
             places, between = [Place(points[nodes[0]], None, headings[0])], []
             for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
-                landmark, where = landmarks[node]
-                side = "left" if (bearing(points[node], where) - arriving) % 360 > 180 else "right"
+                landmark, towards = landmarks[node]
+                side = "left" if (towards - arriving) % 360 > 180 else "right"
                 between.append((on_the_way(places[-1].point, points[node], 0.5),))
                 places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
             return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
