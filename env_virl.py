@@ -103,11 +103,6 @@ def city(name):
     return points, streets, landmarks
 
 
-def bearing(a, b):
-    """Heading from point a to point b, (x to the east, y to the north), in degrees."""
-    return math.degrees(math.atan2(b[0] - a[0], b[1] - a[1])) % 360
-
-
 def on_the_way(a, b, share):
     return tuple(x + share * (y - x) for x, y in zip(a, b))
 
@@ -122,7 +117,8 @@ def city_route(name, rng):
         while len(headings) < legs:
             here, kinds = nodes[-1], {}
             for there in sorted(streets[here] - set(nodes)):
-                ahead = bearing(points[here], points[there])
+                east, north = (b - a for a, b in zip(points[here], points[there]))
+                ahead = math.degrees(math.atan2(east, north)) % 360
                 if not headings or 15 <= abs((ahead - heading + 180) % 360 - 180) <= 150:
                     kinds.setdefault(relative_word(heading, ahead), []).append((there, ahead))
             if not kinds:
