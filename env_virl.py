@@ -288,7 +288,7 @@ class VIRL:
     visual: "id" | "ood", where to walk and its look. Raises ValueError on other values and on damaged data.
 
     With data, visual="ood" is the sub-folder "ood". There split="unseen" has all routes, each once and in
-    order, as in the paper (fixed_routes), and split="train" a part of the same routes."""
+    order, as in the paper (fixed_routes: their number), and split="train" a part of the same routes."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
@@ -296,7 +296,6 @@ class VIRL:
     default_verify = 2   # attempts per position, as in the paper
     verdicts = tuple(VIRL_REWARD)
     writers = ("expert", "habit")
-    fixed_routes = None  # how many routes there are, where each is to be played once and in order
     document = staticmethod(document)
     picture_document = staticmethod(lambda *args, **more: picture_document(*args, **more))  # defined below
     fragments = staticmethod(fragments)
@@ -308,8 +307,7 @@ class VIRL:
         self.rule, self.split, self.verify, self.move_on = rule, split, verify, move_on
         self.vl, self.visual, self.pixels = vl, visual, pixels
         self.folder, self.routes = (None, None) if data is None else released_routes(data, split, visual, vl)
-        if self.routes and visual == "ood" and split == "unseen":
-            self.fixed_routes = len(self.routes)
+        self.fixed_routes = len(self.routes) if self.routes and (visual, split) == ("ood", "unseen") else None
         self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
