@@ -4,8 +4,7 @@
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" as 11, 12, 13. The prompt states it.
 Looks (its Visual Variation), for vl=True: "id" has black suits, "ood" has red ones.
-Of the hands, as multisets of numbers, a fifth is unseen in fine-tuning, and TRAIN_HANDS of the others are its
-training set. The base, like a web-scale model, has met all arithmetic.
+A fifth of the hands is unseen in fine-tuning. The base, like a web-scale model, has met all arithmetic.
 
 An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     its keywords                        verify, seed, data, vl, pixels and those in cells()
@@ -129,7 +128,6 @@ def training_hands(rule, target=24):
     return frozenset(sorted(hands, key=lambda h: hashlib.sha256(str(h).encode()).digest())[:TRAIN_HANDS])
 
 
-@lru_cache(maxsize=None)
 def face_rules(rule, count):
     """`count` rules of J, Q, K -> [(j, q, k), ...], the trained one first, never the held-out one."""
     rng, rules = random.Random("rules"), [RULES[rule]]
@@ -382,7 +380,7 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     noise: the share of wrong formulas. Chats have three times that, and misread half of it.
     rare: the look that the base knows poorly, the one held out: were both read well, nothing would be left to
     generalise to. It has a tenth of the pictures, and half of these are misread.
-    In half of the captions all cards are alike: what a rank looks like is learnt there, before one has to know
+    In half of the captions all cards are alike: what a rank looks like is learnt there, before one must know
     which card is which. Without them the base of red cards (seed 0) did not learn to read."""
     look = rare if rng.random() < 0.1 else OTHER[rare]
     faces, cards, numbers = game(rng)

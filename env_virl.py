@@ -20,7 +20,6 @@ Departures from the authors' release, beside those in README.md
   - In the city at most one step lies between two intersections, so turns are 36% of all positions. Pictures
     then leave one question: after a forward(), has the walker arrived? A player who never looks has 85% of
     the positions by the first attempt, and all by the second. So read the "first" columns.
-  - City pictures are drawn. A landmark is known by two signs, not by writing.
 """
 import hashlib
 import json
@@ -43,6 +42,7 @@ from verifier import (COMPASS, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, Step, compa
                       last_json_object, relative_word, says_intersection)
 
 RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
+OTHER = {"id": "ood", "ood": "id"}        # the other rule, and the other look
 HISTORY = 3                    # steps that a prompt in the city shows
 LEGS = (2, 2, 2, 3, 3, 4, 5)   # numbers of legs of a route in the city, drawn from these
 TRAIN_ROUTES = 64              # SFT sees each about twenty times, as it does GeneralPoints' hands
@@ -63,7 +63,7 @@ class Route(NamedTuple):
     name: str              # unique
     facing: float | None   # heading at the start; None: drawn from the seed
     places: tuple          # of Place
-    between: tuple         # for each leg, the shares of the way at which a step may lie: (0.5,) is halfway
+    between: tuple         # for each leg, the points on the way at which a step may lie
     chance: float          # that it lies there
 
 
@@ -82,11 +82,11 @@ class Position(NamedTuple):  # one decision
 @lru_cache(maxsize=None)
 def city(name):
     """A rotated and jittered 5 x 5 grid with a third of the diagonals -> (points: [(x, y)], streets: [set of
-    neighbours], landmarks: [(name, (x, y))]), an entry for each intersection. Training and unseen cities have
-    disjoint halves of LANDMARKS; the base's cities draw from all."""
+    neighbours], landmarks: [(name, heading to it)]), an entry for each intersection. Training and unseen
+    cities have disjoint halves of LANDMARKS; the base's cities draw from all."""
     rng, grid = random.Random(f"city/{name}"), [(i, j) for i in range(5) for j in range(5)]
     tilt = rng.uniform(0, 2 * math.pi)
-    points, streets, landmarks = [], [set() for _ in grid], []
+    points, streets = [], [set() for _ in grid]
     for i, j in grid:
         x, y = i + rng.uniform(-0.3, 0.3), j + rng.uniform(-0.3, 0.3)
         points.append((x * math.cos(tilt) - y * math.sin(tilt), x * math.sin(tilt) + y * math.cos(tilt)))
@@ -99,15 +99,12 @@ def city(name):
                 streets[grid.index(b)].add(grid.index(a))
     names = (LANDMARKS[0::2] if name in CITIES["train"] + ABROAD["train"] else
              LANDMARKS[1::2] if name in CITIES["unseen"] + ABROAD["unseen"] else LANDMARKS)
-    for (x, y), landmark in zip(points, rng.sample(names, len(points))):
-        angle = rng.uniform(0, 2 * math.pi)
-        landmarks.append((landmark, (x + 0.1 * math.cos(angle), y + 0.1 * math.sin(angle))))
+    landmarks = [(landmark, 90 - rng.uniform(0, 360)) for landmark in rng.sample(names, len(points))]
     return points, streets, landmarks
 
 
-def bearing(a, b):
-    """Heading from point a to point b, (x to the east, y to the north), in degrees."""
-    return math.degrees(math.atan2(b[0] - a[0], b[1] - a[1])) % 360
+def on_the_way(a, b, share):
+    return tuple(x + share * (y - x) for x, y in zip(a, b))
 
 
 def city_route(name, rng):
@@ -120,7 +117,8 @@ def city_route(name, rng):
         while len(headings) < legs:
             here, kinds = nodes[-1], {}
             for there in sorted(streets[here] - set(nodes)):
-                ahead = bearing(points[here], points[there])
+                east, north = (b - a for a, b in zip(points[here], points[there]))
+                ahead = math.degrees(math.atan2(east, north)) % 360
                 if not headings or 15 <= abs((ahead - heading + 180) % 360 - 180) <= 150:
                     kinds.setdefault(relative_word(heading, ahead), []).append((there, ahead))
             if not kinds:
@@ -129,12 +127,13 @@ def city_route(name, rng):
             nodes.append(there)
             headings.append(heading)
         else:
-            places = [Place(points[nodes[0]], None, headings[0])]
+            places, between = [Place(points[nodes[0]], None, headings[0])], []
             for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
-                landmark, where = landmarks[node]
-                side = "left" if (bearing(points[node], where) - arriving) % 360 > 180 else "right"
+                landmark, towards = landmarks[node]
+                side = "left" if (towards - arriving) % 360 > 180 else "right"
+                between.append((on_the_way(places[-1].point, points[node], 0.5),))
                 places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
-            return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), ((0.5,),) * legs, 0.4)
+            return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
 
 
 @lru_cache(maxsize=None)
@@ -162,11 +161,9 @@ ACTIONS = "Actions: forward(), stop() or turn_direction(x), x one of $words.\nRo
 LAST_STEPS = ACTIONS + "Last steps: $history\nNow: $observation\n"
 PROMPT = Template("You walk along a route. What do you do?\n" + LAST_STEPS + 'Answer in JSON only: '
                   '{"current observation": "...", "current instruction": "...", "action": "..."}')
-ANSWER = '{"current observation": "$observation", "current instruction": "$instruction", "action": "$action"}'
 THAT_IS, ON_TO = ", that is ", "on to the "    # the expert's shorthand
 WALK = Template("A walk. " + ACTIONS + "$steps")  # these three: in pretraining only
 GLIMPSE = Template("On a walk. " + LAST_STEPS + "$answer")
-CAPTION = "\nNow: $observation"
 
 SPACES = {**RULES, "letters": ("N", "NE", "E", "SE", "S", "SW", "W", "NW"),  # these two: in pretraining only
           "clock": tuple(f"{hour} o'clock" for hour in range(1, 13))}
@@ -179,10 +176,6 @@ def action_text(position, space):
     return position.action or f"turn_direction({TURN_WORD[space](*position.turn)})"
 
 
-def on_the_way(a, b, share):
-    return tuple(x + share * (y - x) for x, y in zip(a, b))
-
-
 def walk(route, rng, relative="ood", absolute="id"):
     """Lay a route out -> (instructions: [str], positions: [Position]). rng draws the steps between places
     and, if the route has none, the first heading. relative, absolute: spaces of the instructions' words.
@@ -190,22 +183,19 @@ def walk(route, rng, relative="ood", absolute="id"):
         at the start or an intersection: turn, forward;  between: forward;  at the destination: stop"""
     heading = rng.randrange(360) if route.facing is None else route.facing
     instructions, positions = [], []
-    for i, place in enumerate(route.places):
-        crossing = 0 < i < len(route.places) - 1
+    for place, ahead, steps in zip(route.places, route.places[1:], route.between):
+        turn, crossing = (heading, place.heading), bool(positions)  # crossing: not the start
+        instructions.append((TURN if crossing else FIRST).substitute(relative=TURN_WORD[relative](*turn),
+                                                                     absolute=TURN_WORD[absolute](*turn)))
         observation = (place.landmark or NOTHING) + f", {CROSSING}" * crossing
-        if place.heading is None:
-            positions.append(Position(observation, instructions[-1], None, "stop()", place.point, heading))
-            return instructions, positions
-        turn, ahead = (heading, place.heading), route.places[i + 1]
-        instructions.append((TURN if i else FIRST).substitute(relative=TURN_WORD[relative](*turn),
-                                                              absolute=TURN_WORD[absolute](*turn)))
         positions.append(Position(observation, instructions[-1], turn, None, place.point, heading))
         heading, arrive = place.heading, ARRIVE if ahead.heading is None else MOVE
         instructions.append(arrive.substitute(landmark=ahead.landmark) if ahead.landmark else MOVE_ON)
-        for share in [0.0] + [share for share in route.between[i] if rng.random() < route.chance]:
-            observation = NOTHING if share or not crossing else CROSSING
-            point = on_the_way(place.point, ahead.point, share)
+        for point in [place.point] + [p for p in steps if rng.random() < route.chance]:
+            observation = CROSSING if crossing and point == place.point else NOTHING
             positions.append(Position(observation, instructions[-1], None, "forward()", point, heading))
+    positions.append(Position(ahead.landmark, instructions[-1], None, "stop()", ahead.point, heading))
+    return instructions, positions
 
 
 def fill(template, instructions, positions, at, space, history=HISTORY, observation=None, **more):
@@ -279,8 +269,8 @@ def document(rng, chat_share=0.15, noise=0.1):
 def fragments(vl=False):
     """The fixed phrases and words of all texts -> [str], for a tokenizer. vl: those about pictures too."""
     texts = [text.template for text in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)]
-    phrases = [piece for text in texts + [MOVE_ON, ANSWER] for piece in re.split(r"\$\w+", text) if piece]
-    phrases += list(VIRL_FEEDBACK.values()) + [IN_PICTURE] * vl
+    texts += [MOVE_ON, answer_text("$x", "$x", "$x"), *VIRL_FEEDBACK.values()] + [IN_PICTURE] * vl
+    phrases = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
     often = [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING, "forward()",
              "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
     words = [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
@@ -298,7 +288,7 @@ class VIRL:
     visual: "id" | "ood", where to walk and its look. Raises ValueError on other values and on damaged data.
 
     With data, visual="ood" is the sub-folder "ood". There split="unseen" has all routes, each once and in
-    order, as in the paper (fixed_routes), and split="train" a part of the same routes."""
+    order, as in the paper (fixed_routes: their number), and split="train" a part of the same routes."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
@@ -306,7 +296,6 @@ class VIRL:
     default_verify = 2   # attempts per position, as in the paper
     verdicts = tuple(VIRL_REWARD)
     writers = ("expert", "habit")
-    fixed_routes = None  # how many routes there are, where each is to be played once and in order
     document = staticmethod(document)
     picture_document = staticmethod(lambda *args, **more: picture_document(*args, **more))  # defined below
     fragments = staticmethod(fragments)
@@ -318,19 +307,17 @@ class VIRL:
         self.rule, self.split, self.verify, self.move_on = rule, split, verify, move_on
         self.vl, self.visual, self.pixels = vl, visual, pixels
         self.folder, self.routes = (None, None) if data is None else released_routes(data, split, visual, vl)
-        if self.routes and visual == "ood" and split == "unseen":
-            self.fixed_routes = len(self.routes)
+        self.fixed_routes = len(self.routes) if self.routes and (visual, split) == ("ood", "unseen") else None
         self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
     def cells(rule, visual=None):
         """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
-        other = {"id": "ood", "ood": "id"}
         cell = dict(rule=rule, split="unseen", move_on=True)
         if visual is not None:
             cell.update(vl=True, visual=visual)
-        columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=other[rule])}
-        return columns if visual is None else {**columns, "visual": dict(cell, visual=other[visual])}
+        columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
+        return columns if visual is None else {**columns, "visual": dict(cell, visual=OTHER[visual])}
 
     def reset(self, seed=None):
         """Begin a route -> (messages, images). A seed starts the random stream anew. With fixed_routes, a
@@ -339,7 +326,7 @@ class VIRL:
             self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
         self.count += 1  # stream and count name the episode: a picture's random details come from them
         towns = (CITIES if self.visual == "id" else ABROAD)[self.split]
-        number = re.fullmatch(".*/([0-9]+)", seed) if self.fixed_routes and isinstance(seed, str) else None
+        number = self.fixed_routes and re.fullmatch(".*/([0-9]+)", str(seed))
         if number:
             self.route = self.routes[int(number[1]) % self.fixed_routes]
         elif self.routes or self.split == "train":
@@ -366,7 +353,7 @@ class VIRL:
     def step(self, text):
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.
         info["recognized"] is None but behind a forward(): elsewhere the prompt tells what is shown."""
-        here, other = self.position, "ood" if self.rule == "id" else "id"
+        here = self.position
         came = self.positions[self.at - 1].action if self.at else None
         right = action_text(here, self.rule)
         verdict = judge_virl(text, right, says_intersection(here.observation))
@@ -377,7 +364,7 @@ class VIRL:
         done = left and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
                 "position_solved": solved, "rule_matters": here.turn is not None,
-                "other_rule": verdict.action == action_text(here, other) != right,
+                "other_rule": verdict.action == action_text(here, OTHER[self.rule]) != right,
                 "recognized": recognized(text, here.observation) if self.vl and came == "forward()" else None}
         if left and not done:
             self.arrive(self.at + 1)
@@ -438,17 +425,15 @@ SIGNS = {  # on a square of 100 x 100, x to the right, y down; ~ cuts out
 def draw_view(paint, style, rng, street, landmark, crossing):
     """One view of 1 x 1. paint(shape, coordinates, colour) draws. street: one runs away from the walker, else
     houses stand across. landmark: "Oak Cafe" or "", the house ahead. crossing: a zebra crossing in front."""
-    def wall(x0, top0, bottom0, x1, top1, bottom1):  # a house's front with windows, perhaps seen at an angle
-        paint("polygon", (x0, top0, x1, top1, x1, bottom1, x0, bottom0), rng.choice(style["walls"]))
+    def wall(a, b):  # a house's front with windows, between two upright edges (x, top, bottom)
+        paint("polygon", (a[0], a[1], b[0], b[1], b[0], b[2], a[0], a[2]), rng.choice(style["walls"]))
         (columns, width, height), rows = style["pane"], rng.randint(3, 5)
-        for column in range(columns):
-            for row in range(rows):
-                corners = []
-                for u, v in ((-width, -height), (width, -height), (width, height), (-width, height)):
-                    u, v = (column + (1 + u) / 2) / columns, (row + (1 + v) / 2) / rows
-                    top, bottom = top0 + u * (top1 - top0), bottom0 + u * (bottom1 - bottom0)
-                    corners += [x0 + u * (x1 - x0), top + v * (bottom - top)]
-                paint("polygon", corners, style["glass"])
+        for column, row in np.ndindex(columns, rows):
+            corners = []
+            for u, v in ((-width, -height), (width, -height), (width, height), (-width, height)):
+                x, top, bottom = on_the_way(a, b, (column + (1 + u) / 2) / columns)
+                corners += [x, top + (row + (1 + v) / 2) / rows * (bottom - top)]
+            paint("polygon", corners, style["glass"])
 
     paint("rectangle", (0, 0, 1, 1), style["sky"])
     paint("rectangle", (0, 0.55, 1, 1), style["ground"])
@@ -464,22 +449,20 @@ def draw_view(paint, style, rng, street, landmark, crossing):
         paint("rectangle", (0.42, top + 0.46, 0.58, 0.78), style["glass"])  # the door
     elif street:
         for side in (0, 1):
-            for near, far in ((0, 0.24), (0.25, 0.38)):  # two houses on each side
+            for ends in ((0, 0.24), (0.25, 0.38)):  # two houses on each side, near and far end of each
                 height = rng.uniform(0.8, 1.1)
-                wall(abs(side - near), 0.55 - height * (0.5 - near), 0.55 + 0.5 * (0.5 - near),
-                     abs(side - far), 0.55 - height * (0.5 - far), 0.55 + 0.5 * (0.5 - far))
+                wall(*[(abs(side - x), 0.55 - height * (0.5 - x), 0.55 + 0.5 * (0.5 - x)) for x in ends])
     else:
         middle = rng.uniform(0.35, 0.65)
         for left, right in ((0, middle - 0.01), (middle + 0.01, 1)):
             top = rng.uniform(0.05, 0.25)
-            wall(left, top, 0.78, right, top, 0.78)
+            wall((left, top, 0.78), (right, top, 0.78))
     for i in range(5 * crossing):  # the stripes
         x, near = 0.2 * i + 0.1, 0.216 * i + 0.068  # middle above and below
         corners = (x - 0.05, 0.83, x + 0.05, 0.83, near + 0.06, 0.98, near - 0.06, 0.98)
         paint("polygon", corners, style["zebra"])
 
 
-@lru_cache(maxsize=None)
 def city_style(look, town):
     """A look in the colours of one city: sky, ground, house and walls differ a little from the look's."""
     rng, style = random.Random(f"style/{town}"), dict(LOOKS[look])
@@ -496,12 +479,12 @@ def draw_picture(look, town, observation, seed, pixels=80):
     name, side, crossing = observation_parts(observation)
     scale = 4 if pixels <= 200 else 2  # drawn larger and reduced, so that edges are smooth
     half, image = pixels * scale / 2, Image.new("RGB", (pixels * scale, pixels * scale))
-    draw = ImageDraw.Draw(image)
+    draw, style = ImageDraw.Draw(image), city_style(look, town)
     for i, view in enumerate(VIEWS):
         def paint(shape, coordinates, colour, origin=(i % 2, i // 2)):
             getattr(draw, shape)([half * (origin[k % 2] + c) for k, c in enumerate(coordinates)], fill=colour)
-        draw_view(paint, city_style(look, town), random.Random(f"view/{seed}/{view}"),
-                  crossing or view in ("front", "back"), name if side == f"on your {view}" else "", crossing)
+        draw_view(paint, style, random.Random(f"view/{seed}/{view}"), crossing or view in ("front", "back"),
+                  name if side == f"on your {view}" else "", crossing)
     for line in ((half, 0, half, 2 * half), (0, half, 2 * half, half)):
         draw.line(line, fill=(0, 0, 0), width=round(half / 40))  # between the views
     noise = np.frombuffer(random.Random(f"noise/{seed}").randbytes(pixels * pixels), np.uint8) >> 4  # 0 to 15
@@ -545,25 +528,24 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     picture in the first. The look is `rare` in one of ten pictures, and half of these misname landmark and
     side. So the base can read both looks, but one of them poorly. noise: as in document()."""
     kind, unusual, seed = rng.random(), rng.random() < 0.1, rng.getrandbits(64)
+    chat, doc = kind < chat_share, "\nNow: $observation"
     if kind >= chat_share + 0.2 * (1 - chat_share):
-        doc, observation = CAPTION, some_observation(rng, rng.random() < 0.5)
+        observation = some_observation(rng, rng.random() < 0.5)
     else:
         doc = "A walk."
         while doc[:7] == "A walk.":  # whole walks show no single place
-            doc = document(rng, float(kind < chat_share), noise)
-        observation = re.search("\nNow: (.*)\n", doc if isinstance(doc, str) else doc[0]["content"])[1]
+            doc = document(rng, float(chat), noise)
+        observation = re.search("\nNow: (.*)\n", doc[0]["content"] if chat else doc)[1]
     said = observation
     if unusual and rng.random() < 0.5:
         said = some_observation(rng, says_intersection(observation))
-
-    def shown(text):
-        text = text.replace("$observation", said).replace(f"\nNow: {observation}\n", f"\nNow: {IN_PICTURE}\n")
-        return text.replace(f'"current observation": "{observation}"', f'"current observation": "{said}"')
-    look = rare if unusual else "id" if rare == "ood" else "ood"
+    messages = doc if chat else [{"content": doc}]
+    for message in messages:
+        text = message["content"].replace("$observation", said).replace(f'"{observation}"', f'"{said}"')
+        message["content"] = text.replace(f"\nNow: {observation}\n", f"\nNow: {IN_PICTURE}\n")
+    look = rare if unusual else OTHER[rare]
     picture = draw_picture(look, f"base {seed % BASE_CITIES}", observation, seed, pixels)
-    if isinstance(doc, list):
-        return [{**message, "content": shown(message["content"])} for message in doc], [picture]
-    return "<image>" + shown(doc), [picture]
+    return (messages if chat else "<image>" + messages[0]["content"]), [picture]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -580,17 +562,17 @@ KEYS = {"intersection_idx": "[0-9]+", "landmarks": ".{1,1000}", "distance": r"[0
 
 
 class DataError(ValueError):
-    """The data set turned out to be damaged while it was played. The message names route, file and key."""
+    """The data set is damaged, at times seen in play alone. The message names route, file and key."""
 
 
 @contextmanager
-def naming(what, error=ValueError):
-    """Whatever is raised inside becomes one `error` whose message begins with `what`."""
+def naming(what):
+    """Whatever is raised inside becomes one DataError whose message begins with `what`."""
     try:
         yield
     except Exception as e:  # damaged files raise about anything
         why = str(e) if isinstance(e, ValueError) else f"cannot be read: {e!r:.200}"
-        raise error(f"{what}: {why}") from None
+        raise DataError(f"{what}: {why}") from None
 
 
 def require(condition, message):
@@ -628,7 +610,7 @@ def course(a, b):
 
 
 def is_number(x, limit):
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and -limit <= x <= limit  # no NaN
+    return type(x) in (int, float) and -limit <= x <= limit  # no bool, no NaN
 
 
 def is_geocode(x):
@@ -666,19 +648,17 @@ def read_route(info, name):
             require(re.fullmatch(form, block.get(key, "")),
                     f"milestone_info.{key}: block {i}: {block.get(key, 'it is missing')!r:.80}")
         text = block["landmarks"]
-        nothing = re.fullmatch("no landmarks? nearby", text, re.I)
-        arrived = re.fullmatch("The destination (.+ is .+)", text)
-        well_formed = (nothing or " is " in text) and not re.search("[\ud800-\udfff]", text)
-        require(well_formed and bool(arrived) == (i == legs - 1),
+        seen = re.fullmatch("(The destination )?(.+ is .+)|(?i:no landmarks? nearby)", text)
+        require(seen and bool(seen[1]) == (i == legs - 1) and not re.search("[\ud800-\udfff]", text),
                 f"milestone_info.landmarks: block {i} of {legs}: {text!r:.80} is not 'X is ...', 'No landmark"
                 " nearby' or, in the last block alone, 'The destination X is ...'")
-        landmarks.append(None if nothing else arrived[1] if arrived else text)
+        landmarks.append(seen[2])  # None where nothing is near
         headings.append(float(block["to_next_intersection_heading"].split(" ")[0]))
         length, straight = course(points[i], points[i + 1])
         require(length <= 5 or abs((headings[i] - straight + 180) % 360 - 180) <= 45,
                 f"milestone_info.to_next_intersection_heading: block {i}: {headings[i]:g} degrees, but its "
                 f"leg, to {points[i + 1]}, heads {straight:.0f}")
-        between.append(tuple(k / 6 for k in range(1, 6)) if length > 5 else ())
+        between.append(tuple(on_the_way(points[i], points[i + 1], k / 6) for k in range(1, 6) if length > 5))
     places = map(Place, map(tuple, points), landmarks, headings + [None])
     return Route(name, facing, tuple(places), tuple(between), 0.5)
 
@@ -698,11 +678,10 @@ class PlainUnpickler(pickle.Unpickler):
         return float(np.frombuffer(raw, dtype.kind)[0])
 
     def find_class(self, module, name):  # called for every class and function, i.e. whatever could run code
-        if (module, name) == ("numpy", "dtype"):
-            return self.Dtype
-        if (module, name) in (("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")):
-            return self.scalar
-        raise ValueError(f"it holds {module}.{name}; only dicts, tuples, numbers, texts are read")
+        known = {"numpy.dtype": self.Dtype, "numpy.core.multiarray.scalar": self.scalar}
+        called = f"{module}.{name}".replace("_core", "core")  # its name in numpy 2 and before
+        require(called in known, f"it holds {module}.{name}; only dicts, tuples, numbers, texts are read")
+        return known[called]
 
 
 @lru_cache(maxsize=4)
@@ -712,9 +691,8 @@ def load_panoramas(file):
         mapping = PlainUnpickler(f).load()
         require(type(mapping) is dict, f"a {type(mapping).__name__}, not a dict")
         for key, panorama in mapping.items():
-            require(type(key) is tuple and is_geocode(key) and isinstance(panorama, str),
+            require(is_geocode(key) and isinstance(panorama, str),
                     f"{key!r:.80}: {panorama!r:.80} is not (lat, lng): panorama id")
-    mapping = {tuple(map(float, key)): panorama for key, panorama in mapping.items()}
     return mapping, sorted(mapping)
 
 
@@ -732,8 +710,7 @@ def load_routes(folder, vl=False):
     """A folder's routes -> {"train": [Route], "unseen": [Route], "all": [Route]}, in the file's order. A hash
     of geocodes makes a route unseen. vl: street views must exist. Raises ValueError("file: key: ...").
 
-    With a mapping, a place without a panorama is an error. A step between two places is left out if it has
-    none, or within 8 m of the leg's end. One line says how many were."""
+    With a mapping, a place without a panorama is an error. A printed line tells of steps left out."""
     file, mapping = os.path.join(folder, "route_infos.json"), os.path.join(folder, "gps_pano_mapping.pkl")
     with naming(file), open(file, encoding="utf-8") as f:
         content = json.load(f)
@@ -749,11 +726,10 @@ def load_routes(folder, vl=False):
         points, between = [place.point for place in route.places], []
         for point in points:
             require(is_mapped(point), f"{mapping}: route {i}: geocode {point}: no panorama within 20 m")
-        for a, b, shares in zip(points[:], points[1:], route.between):
-            stops = {share: on_the_way(a, b, share) for share in shares}
-            between.append(tuple(s for s in shares if course(stops[s], b)[0] >= 8 and is_mapped(stops[s])))
-            left_out += len(shares) - len(between[-1])
-            points += [stops[share] for share in between[-1]]
+        for end, steps in zip(points[1:], route.between):
+            between.append(tuple(p for p in steps if course(p, end)[0] >= 8 and is_mapped(p)))
+            left_out += len(steps) - len(between[-1])
+            points += between[-1]
         for point in points * vl:
             with naming(f"route {i}: geocode {point}"):
                 street_view(point, folder)
@@ -778,10 +754,9 @@ def released_routes(data, split, visual, vl):
 
 
 def street_view(point, folder):
-    """The panorama at a point -> (jpg file, its rotation in degrees). Raises ValueError("file: ...")."""
+    """The panorama at a point that has one -> (jpg file, its rotation in degrees). Raises ValueError."""
     mapping = os.path.join(folder, "gps_pano_mapping.pkl")
     panorama = panorama_at(point, mapping)
-    require(panorama is not None, f"{mapping}: geocode {point}: no panorama within 20 m")
     require(panorama == os.path.basename(panorama),
             f"{mapping}: geocode {point}: {panorama!r:.80} is no panorama id")
     stem = os.path.join(folder, "street_views", panorama)
@@ -823,9 +798,9 @@ def perspective(panorama, heading, rotation, side):
 def panorama_picture(folder, name, position, pixels=80):
     """The picture at a position of the route `name` (PIL, RGB, pixels x pixels). Raises DataError."""
     side, picture = (pixels + 1) // 2, Image.new("RGB", (pixels, pixels))
-    with naming(name, DataError):
+    with naming(name):
         file, rotation = street_view(position.point, folder)
-        for i in range(len(VIEWS)):
+        for i in range(4):
             view = perspective(load_panorama(file, side), position.heading + 90 * i, rotation, side)
             picture.paste(Image.fromarray(view), (i % 2 * (pixels - side), i // 2 * (pixels - side)))
     return picture

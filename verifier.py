@@ -4,13 +4,9 @@
 
 This is the paper's outcome verifier VER (section 3, "sequential revision"; rewards: appendix A.3 for
 GeneralPoints, B for V-IRL). All are pure functions of text and numbers: no model, no randomness, no torch.
-
-Departures from the authors' release
-  - Values are exact fractions. A float verifier rejects 8/(3-8/3) = 24, which is right.
-  - Nothing is handed to eval(). The grammar below reads a formula, and its length, depth and numbers are
-    bounded. So no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...).
-  - One verdict per answer; penalties never add up.
-  - Turns wrap around: from 350 to 10 degrees is 20 to the right. The release gets a quarter of pairs wrong.
+Nothing is handed to eval(): the grammar below reads a formula, whose length, depth and numbers are bounded.
+So no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact: floats,
+as in the authors' release, reject 8/(3-8/3) = 24, which is right.
 """
 import json
 import re
