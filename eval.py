@@ -368,7 +368,7 @@ def paper_answers(positions):
     return counted
 
 
-def evaluate(model, tok, args, run, episodes, verify, reference=None):
+def evaluate(model, tok, args, run, episodes, reference=None):
     """Success rates of a model in the columns of the table -> {column: {...}}, each with
         "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts
         "first"          ... by the first attempt                    "episode"  share of whole episodes solved
@@ -387,7 +387,7 @@ def evaluate(model, tok, args, run, episodes, verify, reference=None):
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
         count = getattr(make(args, **keywords), "fixed_routes", None) or episodes
         mine = range(run.rank, count, run.world)  # each rank plays its share
-        played = rollout(model, tok, [make(args, verify=verify, **keywords) for _ in mine],
+        played = rollout(model, tok, [make(args, **keywords) for _ in mine],
                          [f"eval/{i}" for i in mine], args.temperature, args.max_new_tokens, run,
                          keep_pictures=False)
         routes = [e.positions() for e in played]
@@ -431,7 +431,7 @@ def columns(args):
     return keywords
 
 
-def print_table(rows, args, verify):
+def print_table(rows, args):
     env, names = ENVS[args.env], [c for c in HEADS if c in rows[0]]
     blocks = {"": lambda cell: cell}  # a block's title: from a column's dict to the rate shown
     if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
@@ -448,7 +448,7 @@ def print_table(rows, args, verify):
           f"({env.rule_names[other]})"
           + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl else "")
           + f"\nsuccess in %, ± one standard error; {' or '.join(counts)} episodes a cell, T = "
-          f"{args.temperature:g}, within {verify} attempts")
+          f"{args.temperature:g}, within {args.verify or env.default_verify} attempts")
     for title, pick in blocks.items():
         firsts = [c for c in names[1:] if "first" in pick(rows[0]["id"])]
         heads = [HEADS[c] + " *" * (c == "id") for c in names]
@@ -474,7 +474,6 @@ def print_table(rows, args, verify):
 def table(paths, args, run):
     """Evaluate checkpoints, print the table -> the dict that eval.json holds. paths: {name: path}. The model
     named init, if there, is the reference of the KL column. What is in `measured` is not played again."""
-    verify = args.verify or ENVS[args.env].default_verify
     gc.collect()  # see place()
     reference, reference_tok = load(paths["init"], run.device, run.weights) if "init" in paths else (None, [])
     rows = []
@@ -488,13 +487,13 @@ def table(paths, args, run):
             longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in this model's tokens
             comparable = len(tok) == len(reference_tok)  # one vocabulary: KL exists
             cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": longest}), run,
-                             args.episodes, verify, reference if comparable else None)
+                             args.episodes, reference if comparable else None)
         rows.append({"name": name, "path": path, **cells})
     if run.rank == 0:
-        print_table(rows, args, verify)
+        print_table(rows, args)
     return {"env": args.env, "vl": args.vl, "trained_rule": args.rule, "trained_visual": args.visual,
-            "verify": verify, "temperature": args.temperature, "episodes": args.episodes, "seed": args.seed,
-            "rows": rows}
+            "verify": args.verify or ENVS[args.env].default_verify, "temperature": args.temperature,
+            "episodes": args.episodes, "seed": args.seed, "rows": rows}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -618,9 +617,13 @@ def say(run, *words):
 
 def make(args, **keywords):
     """The environment of --env. What it cannot use (say, damaged --data) ends in one line."""
-    pictures = dict(vl=True, visual=args.visual, pixels=args.pixels) if args.vl else {}
+    given = dict(seed=args.seed, data=args.data)
+    if args.vl:
+        given.update(vl=True, visual=args.visual, pixels=args.pixels)
+    if args.verify:
+        given.update(verify=args.verify)
     try:
-        return ENVS[args.env](seed=args.seed, data=args.data, **{**pictures, **keywords})
+        return ENVS[args.env](**{**given, **keywords})
     except ValueError as e:
         fail(e)
 

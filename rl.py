@@ -210,8 +210,7 @@ def train(args, run, init, folder):
     if state:
         restore(optimizer, state["optimizer"])
     del state  # the optimizer has its own copy
-    verify, pad = args.verify or env_class.default_verify, tok.pad_token_id
-    envs = [make(args, rule=args.rule, split="train", verify=verify) for _ in range(args.batch)]
+    envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
     loop = Loop("rl", args, run, folder, init, model, tok,
                 lambda: {"value_head": value_head.state_dict(), "optimizer": optimizer.state_dict()})
 

@@ -261,7 +261,6 @@ class Loop:
         self.start_flops = state.get("start_flops", spent)
         self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
         self.budget = 6 * self.n * args.tokens
-        self.verify = args.verify or ENVS[args.env].default_verify
         # Monitors stand at equal steps of compute. The first measures the init, for its row in the table.
         # The last is the final table itself (log_row). A base skips the first, and an init has none.
         self.next_monitor = min(state.get("next_monitor", int(name == "base")),
@@ -300,7 +299,7 @@ class Loop:
         if self.name != "init" and self.next_monitor <= self.progress * args.monitors and not over:
             first = self.step == 0
             episodes, reference = (args.episodes, self.model) if first else (MONITOR_EPISODES, None)
-            cells = evaluate(self.model, self.tok, args, self.run, episodes, self.verify, reference)
+            cells = evaluate(self.model, self.tok, args, self.run, episodes, reference)
             if first:
                 measured[os.path.abspath(self.source)] = cells
             self.next_monitor = math.floor(self.progress * args.monitors) + 1

@@ -1419,7 +1419,7 @@ def test_evaluate_counts_positions():
             return other if other != answer else "{}"
         return answer
     with acting(choose):
-        cells = ev.evaluate(*tiny("virl"), table_args("--env", "virl", "--seed", "7"), cpu(), 30, 2)
+        cells = ev.evaluate(*tiny("virl"), table_args("--env", "virl", "--seed", "7"), cpu(), 30)
     for k, column in enumerate(("seen", "id", "ood")):
         cell, mine = cells[column], routes[30 * k:30 * k + 30]
         n, turns = sum(map(len, mine)), sum(map(sum, mine))
@@ -1638,10 +1638,10 @@ def alike(updates, expected, where):
 
 def two_tables(run):
     """Of a greedy model with a reference, and of a player who is right at the first or second attempt, or never."""
-    args = table_args("--temperature", "0")
+    args = table_args("--temperature", "0", "--verify", "2")
     with acting(lambda env, seed: env.expert() if env.attempts == int(seed.split("/")[1]) % 3 else "{}"):
-        known = ev.evaluate(*tiny(), args, run, 5, 2)
-    return [ev.evaluate(*tiny(), args, run, 5, 2, reference=other_model()), known]
+        known = ev.evaluate(*tiny(), args, run, 5)
+    return [ev.evaluate(*tiny(), args, run, 5, reference=other_model()), known]
 
 
 def rank_main(rank, port, work, arguments):
