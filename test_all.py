@@ -1680,8 +1680,8 @@ def alike(updates, expected, where):
 
 
 def two_tables(run):
-    """-> (KL, table without it) of a greedy model with a reference, and the table of a player who is right at the first or
-    second attempt, or never."""
+    """-> KL to a reference and the rest of a greedy model's table; the table of a player who is right at the first or second
+    attempt, or never."""
     args = table_args("--temperature", "0")
     greedy = ev.evaluate(*tiny(), args, run, 5, 2, reference=other_model())
     with acting(lambda env, seed: env.expert() if env.attempts == int(seed.split("/")[1]) % 3 else "{}"):
@@ -1765,9 +1765,7 @@ def test_interrupt_saves():
             def press(*_):
                 if next(calls) == 2:
                     for number in pressed:
-                        os.kill(os.getpid(), number)
-                        while signal.getsignal(signal.SIGINT) != before:  # until it has arrived
-                            pass
+                        signal.raise_signal(number)
             signal.signal(signal.SIGINT, before)  # a process in the background may begin with Ctrl-C ignored
             with watching(sft, "clip_and_step", press):
                 error = raises(kind, "", lambda: quick(sft.main, flags(out, 9, name=name)))
@@ -1778,7 +1776,7 @@ def test_interrupt_saves():
                 quick(sft.main, flags(out, 4, name=name) + ["--resume"])
                 equal(ev.load_state(path)["step"], 4, "step after --resume")
         assert ev.checkpoint_at(path) is None
-        equal(raises(SystemExit, "", lambda: ev.script(lambda: os.kill(os.getpid(), signal.SIGINT))), "130")
+        equal(raises(SystemExit, "", lambda: ev.script(lambda: signal.raise_signal(signal.SIGINT))), "130")
 
 
 def test_learning_rates():
@@ -1885,7 +1883,7 @@ def test_ppo_learns_a_toy_and_kl_pulls_back():
 
 
 def test_demonstrations_and_their_writers():
-    """Trained on are the expert's rows, the habit's, or the init's own right answers, whose sampling is counted."""
+    """Trained on are the expert's rows, the habit's, or the init's own right answers."""
     with folder(init=True) as out, mock.patch.dict(ev.ENVS, toy=Toy), mock.patch.object(sft, "OWN_EPISODES", 12):
         tok = ev.load(f"{out}/gp/id/init")[1]
         error_of("nothing to learn from", sft.main, flags(out, demos="own", name="none"))
@@ -1894,12 +1892,11 @@ def test_demonstrations_and_their_writers():
         def half_right(model, tok, envs, *more):
             with speaking(model, tok, lambda: [env.expert("habit") if i % 2 else "{}" for i, env in enumerate(envs)]):
                 return rollout(model, tok, envs, *more)
-        written, sampled, rollout = {}, [], ev.rollout
+        written, rollout = {}, ev.rollout
         for writer in ("expert", "habit", "own"):
             rows = []
             with watching(sft, "sft_loss", lambda _, model, part, *__: rows.extend(part)), \
-                    mock.patch.object(sft, "rollout", half_right), \
-                    watching(sft, "rollout", lambda episodes, *_: sampled.extend(episodes)):
+                    mock.patch.object(sft, "rollout", half_right):
                 quick(sft.main, flags(out, batch=6, demos=writer, name=writer))
             written[writer] = sorted(tok.decode([t for t, a in zip(r.ids, r.action) if a][:-1]) for r in rows)
         envs = [GeneralPoints(seed=3) for _ in range(18)]
@@ -1909,29 +1906,22 @@ def test_demonstrations_and_their_writers():
             equal(written[writer], sorted(env.expert(writer) for env in envs[:6]), f"demonstrations by {writer}")
         assert written["expert"] != written["habit"]
         equal(written["own"], sorted(env.expert("habit") for env in envs[7::2]), "the init's own right answers")
-        [record] = records(f"{out}/gp/id/own", "loss")
-        start, n = ev.load_state(f"{out}/gp/id/init")["flops"], records(f"{out}/gp/id/own")[0]["n"]
-        trained = 6 * n * sum(len(e.segments[0].ids) for e in sampled[1::2])
-        near(record["flops"] - start, trained + 2 * n * sum(e.forwarded for e in sampled), 1e-9, "flops")
 
 
 def test_compute_is_the_papers_formula():
     """X = 6 N D_trained + 2 N D_buffer, counted again by hand: every token that went through a model, once each time."""
-    (model, tok), read, rollouts = tiny(), [], []
+    (model, tok), read, lengths = tiny(), [], []
 
     def count(out, _, input_ids, attention_mask, **more):
-        new = [(row + [tok.eos_token_id]).index(tok.eos_token_id) + 1 for row in out[:, input_ids.shape[1]:].tolist()]
-        read.append(attention_mask.sum().item() + sum(min(n, out.shape[1] - input_ids.shape[1]) for n in new))
-
-    def look(episodes, *_):
-        rollouts.append((sum(read[-max(len(e.turns) for e in episodes):]), [s for e in episodes for s in e.segments]))
+        ends = out[:, input_ids.shape[1]:] == tok.eos_token_id
+        read.append((attention_mask.sum() + (ends.cumsum(1) - ends.long() == 0).sum()).item())  # up to the first end, with it
+    look = lambda episodes, *_: lengths.extend(len(s.ids) for e in episodes for s in e.segments)
     with folder(init=True) as out, watching(type(model), "generate", count), watching(rl, "rollout", look), \
             mock.patch.dict(rl.PPO, target_kl=1e9):
         start, n = ev.load_state(f"{out}/gp/id/init")["flops"], sum(p.numel() for p in model.parameters())
         quick(rl.main, flags(out, batch=8, epochs=3))
-        [(sampled, segments)], [record] = rollouts, records(f"{out}/gp/id/rl", "reward")
-        length = sum(len(s.ids) for s in segments)
-        near(record["flops"] - start, 6 * n * 3 * length + 2 * n * (sampled + 2 * length), 1e-9, "PPO")
+        [record] = records(f"{out}/gp/id/rl", "reward")
+        near(record["flops"] - start, 6 * n * 3 * sum(lengths) + 2 * n * (sum(read) + 2 * sum(lengths)), 1e-9, "PPO")
         quick(sft.main, flags(out))
         states = [sft.demonstrations(GeneralPoints(seed=3), f"sft/3/0/0/{i}")[0] for i in range(4)]
         rows = [sft.demonstration_row(tok, model, *state) for state in states]
@@ -2188,7 +2178,7 @@ def test_several_ranks():
             rl.estimate_advantages = bad
             eval.script(rl.main)""", flags(out, 2), exit_code=1)
         assert "error: rank 1 has had enough" in text, text[-2000:]
-        base = ev.load_state(f"{out}/gp/id/init")["flops"]
+        start = ev.load_state(f"{out}/gp/id/init")["flops"]
         text = launch("""if True:
             sft.OWN_EPISODES, real = 24, sft.rollout
             def spy(*a):
@@ -2202,10 +2192,9 @@ def test_several_ranks():
         seeds, forwarded = zip(*re.findall(r"played (\[.*?\]) (\d+)", text))
         equal(sorted(sum(map(json.loads, (s.replace("'", '"') for s in seeds)), [])), sorted(f"own/3/{i}" for i in range(24)),
               "episodes that the ranks played")
-        [record] = records(f"{out}/gp/id/own", "loss")
-        n = records(f"{out}/gp/id/own")[0]["n"]
-        own = record["flops"] - base - 2 * n * sum(map(int, forwarded))
-        near(own, 6 * n * record["tokens_per_s"] * record["seconds"], 1e-3, "compute without the sampling")
+        header, record = (records(f"{out}/gp/id/own", key)[0] for key in ("", "loss"))
+        trained = 6 * record["tokens_per_s"] * record["seconds"]
+        near((record["flops"] - start) / header["n"], trained + 2 * sum(map(int, forwarded)), 1e-9, "compute, with the sampling")
         error_of("trained by 2 processes", sft.main, flags(out, 2, demos="own", name="own") + ["--resume"])
 
 
