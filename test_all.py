@@ -1989,27 +1989,26 @@ def test_mixed_precision_branches():
 
 def test_model_families():
     """--model takes any causal language model, with --vl any that sees; and transformers alone loads what is saved from it."""
-    words = sft.build_tiny("gp", 0)[1]
-    common = dict(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                  num_key_value_heads=1, max_position_embeddings=512)
-    models = {"llama": hf.LlamaForCausalLM(hf.LlamaConfig(**common)), "qwen2": hf.Qwen2ForCausalLM(hf.Qwen2Config(**common)),
-              "gpt2": hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=len(words), n_embd=32, n_layer=2, n_head=2, n_positions=512))}
-    for model in models.values():
-        model.generation_config.eos_token_id = words.eos_token_id
-    # As released: sampling defaults that must not leak into rollouts.
-    models["qwen2"].generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
-    for name in (*models, "mllama", "idefics3"):
+    for name in ("llama", "qwen2", "gpt2", "mllama", "idefics3"):
         vl = name in PICTURES
-        model, tok = tiny(name) if vl else (models[name], words)
+        if vl:
+            model, tok = tiny(name)
+        else:
+            tok = sft.build_tiny("gp", 0)[1]
+            tok.chat_template = None if name == "gpt2" else tok.chat_template
+            model = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(
+                name, vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1, max_position_embeddings=512, eos_token_id=tok.eos_token_id))
+            # As released: sampling defaults that must not leak into rollouts.
+            model.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
         with folder() as out:
-            with mock.patch.object(tok, "chat_template", None if name == "gpt2" else tok.chat_template):
-                ev.save(f"{out}/m", model, tok, {})
+            ev.save(f"{out}/m", model, tok, {})
             os.remove(f"{out}/m/trainer.pt")
-            loaded = ev.load(f"{out}/m")[0]
+            loaded, tok = ev.load(f"{out}/m")
             config = loaded.generation_config
             assert type(loaded) is type(model) and config.top_k is config.top_p is config.repetition_penalty is None, config
-            trained = {}
-            with tiny_stages(), watching(sft, "save", lambda _, path, model, *__: trained.update({path.split("/")[-2]: model})):
+            saved = []
+            with tiny_stages(), watching(sft, "save", lambda _, path, model, *__: saved.append(model)):
                 text = quick(rl.main, flags(out, model=f"{out}/m") + ["--vl", "--pixels", "40"] * vl)
             assert ("no chat template" in text) == (name == "gpt2")
             place = f"{out}/{'gp-vl/id-id' if vl else 'gp/id'}"
@@ -2021,7 +2020,7 @@ def test_model_families():
             plain = kind.from_pretrained(f"{place}/rl/checkpoint", dtype=torch.float32)
             inputs, _ = ev.collate([ev.prompt(tok, *world(name, 0, 1).reset(0))], 0, "cpu")
             with torch.no_grad():
-                logits = [m.eval()(**inputs).logits for m in (plain, trained["rl"])]
+                logits = [m.eval()(**inputs).logits for m in (plain, saved[-1])]
             assert type(plain) is type(model) and torch.equal(*logits), name
 
 
