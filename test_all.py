@@ -1620,7 +1620,7 @@ def test_target_kl_stops_the_epochs():
 def test_pretraining_rows_hold_whole_documents():
     """Rows are full; only one long document is cut; all but first tokens and image places have loss; pictures stand in place."""
     for name, share in itertools.product(("gp", "virl"), (0.0, 0.5)):
-        model, tok = sft.build_tiny(name, 0, vl=share > 0)
+        tok = sft.build_tiny(name, 0, vl=share > 0)[1]
         image, width = tok.convert_tokens_to_ids("<image>") if share else None, (128, 256)[share > 0]
         rows = sft.pretraining_rows(ev.ENVS[name], tok, random.Random(0), 20, width, 0.1, share)
         equal(len(rows), 20)
@@ -1631,7 +1631,6 @@ def test_pretraining_rows_hold_whole_documents():
         if name == "gp":
             assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18 and sum(len(r.ids) for r in rows) > 20 * 0.7 * width
         assert sum(bool(r.pictures) for r in rows) > 6 or not share
-        assert torch.isfinite(sft.sft_loss(model, rows[:4], 100, tok.pad_token_id, cpu()))
 
 
 @functools.lru_cache(maxsize=None)
@@ -1789,8 +1788,6 @@ def test_learning_rates():
             kind, rate = rates[p]
             equal(kind, "Muon" if matrix else "AdamW", name)
             near(rate, (0.02 if matrix else 3e-3) * share * (step + 1) / 50, 1e-9, f"rate of {name} at step {step}")
-    equal({(kind, name.split(".")[1]) for name, p in models[0].named_parameters() for kind, _ in [seen[0][p]]},
-          {(kind, part) for kind in ("Muon", "AdamW") for part in ("language_model", "vision_tower", "multi_modal_projector")})
 
     with folder(init=True) as out:
         start = ev.load_state(f"{out}/gp/id/init")["flops"]
@@ -2106,11 +2103,10 @@ def test_memory():
     """Logits of scored positions alone, no unused graph, frozen models in the compute type, no optimizer read or kept in vain."""
     model, tok = tiny()
     segments = [s for e in played(n=3) for s in e.segments]
-    rows, expected = [], ev.score(model, segments, 0, cpu())
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: rows.append(logits.shape[:-1].numel()))
-    ev.score(model, segments, 0, cpu())
-    sft.sft_loss(model, segments, 1, 0, cpu())
-    hook.remove()
+    rows = []
+    with watching(model.lm_head, "forward", lambda logits, _: rows.append(logits.shape[:-1].numel())):
+        expected = ev.score(model, segments, 0, cpu())
+        sft.sft_loss(model, segments, 1, 0, cpu())
     equal(rows, [sum(sum(s.action) for s in segments)] * 2, "positions that got logits")
     with mock.patch.object(ev, "inspect", SimpleNamespace(signature=lambda _: SimpleNamespace(parameters=()))):
         for a, b in zip(ev.score(model, segments, 0, cpu())[:2], expected):
@@ -2118,11 +2114,10 @@ def test_memory():
     entropies = [ev.score(model, segments, 0, cpu(), entropy_grad=grad)[1] for grad in (True, False)]
     equal([e.requires_grad for e in entropies], [True, False], "entropy has a graph")
 
-    kinds, held, graphs = [], [], []
+    kinds, held = set(), []
 
     def look(_, model, *more, entropy_grad=True):
-        kinds.append((torch.is_grad_enabled(), next(model.parameters()).dtype))
-        graphs.extend([entropy_grad] * torch.is_grad_enabled())
+        kinds.add((next(model.parameters()).dtype, torch.is_grad_enabled(), entropy_grad))
 
     def bytes_of(tensors):
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
@@ -2135,8 +2130,8 @@ def test_memory():
         with watching(rl, "score", look), watching(rl, "clip_and_step", hold), watching(sft, "clip_and_step", hold):
             quick(rl.main, flags(out, dtype="bf16"))
             quick(sft.main, flags(out, dtype="bf16"))
-        equal(set(graphs), {False}, "graphs of an entropy whose coefficient is 0")
-        equal(set(kinds), {(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)}, "weights that score")
+        equal(kinds, {(torch.float32, False, True), (torch.float32, True, False), (torch.bfloat16, False, True)},
+              "score(): the weights' type, has it a graph, would the entropy, whose coefficient is 0, have one")
         head = 16 * (tiny()[0].config.hidden_size + 1)
         reference = bytes_of(ev.load(f"{out}/gp/id/init", dtype=torch.bfloat16)[0].parameters())
         equal(held[0] - head + reference, sft.state_bytes(n, ppo=True)[0], "bytes that PPO holds")
@@ -2166,10 +2161,8 @@ def test_several_ranks():
             return command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{out}/script.py", *argv,
                            OMP_NUM_THREADS="1", PYTHONPATH=HERE, code=exit_code)
         text = launch("""if True:
-            real = rl.estimate_advantages
-            def bad(*a):
-                eval.fail('rank 1 has had enough') if os.environ['RANK'] == '1' else real(*a)
-            rl.estimate_advantages = bad
+            if os.environ['RANK'] == '1':
+                rl.estimate_advantages = lambda *_: eval.fail('rank 1 has had enough')
             eval.script(rl.main)""", flags(out, 2), exit_code=1)
         assert "error: rank 1 has had enough" in text, text[-2000:]
         start = ev.load_state(f"{out}/gp/id/init")["flops"]
@@ -2232,14 +2225,13 @@ def test_bad_input_gets_one_clear_line():
     model, tok = tiny()
     with folder(init=True) as out:
         damaged = mock.Mock(side_effect=env_virl.DataError("route 3: street_views/x.jpg: cannot be read"))
-        for name in ("half", "none", "state", "wide"):
+        for name in ("half", "none", "state", "wide", "short"):
             ev.save(f"{out}/{name}", model, tok, {})
         os.truncate(f"{out}/half/model.safetensors", 100_000)
         os.remove(f"{out}/none/model.safetensors")
         put(f"{out}/state", "trainer.pt", b"junk")
-        put(f"{out}/wide", "config.json", json.dumps({**model.config.to_dict(), "intermediate_size": 64}).encode())
-        config = type(model.config).from_dict({**model.config.to_dict(), "max_position_embeddings": 64})
-        ev.save(f"{out}/short", hf.LlamaForCausalLM(config), tok, {})
+        for name, changed in (("wide", {"intermediate_size": 64}), ("short", {"max_position_embeddings": 64})):
+            put(f"{out}/{name}", "config.json", json.dumps({**model.config.to_dict(), **changed}).encode())
         stay = ["--out", out]
         quick(sft.main, flags(out, None, tokens="1e3", name="short"))
         quick(rl.main, flags(out, name="raw", init=f"{out}/gp/base"))
@@ -2275,10 +2267,9 @@ def test_bad_input_gets_one_clear_line():
             error_of(words, main, argv)
         assert same(kept, weights(f"{out}/gp/id/raw")) and ev.load(f"{out}/gp/id/init")  # still there
         assert not os.path.exists(f"{out}/nothing")
-    model = copy.deepcopy(model)
     for names in (None, {"GPT2Block"}):
-        model._no_split_modules = names
-        raises(SystemExit, "does not name its blocks", lambda: ev.place(model, cpu(), torch.float32, True))
+        with mock.patch.object(model, "_no_split_modules", names):
+            raises(SystemExit, "does not name its blocks", lambda: ev.place(model, cpu(), torch.float32, True))
 
 
 def test_command_line_from_an_empty_folder():
@@ -2454,10 +2445,8 @@ class QwenProcessor:
 
     def __call__(self, text, images, **_):
         out, place = self.image_processor(images, return_tensors="pt"), "<|image_pad|>"
-        counts = [grid.prod().item() // 4 for grid in out["image_grid_thw"]]
-        equal(text[0].count(place), len(images), "image places in the text")
-        parts = text[0].split(place)
-        words = "".join(part + place * n for part, n in zip(parts, counts + [0]))
+        counts = iter(out["image_grid_thw"].prod(1).tolist())
+        words = re.sub(re.escape(place), lambda _: place * (next(counts) // 4), text[0])
         ids = self.tokenizer(words, add_special_tokens=False, return_tensors="pt")
         return {**ids, **out, "mm_token_type_ids": (ids["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)).long()}
 
@@ -2513,14 +2502,11 @@ def test_vl_damaged_processor():
     for damage in (b"{ no json", b'{"image_processor_type": "Unheard"}', None):
         with folder() as out:
             ev.save(f"{out}/m", *tiny("llava"), {})
-            files = [f for f in os.listdir(f"{out}/m") if "processor" in f]
-            assert files
-            for file in files:
-                put(f"{out}/m", file, damage)
+            for file in os.listdir(f"{out}/m"):
+                if "processor" in file:
+                    put(f"{out}/m", file, damage)
             error_of("processor cannot be loaded", rl.main, ["--init", f"{out}/m", "--vl", "--out", out] + SMALL)
-            loaded, words = ev.load(f"{out}/m")
-            assert isinstance(words.processor, str)
-            assert ev.rollout(loaded, words, [GeneralPoints(verify=1)], [0], 1.0, 4, cpu())[0].turns
+            assert ev.rollout(*ev.load(f"{out}/m"), [GeneralPoints(verify=1)], [0], 1.0, 4, cpu())[0].turns
 
 
 def test_vl_models_do_tasks_in_words():
@@ -2544,8 +2530,8 @@ def test_vl_processor_round_trip():
         assert a.ids == b.ids and torch.equal(pixels, b.pictures["pixel_values"])
         equal((pixels.shape, a.ids.count(tok.convert_tokens_to_ids("<image>"))), ((1, 3, 80, 80), 16), "pixels, places")
         plain = torch.tensor(list(images[0].tobytes())).view(80, 80, 3).permute(2, 0, 1) / 255
-        for channel in range(3):  # normalised, nothing else
-            assert torch.corrcoef(torch.stack([pixels[0, channel].flatten(), plain[channel].flatten()]))[0, 1] > 0.999
+        channels = torch.corrcoef(torch.cat([pixels[0], plain]).flatten(1)).diagonal(3)  # normalised, nothing else
+        assert (channels > 0.999).all(), channels
 
 
 def test_assignments():
@@ -2574,9 +2560,7 @@ def main(names):
         try:
             test()
             print(f"ok    {name}  {time.perf_counter() - start:.1f} s", flush=True)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # a script's exit is a failure too
+        except (Exception, SystemExit):  # a script's exit is a failure too
             failed.append(name)
             print(f"FAIL  {name}\n{traceback.format_exc()}", flush=True)
     print(f"{time.perf_counter() - begin:.0f} s" + "".join(f"\nfailed: {name}" for name in failed))
