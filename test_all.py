@@ -189,7 +189,7 @@ def tiny(family="gp"):
     if family == "qwen2_5_vl":  # without torchvision there is a reason in the processor's place
         if isinstance(tok.processor, str):
             raises(SystemExit, "processor cannot be loaded", lambda: ev.prompt(tok, *GeneralPoints(vl=True).reset(0)))
-        tok.processor = QwenProcessor(tok)
+        tok.processor = qwen_processor(tok)
     return loaded, tok
 
 
@@ -2436,19 +2436,12 @@ def test_shard_in_the_scripts():
 # ----------------------------------------------------------------------------------------------------------------------
 # Pictures through the model: tiny random checkpoints of the families that users bring. FAMILIES above has them.
 
-class QwenProcessor:
-    """Stands in for Qwen2.5-VL's processor, which needs torchvision: its own Pillow half for pictures, the text by hand."""
-
-    def __init__(self, tok):
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-        self.tokenizer, self.image_processor = tok, Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=56 * 56)
-
-    def __call__(self, text, images, **_):
-        out, place = self.image_processor(images, return_tensors="pt"), "<|image_pad|>"
-        counts = iter(out["image_grid_thw"].prod(1).tolist())
-        words = re.sub(re.escape(place), lambda _: place * (next(counts) // 4), text[0])
-        ids = self.tokenizer(words, add_special_tokens=False, return_tensors="pt")
-        return {**ids, **out, "mm_token_type_ids": (ids["input_ids"] == self.tokenizer.convert_tokens_to_ids(place)).long()}
+def qwen_processor(tok):
+    """Qwen2.5-VL's processor without its video half, which needs torchvision."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=56 * 56)
+    with mock.patch.object(hf.Qwen2_5_VLProcessor, "check_argument_for_proper_class"):  # it refuses to have no video half
+        return hf.Qwen2_5_VLProcessor(images, tok, None, tok.chat_template)
 
 
 def tiny_vlm(family):
@@ -2478,22 +2471,23 @@ def tiny_vlm(family):
         vision.update(num_global_layers=1, attention_heads=2, patch_size=20, max_num_tiles=2, vision_output_dim=64,
                       intermediate_layers_indices=[0], supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])
         config = hf.MllamaConfig(image_token_index=ids["<|image|>"], text_config=text, vision_config=vision)
-        model = hf.MllamaForConditionalGeneration(config)
-        for name, p in model.named_parameters():  # closed gates, as at initialisation, let no picture through
-            p.data.fill_(0.5) if "gate" in name and "proj" not in name else None
     elif family == "idefics3":
         edge = {"longest_edge": 40}
         images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
         tok.processor = hf.Idefics3Processor(images, tok, image_seq_len=4, chat_template=tok.chat_template)
-        model = hf.Idefics3ForConditionalGeneration(hf.Idefics3Config(
+        config = hf.Idefics3Config(
             image_token_id=ids["<image>"], scale_factor=2, pad_token_id=tok.pad_token_id,
-            text_config=dict(text, model_type="llama"), vision_config=dict(vision, num_attention_heads=2, patch_size=10)))
+            text_config=dict(text, model_type="llama"), vision_config=dict(vision, num_attention_heads=2, patch_size=10))
     else:
-        model = hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
+        config = hf.Qwen2_5_VLConfig(
             text_config=dict(text, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}),
             vision_config=dict(depth=1, hidden_size=32, out_hidden_size=64, num_heads=2, intermediate_size=64,
                                fullatt_block_indexes=[0]),
-            **{f"{name}_token_id": ids[mark] for name, mark in zip(("vision_start", "vision_end", "image", "video"), special)}))
+            **{f"{name}_token_id": ids[mark] for name, mark in zip(("vision_start", "vision_end", "image", "video"), special)})
+    model = hf.AutoModelForImageTextToText.from_config(config)
+    for name, p in model.named_parameters():
+        if "gate" in name and "proj" not in name:  # Mllama's, closed at initialisation, let no picture through
+            p.data.fill_(0.5)
     return model, tok
 
 
