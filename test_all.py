@@ -1790,14 +1790,12 @@ def test_learning_rates():
             near(rate, (0.02 if matrix else 3e-3) * share * (step + 1) / 50, 1e-9, f"rate of {name} at step {step}")
 
     with folder(init=True) as out:
-        start = ev.load_state(f"{out}/gp/id/init")["flops"]
         for module, name, table, warmup in ((sft, "sft", sft.SFT, 3), (rl, "rl", rl.PPO, 1)):
             seen.clear()
             with mock.patch.dict(table, decay=0.5, warmup=warmup), watching(module, "clip_and_step", look):
                 quick(module.main, flags(out, None, tokens="5e3", lr="1e-5"))
-            log = records(f"{out}/gp/id/{name}", "grad_norm")
-            budget = 6 * records(f"{out}/gp/id/{name}")[0]["n"] * 5e3
-            left = [1 - (flops - start) / budget for flops in [start] + [r["flops"] for r in log[:-1]]]  # before each step
+            [first, *_], log = (records(f"{out}/gp/id/{name}", key) for key in ("seen", "grad_norm"))
+            left = [1 - (r["tokens"] - first["tokens"]) / 5e3 for r in [first, *log[:-1]]]  # of the budget before each step
             assert len(log) > 4 and min(left) < 0.4
             factors = [min(1, (k + 1) / warmup) * min(1, x / 0.5) for k, x in enumerate(left)]
             near([r["lr"] for r in log], [1e-5 * factor for factor in factors], 1e-9, f"{name}: lr")
@@ -2060,8 +2058,6 @@ def test_templates():
         if name != "qwen":  # which leaves the empty thinking out of what was said before
             equal(prompts[0] + answer[:-1] + space + answer[-1:] + glue, whole, f"{name}: prompt + answer + glue")
         assert eot not in glue[:1] and end not in glue[:1], f"{name}: the end of a turn comes twice: {tok.decode(glue)}"
-        episodes = ev.rollout(model, tok, [GeneralPoints(verify=3) for _ in range(4)], range(4), 1.0, 12, cpu())
-        equal([s.ids.count(bos) for e in episodes for s in e.segments], [int(adds_bos)] * 4, f"{name}: BOS in a conversation")
         if name == "llama":  # a template that asks for the date, and templates by name: the default one
             tok.chat_template = "{{ date_string }}"
             equal(ev.chat_text(tok, messages), ev.TODAY, "the date")
@@ -2069,13 +2065,11 @@ def test_templates():
             with folder() as out:
                 ev.save(f"{out}/m", model, tok, {})
                 equal(ev.prompt(ev.load(f"{out}/m")[1], messages).ids, prompts[0], "prompt by the default template")
-            tok.chat_template = template
-        if template:  # what it raises, and an answer that it drops, are one line
-            for words, damaged in (("no system role", GEMMA), ("leaves out", QWEN.replace("m.content", "''"))):
-                tok.chat_template = damaged
-                system = [{"role": "system", "content": "x"}] * (damaged is GEMMA)
-                assert "\n" not in raises(SystemExit, words, lambda: ev.ids_after_mark(
-                    tok, system + messages + [{"role": "assistant", "content": ev.MARK}]))
+    for words, damaged, system in (("no system role", GEMMA, [{"role": "system", "content": "x"}]),
+                                   ("leaves out", QWEN.replace("m.content", "''"), [])):  # one line each
+        tok.chat_template = damaged
+        assert "\n" not in raises(SystemExit, words, lambda: ev.ids_after_mark(
+            tok, system + messages + [{"role": "assistant", "content": ev.MARK}]))
 
 
 def test_defaults_of_a_model_from_elsewhere():
@@ -2170,15 +2164,14 @@ def test_several_ranks():
             sft.OWN_EPISODES, real = 24, sft.rollout
             def spy(*a):
                 episodes = real(*a)
-                print(f'played {a[3]} {sum(e.forwarded for e in episodes)}\\n', end='', flush=True)  # in one piece
+                print(f'played {" ".join(a[3])} = {sum(e.forwarded for e in episodes)}\\n', end='', flush=True)  # in one piece
                 for e in episodes: e.turns[0]['position_solved'] = True
                 return episodes
             sft.rollout = spy
             eval.script(sft.main)""", flags(out, 1, demos="own", name="own"))
         assert "x 2 in float32" in text and text.count("trained rule = id") == 1, text[-3000:]
-        seeds, forwarded = zip(*re.findall(r"played (\[.*?\]) (\d+)", text))
-        equal(sorted(sum(map(json.loads, (s.replace("'", '"') for s in seeds)), [])), sorted(f"own/3/{i}" for i in range(24)),
-              "episodes that the ranks played")
+        seeds, forwarded = zip(*re.findall(r"played (.*) = (\d+)\n", text))
+        equal(sorted(" ".join(seeds).split()), sorted(f"own/3/{i}" for i in range(24)), "episodes that the ranks played")
         header, record = (records(f"{out}/gp/id/own", key)[0] for key in ("", "loss"))
         trained = 6 * record["tokens_per_s"] * record["seconds"]
         near((record["flops"] - start) / header["n"], trained + 2 * sum(map(int, forwarded)), 1e-9, "compute, with the sampling")
