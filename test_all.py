@@ -1644,9 +1644,8 @@ def three_updates(family, rows, run, budget=250, sharded=False):
     """On the sum of SFT's loss and PPO's -> losses and gradient norms, the first gradient, the last weights (Nones on rank 1),
     the model, its tokenizer."""
     model, tok = copy.deepcopy(tiny(family)[0]), tiny(family)[1]
+    torch.manual_seed(0)
     head, pad = torch.nn.Linear(model.config.get_text_config().hidden_size, 1), tok.pad_token_id
-    torch.nn.init.constant_(head.weight, 0.01)
-    torch.nn.init.zeros_(head.bias)
     for module in (model, head):
         ev.place(module, run, torch.float32, sharded)
     parameters, numbers, gradient = [*model.parameters(), *head.parameters()], [], None
@@ -1754,12 +1753,11 @@ def test_interrupt_saves():
     with folder(init=True) as out:
         for name, pressed, kind in (("once", [signal.SIGINT], SystemExit), ("term", [signal.SIGTERM], SystemExit),
                                     ("twice", [signal.SIGINT] * 2, KeyboardInterrupt)):
-            calls, path = itertools.count(1), f"{out}/gp/id/{name}"
+            path = f"{out}/gp/id/{name}"
 
-            def press(*_):
-                if next(calls) == 2:
-                    for number in pressed:
-                        signal.raise_signal(number)
+            def press(norm, parameters, optimizers, run, where):
+                for number in pressed * (where == "step 1"):
+                    signal.raise_signal(number)
             signal.signal(signal.SIGINT, before)  # a process in the background may begin with Ctrl-C ignored
             with watching(sft, "clip_and_step", press):
                 error = raises(kind, "", lambda: quick(sft.main, flags(out, 9, name=name)))
@@ -1801,18 +1799,6 @@ def test_learning_rates():
             near([r["lr"] for r in log], [1e-5 * factor for factor in factors], 1e-9, f"{name}: lr")
             shares = {round(rate / log[-1]["lr"], 6) for _, rate in seen[-1].values()}
             equal(shares, {1.0, 10.0} if name == "rl" else {1.0}, f"{name}: rates / lr")
-
-
-def test_stage_on_the_way_continues():
-    """An init that was interrupted is completed by the next command rather than in its way."""
-    with folder() as out:
-        shutil.copytree(f"{small_init()}/gp/base", f"{out}/gp/base")
-        with tiny_stages():
-            quick(sft.main, flags(out, stage="init"))
-            assert not ev.load_state(f"{out}/gp/id/init")["done"]
-            text = quick(rl.main, flags(out, None, tokens="1e3"))
-        assert "[base] found" in text and "[init] gp" in text and "[init] found" not in text, text
-        assert ev.load_state(f"{out}/gp/id/init")["done"]
 
 
 def test_killed_save_leaves_the_old_checkpoint():
@@ -1929,8 +1915,7 @@ def test_matched_compute():
             expected = {k: v[column] if isinstance(v, tuple) else v for k, v in table.items()} | {"batch": 7}
             equal({k: getattr(args, k) for k in table}, expected, task)
             assert all(len(v) == 4 for v in table.values() if isinstance(v, tuple))
-        budgets = [table["tokens"][column] for table in (sft.SFT, rl.PPO)]
-        equal(budgets[1], budgets[0], f"{task}: PPO's budget, beside SFT's")
+    equal(rl.PPO["tokens"], sft.SFT["tokens"], "PPO's budgets, beside SFT's")
     args = ev.parse(ev.new_parser(""), [])
     assert "--tokens 12345" in ev.task_flags(args, tokens=12345.0) and "--tokens" not in ev.task_flags(args, tokens=None)
 
@@ -2266,19 +2251,21 @@ def test_bad_input_gets_one_clear_line():
 
 
 def test_command_line_from_an_empty_folder():
-    """The main job with a very small budget: base, init, PPO and the table; then SFT, eval. From PPO on in own processes."""
+    """The main job with a very small budget: base, init, PPO and the table; then SFT, eval. From PPO on in own processes. An
+    init that was interrupted is completed by the next command rather than in its way."""
     with folder() as out:
         shared = ["--rule", "ood", "--out", out, "--episodes", "6", "--max_new_tokens", "24"]
         budget = ["--tokens", "5e3", "--batch", "8"]
         for argv, parts in ((["--stage", "base", "--tokens", "3e4"], ("[base]", "base  ", "next: python rl.py")),
-                            (["--stage", "init", *budget], ("[base] found", "[init]", "init  ")),
+                            (["--stage", "init", "--steps", "1"], ("[base] found", "[init]", "init  ")),
                             (["rl.py", *budget], (
-                                "[init] found, not trained again", "[rl]", "trained rule = ood", "held out = id", "base  ",
+                                "[base] found, not trained again", "[init] gp", "[rl]", "trained rule = ood", "held out = id", "base  ",
                                 "init  ", "rl  ", "next: python sft.py", "--tokens 5000")),
-                            (["sft.py", *budget], ("[init] found", "sft  ", "rl  "))):
+                            (["sft.py", *budget], ("[init] found, not trained again", "sft  ", "rl  "))):
             argv = [*argv, *shared, "--monitors", "1"]
             text = quiet(sft.main, argv) if argv[0] == "--stage" else command(*argv)
             assert all(part in text for part in parts), ([part for part in parts if part not in text], text)
+            assert ("[init] found" in text) == (argv[0] == "sft.py"), text
         command("eval.py", *shared[:4], "--episodes", "4", "--verify", "1", "--max_new_tokens", "24")
         tables = [json.load(open(f"{out}/gp/ood/{file}")) for file in ("rl/eval.json", "eval.json")]
         equal([(t["trained_rule"], t["verify"], t["episodes"]) for t in tables], [("ood", 5, 6), ("ood", 1, 4)])
@@ -2531,17 +2518,13 @@ def test_assignments():
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-def chosen(names):
-    """The tests that the command line names, in the file's order. A name that fits none ends the run."""
-    tests = {name: f for name, f in globals().items() if name.startswith("test_")}
+def main(names):
+    """Run the tests that the command line names, in the file's order. A name that fits none ends the run."""
+    tests, failed, begin = {name: f for name, f in globals().items() if name.startswith("test_")}, [], time.perf_counter()
     fits = {name: fnmatch.filter(tests, "test_" + name.removeprefix("test_")) for name in names}
     if not all(fits.values()):
         sys.exit("error: no test is named " + next(name for name in names if not fits[name]))
-    return {name: f for name, f in tests.items() if not names or name in itertools.chain(*fits.values())}
-
-
-def main(names):
-    tests, failed, begin = chosen(names), [], time.perf_counter()
+    tests = {name: f for name, f in tests.items() if not names or name in itertools.chain(*fits.values())}
     for name, test in tests.items():
         start = time.perf_counter()
         try:
