@@ -1539,13 +1539,12 @@ def test_gae_ignores_prompts_feedback_and_other_episodes():
                 s.logp, s.ref_logp, s.value = torch.zeros(n), torch.full((n,), 0.1), torch.linspace(0.3, 0.7, n)
             rl.estimate_advantages(e, 5.0, 0.1, 0.9, 0.8)
         return [rl.joined(e.segments, "advantage").tolist() for e in made]
-    alone, padded = estimate([([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])],
-                             [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])])
-    equal(padded, alone, "with a longer prompt and feedback")
     two = [([0, 1, 1], [0, 0, -1.0]), ([0, 1], [0, 5.0])]  # one episode, two conversations
-    first, _ = estimate(two, [([0, 1, 1, 1], [0, 0, -1.0, 5.0])])
+    alone, two, padded = estimate([([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])], two,
+                                  [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])])
+    equal(padded, alone, "with a longer prompt and feedback")
     rewards = torch.tensor([0.01, -0.2 + 0.01, 1.01])      # beta 0.1, k1 = -0.1
-    near(first, rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)[0], 1e-6, "joined")
+    near(two, rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)[0], 1e-6, "joined")
 
 
 def test_token_rewards():
@@ -1641,7 +1640,7 @@ def eight_rows(family):
 
 def three_updates(family, rows, run, budget=250, sharded=False):
     """On the sum of SFT's loss and PPO's -> losses and gradient norms, the first gradient, the last weights (Nones on rank 1),
-    the model, its tokenizer."""
+    the model."""
     model, tok = copy.deepcopy(tiny(family)[0]), tiny(family)[1]
     torch.manual_seed(0)
     head, pad = torch.nn.Linear(model.config.get_text_config().hidden_size, 1), tok.pad_token_id
@@ -1663,7 +1662,7 @@ def three_updates(family, rows, run, budget=250, sharded=False):
         norm = sft.clip_and_step(parameters, [optimizer], run, "")
         gradient = gradient or ev.gathered([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters], run)
         numbers += [*ev.all_sum([loss], run), norm]
-    return numbers, gradient, ev.gathered(parameters, run), model, tok
+    return numbers, gradient, ev.gathered(parameters, run), model
 
 
 def alike(updates, expected, where):
@@ -2253,8 +2252,8 @@ def test_command_line_from_an_empty_folder():
         for argv, parts in ((["--stage", "base", "--tokens", "3e4"], ("[base]", "base  ", f"next: python rl.py {task}\n")),
                             (["--stage", "init", "--steps", "1"], ("[base] found", "[init]", "init  ")),
                             (["rl.py", *budget], (
-                                "[base] found, not trained again", "[init] gp", "[rl]", "trained rule = ood", "held out = id", "base  ",
-                                "init  ", "rl  ", f"next: python sft.py {task} --tokens 5000 ")),
+                                "[base] found, not trained again", "[init] gp", "[rl]", "trained rule = ood", "held out = id",
+                                "base  ", "init  ", "rl  ", f"next: python sft.py {task} --tokens 5000 ")),
                             (["sft.py", *budget], ("[init] found, not trained again", "sft  ", "rl  "))):
             argv = [*argv, *shared, "--monitors", "1"]
             text = quiet(sft.main, argv) if argv[0] == "--stage" else command(*argv)
@@ -2345,13 +2344,13 @@ def shard_work(run, mine, path):
     results = {}
     for family in ("gp", "llava"):
         rows = [e.segments[0] for e in played(family)]
-        *results[family], model, tok = three_updates(family, rows[mine], run, sharded=True)
+        *results[family], model = three_updates(family, rows[mine], run, sharded=True)
         assert len(list(ev.micro_batches(rows[:3], 250))) < len(list(ev.micro_batches(rows[3:], 250))), family
     weights = ev.gathered(model.state_dict(keep_vars=True), run)
     mixed = [ev.Segment([1], pictures={"pixel_values": 0} if run.rank else {})]
     raises(SystemExit, "pictures must be in all", lambda: ev.in_step([mixed], run))
     if run.rank == 0:
-        ev.save(f"{path}/llava", model, tok, {}, weights)
+        ev.save(f"{path}/llava", model, tiny("llava")[1], {}, weights)
         torch.save(results, f"{path}/results.pt")
     # The scripts, with unequal numbers of rows: whole; sharded, no episode for rank 1's first monitor; stopped and resumed.
     for main in (sft.main, rl.main):
@@ -2366,45 +2365,34 @@ def shard_work(run, mine, path):
             go(name, 2, *after, "--resume")
 
 
-@functools.lru_cache(maxsize=None)
-def sharded_ranks():
-    """-> (what three_updates() says on rank 0, a LLaVA that was saved, the folder of the scripts' runs)."""
-    path = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, path, True)
-    ev.save(f"{path}/out/virl/id/init", *tiny("virl"), {"stage": "init", "done": True})
-    torch.multiprocessing.spawn(on_a_rank, (path, shard_work), nprocs=2)
-    return torch.load(f"{path}/results.pt", weights_only=False), f"{path}/llava", f"{path}/out"
-
-
 def test_shard_is_one_process():
-    """In three updates; and the weights also from the folder, by transformers alone."""
-    results, saved, _ = sharded_ranks()
-    for family, sharded in results.items():
-        *alone, model, _ = three_updates(family, [e.segments[0] for e in played(family)], cpu())
-        alike(sharded, alone, family)
-    loaded = hf.AutoModelForImageTextToText.from_pretrained(saved)
-    equal(type(loaded), type(model))
-    equal(loaded.lm_head.weight.data_ptr(), loaded.get_input_embeddings().weight.data_ptr(), "tied")
-    for name, x in model.state_dict().items():
-        near(loaded.state_dict()[name], x, 1e-5, name)
+    """In three updates; and the weights also from the folder, by transformers alone. In the scripts --shard changes neither
+    numbers nor weights, nor does a stop and a resume with or without it; with it, not a bit."""
+    with folder() as path:
+        ev.save(f"{path}/out/virl/id/init", *tiny("virl"), {"stage": "init", "done": True})
+        torch.multiprocessing.spawn(on_a_rank, (path, shard_work), nprocs=2)
+        for family, sharded in torch.load(f"{path}/results.pt", weights_only=False).items():
+            *alone, model = three_updates(family, [e.segments[0] for e in played(family)], cpu())
+            alike(sharded, alone, family)
+        loaded = hf.AutoModelForImageTextToText.from_pretrained(f"{path}/llava")
+        equal(type(loaded), type(model))
+        equal(loaded.lm_head.weight.data_ptr(), loaded.get_input_embeddings().weight.data_ptr(), "tied")
+        for name, x in model.state_dict().items():
+            near(loaded.state_dict()[name], x, 1e-5, name)
 
-
-def test_shard_in_the_scripts():
-    """--shard changes neither numbers nor weights, nor does a stop and a resume with or without it; with it, not a bit."""
-    out = sharded_ranks()[2]
-    for script, key in (("sft", "loss"), ("rl", "reward")):
-        place = lambda name: f"{out}/virl/id/{script}-{name}"
-        whole, sharded = weights(place("whole")), weights(place("shard"))
-        assert same(sharded, weights(place("shard-shard"))), f"{script}: resumed, other weights"
-        for name in ("shard", *RESUMED[script]):
-            both = [[(r[key], r["grad_norm"], r["flops"]) for r in records(place(n), key)] for n in (name, "whole")]
-            near(*map(torch.tensor, both), 1e-4, f"{script}, {name}: {key}, gradient norm, flops")
-            equal(len(both[0]), 2, "records")
-            mine, folders = weights(place(name)), [f"{place(n)}/checkpoint" for n in (name, "whole")]
-            # AdamW divides by the gradient's size: rounding counts as much as the gradient where that is as small
-            near(*(torch.cat([x.flatten() for x in w.values()]) for w in (mine, whole)), 1e-4, f"{script}, {name}")
-            equal(*(sorted(os.listdir(path)) for path in folders), "files")
-            equal(*(os.path.getsize(f"{path}/model.safetensors") for path in folders), "bytes")
+        for script, key in (("sft", "loss"), ("rl", "reward")):
+            place = lambda name: f"{path}/out/virl/id/{script}-{name}"
+            whole, sharded = weights(place("whole")), weights(place("shard"))
+            assert same(sharded, weights(place("shard-shard"))), f"{script}: resumed, other weights"
+            for name in ("shard", *RESUMED[script]):
+                both = [[(r[key], r["grad_norm"], r["flops"]) for r in records(place(n), key)] for n in (name, "whole")]
+                near(*both, 1e-4, f"{script}, {name}: {key}, gradient norm, flops")
+                equal(len(both[0]), 2, "records")
+                mine, folders = weights(place(name)), [f"{place(n)}/checkpoint" for n in (name, "whole")]
+                # AdamW divides by the gradient's size: rounding counts as much as the gradient where that is as small
+                near(*(torch.cat([x.flatten() for x in w.values()]) for w in (mine, whole)), 1e-4, f"{script}, {name}")
+                equal(*(sorted(os.listdir(folder)) for folder in folders), "files")
+                equal(*(os.path.getsize(f"{folder}/model.safetensors") for folder in folders), "bytes")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
