@@ -4,7 +4,7 @@
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" as 11, 12, 13. The prompt states it.
 Looks (its Visual Variation), for vl=True: "id" has black suits, "ood" has red ones.
-A fifth of the hands is unseen in fine-tuning. The base, like a web-scale model, has met all arithmetic.
+Fine-tuning sees TRAIN_HANDS hands; a fifth of all is kept for tests. The base has met all arithmetic.
 
 An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     its keywords                        verify, seed, data, vl, pixels and those in cells()
@@ -225,10 +225,10 @@ def document(rng, chat_share=0.08, noise=0.1):
 
 class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with a J, Q or K, where the rules
-    differ). verify: attempts per hand, at least 1. seed: fixes the hands and, alone, the expert's solutions.
-    vl: show the cards in a picture. visual: its look, "id" | "ood". pixels: its side, at least 40.
-    None of these three changes the hands. rules: how many face-card rules the deals come under, see
-    face_rules(); above 1 the hands are those of rule "ood". Raises ValueError on any other value."""
+    differ). verify: attempts per hand, at least 1. seed: fixes the expert's solutions, and the hands until
+    reset(seed). vl: show the cards in a picture. visual: its look, "id" | "ood". pixels: its side, at least
+    40. These three change no hand. rules: how many face-card rules the deals come under, see face_rules();
+    above 1 the hands are those of rule "ood". Raises ValueError on any other value."""
     title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     visual_names = {"id": "black suits", "ood": "red suits"}

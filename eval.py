@@ -10,8 +10,8 @@ unseen episodes under the held-out rule. With --vl also visual OOD = unseen epis
 look. Success = solved within --verify attempts; errors: one standard error. "First" = by the first attempt.
 KL = KL(model || init), nats per first answer on ID prompts, by the model's own samples. File: eval.json.
 
-Departures from the paper: sampling at T = 1, the distribution that PPO optimises (the paper: 0.2); 300
-episodes a cell (the paper: 234); ID episodes are unseen (the paper's ID is our "seen").
+Departures from the paper: sampling at T = 1 (the paper: 0.2); 300 episodes a cell (the paper: 234); ID
+episodes are unseen (the paper's ID is our "seen").
 """
 import argparse
 import gc

@@ -24,23 +24,27 @@ pi_ref the frozen reference (the init). W_t is A_t whitened: whiten().
 Why each part is there.
     Gradient    Make likelier what earned more than expected: raise log pi(a_t|s_t) in proportion to A_t. The
                 verifier says what was right, not what to write: any right answer will do. SFT wants one text.
-    Baseline V  What a hand is expected to earn. Subtracting it lowers the gradient's variance, not its mean.
-    lambda      The reward comes after the last token. At lambda = 1 every token before shares it (no bias,
-                much variance). At lambda = 0 a token is judged by the next value alone.
-    gamma       How much a later answer counts now. Within an answer nothing is discounted.
-    Whitening   Advantages get mean 0, variance 1, to suit one learning rate. Returns do not: V predicts them.
+    Baseline V  The return expected from s_t. Subtracting it lowers the gradient's variance, not its mean.
+    lambda      The verifier pays at an answer's end. At lambda = 1 every token before shares that (no bias,
+                much variance). At lambda = 0 a token has r_t and the next value alone.
+    gamma       How much a later answer counts now. Within an answer only lambda fades what comes later.
+    Whitening   Advantages get mean 0, variance 1, so that L_P keeps its weight beside L_V. Returns do not: V
+                predicts them.
     Ratio       Several updates use the same samples. From the second on, pi is no longer what sampled them.
-                The ratio corrects for that. Before the first it is 1: in fp32 the run stops if it is not.
-    Clip        The correction is good only near pi_old. Beyond 1 +- eps a token stops pushing further away.
+                The ratio corrects a_t for that, not s_t. Before the first it is 1, or the
+                run stops (fp32).
+    Clip        So the correction is good only near pi_old. Beyond 1 +- eps a token stops pushing further
+                away. V_clipped does the same for V.
+    Entropy     A bonus for a pi that stays varied. Off by default.
     KL penalty  Keeps pi near the init, which can read both rules. How much it does here: results/, losses.
 
 Metrics, a record an iteration in metrics.jsonl (episodes.txt: two episodes of every tenth iteration), with
-what was measured in words at the chosen rates, in medians unless said
+medians, unless said, of the runs without pictures at the chosen rates
 (`python results/figures.py ppo results/raw/gp-*-rl-1e-4.jsonl results/raw/virl-*-rl-2e-4.jsonl`):
     reward           verifier's reward per episode, unscaled (GeneralPoints: -15 to 5); rises
     success          share of positions solved while sampling; rises
     recognized       with pictures: share of their parts that first answers read right; does not fall
-    kl1, kl3         KL(pi || pi_ref) per token, two estimators (below); agree, and grow to .06 (V-IRL: .03)
+    kl1, kl3         KL(pi_old || pi_ref) per token, two estimators; agree, and grow to .06 (V-IRL: .03)
     approx_kl        KL(pi_old || pi), k3, mean over an iteration's steps; .002, in 95% below .007
     clip_fraction    share of ratios beyond the clip; .007, in 95% below .025: here the clip hardly acts
     ratio_error      max |log ratio| of the first minibatch, before any step (rank 0's); in fp32 below 4e-5
@@ -56,8 +60,8 @@ Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N paramete
 every epoch, D_buffer every token that went through a model without a gradient: in the scoring passes of
 policy and reference, and while sampling (a later turn reads its whole conversation again).
 
-Departures from the authors' release: README.md lists them. After the last attempt nothing is
-bootstrapped: the conversation shows how many were used. Left out: vLLM-style sampling, a value network,
+Departures from the authors' release: README.md lists them. After the last attempt the value is 0,
+not V: the conversation shows how many were used. Left out: vLLM-style sampling, a second network for V,
 dropout.
 """
 import math
@@ -76,7 +80,7 @@ from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, re
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 PPO = {                # gp     gp-vl  virl   virl-vl
-    "tokens":           (8e5,   8e5,   6e5,   6e5),    # X / 6N without the init's, as SFT's
+    "tokens":           (8e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
     "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; without pictures chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
@@ -85,13 +89,13 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
     "beta":             0.02,                          # KL penalty per token (the release: none)
     "clip":             0.2,                           # epsilon (the paper: 0.1)
-    "clip_value":       (0.5,   0.5,   5.0,   5.0),    # how far a value may move; returns: up to 1, or 2
+    "clip_value":       (0.5,   0.5,   5.0,   5.0),    # how far V may move; returns are up to 1, or 2
     "coef_value":       0.1,                           # weight of the value loss (the paper: 0.5)
     "coef_entropy":     0.0,                           # weight of the entropy bonus
     "epochs":           2,                             # passes over each iteration's data (the paper: 4)
     "minibatches":      4,                             # optimizer steps an epoch
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
-    "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; cards seen need it
+    "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; for pictured cards
     "monitors":         6,                             # success rates are measured this often a run
 }
 REAL_PPO = {**REAL, "value_rate": 10}  # what differs for a model from elsewhere
@@ -105,7 +109,7 @@ def gae(rewards, values, discounts, lam):
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over the action tokens of ONE episode.
 
     rewards, values, discounts: [T] floats -> (advantages [T], returns [T]). discounts[t] weighs all after
-    token t. The first token of the next answer follows the last of a failed one. Nothing follows the end.
+    token t. The first token of the next answer follows the last one before it. Nothing follows the end.
 
         rewards 0 0 1, values 0, discounts 1, lam 1   ->   advantages 1 1 1"""
     advantages, next_value, next_advantage = [], 0.0, 0.0
@@ -127,8 +131,8 @@ def whiten(x, run):
 
 
 def kl_estimators(logp, ref_logp):
-    """Estimates of KL(pi || pi_ref) per token, from samples of pi (Schulman, "Approximating KL", 2020).
-    [N] each -> (k1 [N], k3 [N]). Both have the right mean; k1 = log(pi/ref) may be negative, k3 may not."""
+    """Estimates of KL(p || q) per token, from samples of p (Schulman, "Approximating KL", 2020). logp and
+    ref_logp: of p and q, [N] -> (k1 [N], k3 [N]). Both have the right mean; only k1 may be negative."""
     k1 = logp - ref_logp
     return k1, torch.expm1(-k1) + k1
 

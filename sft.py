@@ -65,7 +65,7 @@ BASE = {
     "picture_share":     (0.0,    0.5,     0.0,    0.5),     # documents with pictures
     "lr":                (3e-3,   3e-3,    1e-2,   1e-2),    # AdamW: embeddings, norms
     "muon_lr":           0.02,                               # Muon: the matrices inside the blocks
-    "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates, times this; at 0.3 some never read
+    "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates times this; at 0.3 some never read
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
     "monitors":          3,                                  # success rates are measured this often a run

@@ -194,7 +194,7 @@ def compass_word(heading):
 
 def relative_word(old, new):
     """The turn from heading `old` to heading `new`, in degrees -> "left", "right", "slightly left" or
-    "slightly right". Slightly: by 45 degrees or less. No turn is slightly right, a turn about is left.
+    "slightly right". Slightly: by 45 degrees or less. 0 degrees are slightly right, 180 are left.
 
         relative_word(10, 280)  ->  "left"      relative_word(350, 10)  ->  "slightly right", by 20 degrees"""
     delta = (new - old + 180) % 360 - 180  # [-180, 180): negative is to the left
