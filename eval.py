@@ -546,10 +546,11 @@ def parse(parser, argv):
             parser.error(f"argument --{name}: {given} is not between {low:g} and {high:g}")
     if (args.visual or args.pixels) and not args.vl:
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
+    models = [args.model, getattr(args, "init", None), *(getattr(args, "models", None) or [])]
+    args.from_elsewhere = any(map(from_elsewhere, models))
     if args.vl:
-        models = [args.model, getattr(args, "init", None), *(getattr(args, "models", None) or [])]
         args.visual = args.visual or "id"
-        args.pixels = args.pixels or (1200 if any(map(from_elsewhere, models)) else 80)
+        args.pixels = args.pixels or (1200 if args.from_elsewhere else 80)
     return args
 
 
@@ -776,8 +777,8 @@ def from_elsewhere(path):
 
 
 # Flags that do not change what a run learns; all others are saved with it.
-BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "on_the_way",
-               "max_new_tokens", "micro_tokens", "activation_checkpointing", "shard"}
+BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "max_new_tokens",
+               "micro_tokens", "activation_checkpointing", "shard"}
 
 
 def same_flags(folder, args, only=None):

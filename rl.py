@@ -73,10 +73,9 @@ from itertools import chain
 
 import torch
 
-from eval import (ENVS, all_sum, fail, found_checkpoints, from_elsewhere, in_step, load, load_state, make,
-                  micro_batches, new_parser, parse, place, restore, rollout, say, score, script, setup,
-                  task_flags, trained_on)
-from sft import REAL, Loop, build, clip_and_step, fill_in, is_finished, lock, recompute_activations, report
+from eval import (ENVS, all_sum, fail, in_step, load, load_state, make, micro_batches, new_parser, parse,
+                  place, restore, rollout, say, score, script, task_flags)
+from sft import REAL, Loop, clip_and_step, command, fill_in, recompute_activations
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -215,7 +214,7 @@ def train(args, run, init, folder):
         restore(optimizer, state["optimizer"])
     del state  # the optimizer has its own copy
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
-    loop = Loop("rl", args, run, folder, init, model, tok,
+    loop = Loop(args, run, folder, init, model, tok,
                 lambda: {"value_head": value_head.state_dict(), "optimizer": optimizer.state_dict()})
 
     while loop.goes_on():
@@ -346,22 +345,13 @@ def main(argv=None):
     args = parse(flags(), argv)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
-    args.on_the_way, chosen_tokens = False, args.tokens
-    args.from_elsewhere = from_elsewhere(args.init or args.model)
+    following = f"python sft.py {task_flags(args, args.tokens)}    # SFT at the same compute"
+    args.stage = "rl"
     fill_in(args, {**PPO, **REAL_PPO} if args.from_elsewhere else PPO)
     if args.minibatches > args.batch:
         fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be "
              "empty")
-    run, folder = setup(args), os.path.join(trained_on(args), args.name)
-    if not is_finished(folder, args, run):
-        init = args.init or build(args, run, "init")
-        with lock(folder, run):
-            train(args, run, init, folder)
-    paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "sft")}
-    if args.init:
-        paths = {"init": args.init, **{n: p for n, p in paths.items() if n == "base" and p != args.init}}
-    report(args, run, {**paths, args.name: folder}, folder)
-    say(run, f"next: python sft.py {task_flags(args, chosen_tokens)}    # SFT at the same compute")
+    command(args, train, following)
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTra
 
 from eval import (BOOKKEEPING, ENVS, HEADS, Segment, all_sum, answer_ids, base_of, chat_text, checkpoint_at,
                   columns, demonstrations, encode, evaluate, fail, first_line, forward, found_checkpoints,
-                  from_elsewhere, gathered, in_step, load, load_state, longest_answer, make, measured,
-                  micro_batches, new_parser, parse, place, prompt, restore, rollout, same_flags, save, say,
-                  script, setup, table, task_flags, trained_on, write_json)
+                  gathered, in_step, load, load_state, longest_answer, make, measured, micro_batches,
+                  new_parser, parse, place, prompt, restore, rollout, same_flags, save, say, script, setup,
+                  table, task_flags, trained_on, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -242,8 +242,9 @@ class Loop:
 
     step, flops: so far. progress: spent share of the budget. extra: () -> dict, more for trainer.pt."""
 
-    def __init__(self, name, args, run, folder, source, model, tok, extra):
-        self.name, self.args, self.run, self.source = name, args, run, source
+    def __init__(self, args, run, folder, source, model, tok, extra):
+        self.name = name = args.stage
+        self.args, self.run, self.source = args, run, source
         self.model, self.tok, self.extra = model, tok, extra
         self.checkpoint = os.path.join(folder, "checkpoint")
         state = load_state(self.checkpoint)
@@ -262,7 +263,7 @@ class Loop:
         self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
         self.budget = 6 * self.n * args.tokens
         # Monitors stand at equal steps of compute. The first measures the init, for its row in the table.
-        # The last is the final table itself (log_row). A base skips the first, and an init has none.
+        # The last is the final table itself: command(). A base skips the first, and an init has none.
         self.next_monitor = min(state.get("next_monitor", int(name == "base")),
                                 math.floor(self.progress * args.monitors) + 1)  # for a larger --tokens
         self.monitor_text, self.tokens, self.seconds, self.interrupted = "", 0, 0.0, False
@@ -389,15 +390,6 @@ def read_log(file):
     return [r for r in records if isinstance(r, dict)]
 
 
-def log_row(folder, cells):
-    """The table's row of a run becomes the last record of its metrics.jsonl, once."""
-    file = os.path.join(folder, "metrics.jsonl")
-    last = (read_log(file) or [{}])[-1]
-    if "loss" in last or "reward" in last:
-        with open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps({**{n: last[n] for n in ("step", "flops", "tokens")}, **cells}) + "\n")
-
-
 def peak_memory_gb(run):
     if run.device.type == "cuda":
         return torch.cuda.max_memory_allocated(run.device) / 2 ** 30
@@ -465,7 +457,7 @@ def train(args, run, source, folder):
     del state  # the optimizer has its own copy
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
 
-    loop = Loop(args.stage, args, run, folder, source, model, tok,
+    loop = Loop(args, run, folder, source, model, tok,
                 lambda: {"optimizers": [o.state_dict() for o in optimizers]})
     own = None
     if args.demos == "own" and args.stage != "base":
@@ -531,82 +523,81 @@ def flags():
     return parser
 
 
-def is_finished(folder, args, run, only=None):
-    """Is this run done, so that it is not trained again? One that was made with other flags (only: of those
-    that count) or is unfinished without --resume is an error. A stage on the way goes on by itself."""
-    if not checkpoint_at(folder):
-        return False
-    state, stage = load_state(folder), getattr(args, "stage", "rl")
-    if args.resume and state.get("stage") != stage:
-        fail(f"--resume: {folder} was not saved by this stage of this script")
-    same_flags(folder, args, only)
-    if state.get("done") and not args.resume:
-        say(run, f"[{stage}] found, not trained again: {folder}")
-        return True
-    if not args.resume and not args.on_the_way:
-        fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
-             "--out")
-    args.resume = True
-    return False
+def run_stage(args, run, training, on_the_way=False):
+    """Train args.stage by training(), from the stage before it, which is built if missing -> its folder.
 
-
-def report(args, run, paths, folder):
-    """The last word of a run: its table, also in its folder and as the last record of its metrics.jsonl."""
-    result = table(paths, args, run)
-    if run.rank == 0:
-        write_json(os.path.join(folder, "eval.json"), result)
-        row = next(row for row in result["rows"] if row["path"] == folder)
-        log_row(folder, {column: row[column] for column in columns(args)})
-
-
-def run_stage(args, run):
-    """Train args.stage unless it is there already, building what it starts from first -> its folder."""
-    if args.stage == "base" and args.model:
-        fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
-    writers = [*ENVS[args.env].writers, "own"]
-    if args.demos not in writers:
-        fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by {' or '.join(writers)}")
-    args.from_elsewhere = from_elsewhere(args.init or args.model)
+    A finished run is not trained again. One made with other flags is an error, and so is an unfinished one
+    without --resume. on_the_way: asked for by a later stage. It then goes on by itself, and of the flags it
+    was made with only `shared` count, as for the base."""
+    stage = args.stage
     if args.from_elsewhere:
-        fill_in(args, REAL_INIT if args.stage == "init" else REAL)
-    fill_in(args, STAGES[args.stage])
-    folder = (base_of(args) if args.stage == "base"
-              else os.path.join(trained_on(args), args.name or args.stage))
-    shared = ["model", "seed", "pixels"] + ["data"] * (args.stage != "base")
-    if is_finished(folder, args, run, shared if args.on_the_way or args.stage == "base" else None):
-        return folder
+        fill_in(args, REAL_INIT if stage == "init" else REAL)
+    fill_in(args, STAGES.get(stage, {}))  # rl.py has filled in its own
+    folder = base_of(args) if stage == "base" else os.path.join(trained_on(args), args.name or stage)
+    if checkpoint_at(folder):
+        state, shared = load_state(folder), ["model", "seed", "pixels"] + ["data"] * (stage != "base")
+        if args.resume and state.get("stage") != stage:
+            fail(f"--resume: {folder} was not saved by this stage of this script")
+        same_flags(folder, args, shared if on_the_way or stage == "base" else None)
+        if state.get("done") and not args.resume:
+            say(run, f"[{stage}] found, not trained again: {folder}")
+            return folder
+        if not args.resume and not on_the_way:
+            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
+                 "--out")
+        args.resume = True
     source = None
-    if args.stage == "init":
+    if stage == "init":
         source = args.model or build(args, run, "base")
-    elif args.stage == "sft":
+    elif stage != "base":
         source = args.init or build(args, run, "init")
     with lock(folder, run):
-        train(args, run, source, folder)
+        training(args, run, source, folder)
     return folder
 
 
 def build(args, run, stage):
     """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
     earlier = flags().parse_args([])
-    for name in [*vars(new_parser("").parse_args([])), "shard", "activation_checkpointing"]:
+    for name in [*vars(new_parser("").parse_args([])), "shard", "activation_checkpointing", "from_elsewhere"]:
         setattr(earlier, name, getattr(args, name))
-    earlier.stage, earlier.on_the_way = stage, True
+    earlier.stage = stage
     if stage == "base":
         earlier.max_new_tokens = None
-    return run_stage(earlier, run)
+    return run_stage(earlier, run, train, on_the_way=True)
+
+
+def command(args, training, following):
+    """What sft.py or rl.py does: its stage, then the table, which is also the run's eval.json and the last
+    record of its metrics.jsonl. following: the command to go on with."""
+    run = setup(args)
+    folder = run_stage(args, run, training)
+    others = ["base", "init", "sft" if args.stage == "rl" else "rl"] * (args.stage != "base")
+    paths = {name: path for name, path in found_checkpoints(args).items() if name in others}
+    if args.init:  # the other method's run began at another one
+        paths = {"init": args.init, **{n: p for n, p in paths.items() if n == "base" and p != args.init}}
+    result = table({**paths, args.name or args.stage: folder}, args, run)
+    if run.rank == 0:
+        write_json(os.path.join(folder, "eval.json"), result)
+        row = next(row for row in result["rows"] if row["path"] == folder)
+        log = os.path.join(folder, "metrics.jsonl")
+        last = (read_log(log) or [{}])[-1]
+        if "loss" in last or "reward" in last:  # else the row stands there already
+            record = {name: last[name] for name in ("step", "flops", "tokens")}
+            record.update({column: row[column] for column in columns(args)})
+            with open(log, "a", encoding="utf-8") as f:
+                f.write(json.dumps(record) + "\n")
+    say(run, "next:", following)
 
 
 def main(argv=None):
     args = parse(flags(), argv)
-    args.on_the_way, chosen_tokens = False, args.tokens
-    run = setup(args)
-    folder = run_stage(args, run)
-    paths = {name: path for name, path in found_checkpoints(args).items() if name in ("base", "init", "rl")}
-    if args.init:
-        paths["init"] = args.init
-    paths = {"base": folder} if args.stage == "base" else {**paths, args.name or args.stage: folder}
-    report(args, run, paths, folder)
-    say(run, f"next: python rl.py {task_flags(args, chosen_tokens if args.stage == 'sft' else None)}")
+    if args.stage == "base" and args.model:
+        fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
+    writers = [*ENVS[args.env].writers, "own"]
+    if args.demos not in writers:
+        fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by {' or '.join(writers)}")
+    command(args, train, f"python rl.py {task_flags(args, args.tokens if args.stage == 'sft' else None)}")
 
 
 if __name__ == "__main__":

@@ -2110,8 +2110,8 @@ def test_interruptions():
             f.write(b'{"step": 1, "loss": \xff\x00 half a line\n[1]\n')
         quick(sft.main, go_on)
         equal([r["step"] for r in records(path, "loss")], [1, 2], "steps in the log")
-        put(out, "metrics.jsonl", b"all is damaged")
-        equal(sft.log_row(out, {"id": 1}), None)
+        put(f"{out}/gp/id/init", "metrics.jsonl", b"all is damaged")
+        quick(sft.main, flags(out, None, None, "1e4", stage="init"))  # a finished run's table
 
         model, tok = ev.load(f"{out}/gp/base")
         model.model.norm.weight.data.fill_(math.nan)
