@@ -16,7 +16,7 @@ An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
     fragments(vl) -> list of str        the fixed phrases of all texts, for the tokenizer
-    title, rule_names, visual_names, reward_scale, default_verify, verdicts, writers
+    title, rule_names, visual_names, reward_scale, default_verify, verdicts, writers; fixed_routes: see VIRL
 A third environment is one class and one line in eval.py's ENVS.
 """
 import hashlib

@@ -282,13 +282,14 @@ def fragments(vl=False):
 # The environment.
 
 class VIRL:
-    """rule: "id" | "ood". split: "train" | "unseen". verify: attempts per position, 1 or more. seed: fixes
-    the routes of reset(). data: folder of the released data set, None for the city. move_on: go on after a
-    position whose attempts are used up. vl: show the observation in a picture of pixels x pixels, 16 or more.
-    visual: "id" | "ood", where to walk and its look. Raises ValueError on other values and on damaged data.
+    """rule: "id" | "ood". split: "train" | "unseen" | "all". verify: attempts per position, 1 or more. seed:
+    fixes the routes of reset(). data: folder of the released data set, None for the city. move_on: go on
+    after a position whose attempts are used up. vl: show the observation in a picture of pixels x pixels, 16
+    or more. visual: "id" | "ood", where to walk and its look. Raises ValueError on other values and on
+    damaged data. With data, visual="ood" is the sub-folder "ood".
 
-    With data, visual="ood" is the sub-folder "ood". There split="unseen" has all routes, each once and in
-    order, as in the paper (fixed_routes: their number), and split="train" a part of the same routes."""
+    split="all" is for a look that was not trained on. With data it has all routes, each once and in order, as
+    in the paper (fixed_routes: their number). In the city it is "unseen"."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
@@ -302,12 +303,13 @@ class VIRL:
 
     def __init__(self, rule="id", split="train", verify=2, seed=0, data=None, move_on=False, vl=False,
                  visual="id", pixels=80):
-        if rule not in RULES or split not in CITIES or verify < 1 or visual not in LOOKS or pixels < 16:
+        legal = rule in RULES and split in ("train", "unseen", "all") and visual in LOOKS
+        if not legal or verify < 1 or pixels < 16:
             raise ValueError(f"V-IRL: bad value: {rule=}, {split=}, {verify=}, {visual=} or {pixels=}")
         self.rule, self.split, self.verify, self.move_on = rule, split, verify, move_on
         self.vl, self.visual, self.pixels = vl, visual, pixels
         self.folder, self.routes = (None, None) if data is None else released_routes(data, split, visual, vl)
-        self.fixed_routes = len(self.routes) if self.routes and (visual, split) == ("ood", "unseen") else None
+        self.fixed_routes = len(self.routes) if self.routes and split == "all" else None
         self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
@@ -317,7 +319,9 @@ class VIRL:
         if visual is not None:
             cell.update(vl=True, visual=visual)
         columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
-        return columns if visual is None else {**columns, "visual": dict(cell, visual=OTHER[visual])}
+        if visual is not None:
+            columns["visual"] = dict(cell, visual=OTHER[visual], split="all")
+        return columns
 
     def reset(self, seed=None):
         """Begin a route -> (messages, images). A seed starts the random stream anew. With fixed_routes, a
@@ -325,7 +329,7 @@ class VIRL:
         if seed is not None:
             self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
         self.count += 1  # stream and count name the episode: a picture's random details come from them
-        towns = (CITIES if self.visual == "id" else ABROAD)[self.split]
+        towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
         number = self.fixed_routes and re.fullmatch(".*/([0-9]+)", str(seed))
         if number:
             self.route = self.routes[int(number[1]) % self.fixed_routes]
@@ -562,7 +566,7 @@ KEYS = {"intersection_idx": "[0-9]+", "landmarks": ".{1,1000}", "distance": r"[0
 
 
 class DataError(ValueError):
-    """The data set is damaged, at times seen in play alone. The message names route, file and key."""
+    """The data set is damaged, at times seen in play alone. The message names the file, and route and key."""
 
 
 @contextmanager
@@ -708,7 +712,7 @@ def panorama_at(point, file):
 @lru_cache(maxsize=4)
 def load_routes(folder, vl=False):
     """A folder's routes -> {"train": [Route], "unseen": [Route], "all": [Route]}, in the file's order. A hash
-    of geocodes makes a route unseen. vl: street views must exist. Raises ValueError("file: key: ...").
+    of geocodes makes a route unseen. vl: street views must exist. Raises DataError("file: route 3: ...").
 
     With a mapping, a place without a panorama is an error. A printed line tells of steps left out."""
     file, mapping = os.path.join(folder, "route_infos.json"), os.path.join(folder, "gps_pano_mapping.pkl")
@@ -748,7 +752,7 @@ def released_routes(data, split, visual, vl):
     folder = os.path.join(data, "ood") if visual == "ood" else data
     require(visual == "id" or os.path.isdir(folder),
             f"{folder}: not there; visual='ood' takes another city's data from this sub-folder")
-    routes = load_routes(folder, vl)["all" if visual == "ood" and split == "unseen" else split]
+    routes = load_routes(folder, vl)[split]
     require(routes, os.path.join(folder, f"route_infos.json: too few routes, none is in the {split} split"))
     return folder, routes
 

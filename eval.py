@@ -484,7 +484,7 @@ def table(paths, args, run):
                 same_flags(path, args, ["pixels"])
             model = None  # the last row's goes before the next one comes
             model, tok = (reference, reference_tok) if name == "init" else load(path, run.device, run.weights)
-            longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in this model's tokens
+            longest = args.max_new_tokens or longest_answer(tok, model, args, path)  # in its tokens
             comparable = len(tok) == len(reference_tok)  # one vocabulary: KL exists
             cells = evaluate(model, tok, SimpleNamespace(**{**vars(args), "max_new_tokens": longest}), run,
                              args.episodes, reference if comparable else None)
@@ -618,11 +618,9 @@ def say(run, *words):
 
 def make(args, **keywords):
     """The environment of --env. What it cannot use (say, damaged --data) ends in one line."""
-    given = dict(seed=args.seed, data=args.data)
+    given = dict(seed=args.seed, data=args.data, verify=args.verify or ENVS[args.env].default_verify)
     if args.vl:
         given.update(vl=True, visual=args.visual, pixels=args.pixels)
-    if args.verify:
-        given.update(verify=args.verify)
     try:
         return ENVS[args.env](**{**given, **keywords})
     except ValueError as e:
@@ -776,7 +774,7 @@ def from_elsewhere(path):
     return flags.get("from_elsewhere", False)
 
 
-# Flags that do not change what a run learns; all others are saved with it.
+# Flags that may change at --resume, since they hardly change what is learnt. All others are saved with a run.
 BOOKKEEPING = {"out", "name", "device", "dtype", "episodes", "monitors", "resume", "steps", "max_new_tokens",
                "micro_tokens", "activation_checkpointing", "shard"}
 
@@ -785,7 +783,7 @@ def same_flags(folder, args, only=None):
     """Fail, naming them, if a run was made with other flags (only: of these). --resume may raise --tokens."""
     old = load_state(folder).get("flags", {})
     free = BOOKKEEPING | {"tokens"} if getattr(args, "resume", False) else BOOKKEEPING
-    other = [f"--{k} {old[k]}" for k in (only or sorted(old.keys() - free))
+    other = [f"--{k} {old[k]}" for k in sorted(set(only or old) - free)
              if k in old and old[k] != getattr(args, k, old[k])]
     if other:
         fail(f"{folder} was made with {' '.join(other)}; for other values choose another --name or --out")

@@ -212,7 +212,7 @@ def train(args, run, init, folder):
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
     if state:
         restore(optimizer, state["optimizer"])
-    del state  # the optimizer has its own copy
+    del state  # the optimizer holds its tensors
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
     loop = Loop(args, run, folder, init, model, tok,
                 lambda: {"value_head": value_head.state_dict(), "optimizer": optimizer.state_dict()})
@@ -315,7 +315,7 @@ def train(args, run, init, folder):
                "explained_var": ".2f", "episodes_per_s": ".0f"}
         say(run, f"KEY {loop.step + 1:3d}", *(f"{n} {record.get(n, 0):{form}}" for n, form in key.items()))
         if run.rank == 0 and loop.step % 10 == 0:
-            with open(os.path.join(folder, "episodes.txt"), "a", encoding="utf-8") as f:
+            with open(os.path.join(folder, "episodes.txt"), "a" if loop.step else "w", encoding="utf-8") as f:
                 for e in episodes[:2]:
                     f.write(f"---- iteration {loop.step + 1}, success {e.turns[-1]['success']}\n"
                             + "\n".join(tok.decode(s.ids) for s in e.segments)

@@ -255,7 +255,8 @@ class Loop:
                  "its batches would be others")
         if state.get("scaler"):  # {} of a run without one
             run.scaler.load_state_dict(state["scaler"])
-        args.max_new_tokens = args.max_new_tokens or longest_answer(tok, model, args, source)
+        args.max_new_tokens = (args.max_new_tokens or state.get("max_new_tokens")
+                               or longest_answer(tok, model, args, source))
         self.n = sum(p.numel() for p in model.parameters())
         start = load_state(source) if source else {}
         spent = start.get("flops", 0.0) if start.get("stage", "base") != "base" else 0.0  # since the base
@@ -266,7 +267,8 @@ class Loop:
         # The last is the final table itself: command(). A base skips the first, and an init has none.
         self.next_monitor = min(state.get("next_monitor", int(name == "base")),
                                 math.floor(self.progress * args.monitors) + 1)  # for a larger --tokens
-        self.monitor_text, self.tokens, self.seconds, self.interrupted = "", 0, 0.0, False
+        self.monitor_text, self.tokens, self.seconds = "", 0, 0.0
+        self.interrupted = self.stops = False  # this rank has got a signal; one of all has
         say(run, f"[{name}] {args.env}, rule {args.rule}: {self.n / 1e6:.3f}M parameters, {self.budget:.3g} "
                  f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
         if args.from_elsewhere:
@@ -311,9 +313,9 @@ class Loop:
                           f"{self.monitor_text} (held-out first answers by the trained rule: "
                           f"{cells['ood']['other_rule']['p']:.2f}) {time.perf_counter() - self.start:.0f} s")
             self.write(cells)
-        self.interrupted = all_sum([self.interrupted], self.run)[0] > 0  # all ranks leave at the same step
+        self.stops = all_sum([self.interrupted], self.run)[0] > 0  # all ranks leave at the same step
         self.step_start = time.perf_counter()
-        return not (self.interrupted or over or args.steps and self.step >= args.steps)
+        return not (self.stops or over or args.steps and self.step >= args.steps)
 
     def step_done(self, flops, tokens, record, text):
         """Count a step: its compute, the tokens it trained on, its metrics, and what the bar shows."""
@@ -347,19 +349,20 @@ class Loop:
         if self.run.rank == 0:
             save(self.checkpoint, self.model, self.tok, {
                 "stage": self.name, "step": self.step, "flops": self.flops, "start_flops": self.start_flops,
-                "done": done, "next_monitor": self.next_monitor, "world": self.run.world,
-                "flags": flags, "scaler": self.run.scaler.state_dict(), **extra}, weights)
-        all_sum([0], self.run)  # wait: the next stage reads what rank 0 has written
+                "done": done, "next_monitor": self.next_monitor, "world": self.run.world, "flags": flags,
+                "max_new_tokens": self.args.max_new_tokens, "scaler": self.run.scaler.state_dict(),
+                **extra}, weights)
+        self.stops = all_sum([self.interrupted], self.run)[0] > 0  # this also waits until rank 0 has saved
 
     def close(self):
         self.bar.close()
+        self.save()
         for number, handler in self.signals_before.items():
             signal.signal(number, handler)
-        self.save()
         if self.seconds:
             say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
                           f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
-        if self.interrupted:
+        if self.stops:
             say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
             raise SystemExit(130)
 
@@ -454,7 +457,7 @@ def train(args, run, source, folder):
         optimizers.append(torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.0))
     for i, o in enumerate(optimizers if state else []):
         restore(o, state["optimizers"][i])
-    del state  # the optimizer has its own copy
+    del state  # the optimizer holds its tensors
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
 
     loop = Loop(args, run, folder, source, model, tok,
@@ -527,8 +530,8 @@ def run_stage(args, run, training, on_the_way=False):
     """Train args.stage by training(), from the stage before it, which is built if missing -> its folder.
 
     A finished run is not trained again. One made with other flags is an error, and so is an unfinished one
-    without --resume. on_the_way: asked for by a later stage. It then goes on by itself, and of the flags it
-    was made with only `shared` count, as for the base."""
+    without --resume. on_the_way: asked for by a later stage. Then it goes on by itself, and of the flags it
+    was made with only `shared` count. All rules and writers share a base."""
     stage = args.stage
     if args.from_elsewhere:
         fill_in(args, REAL_INIT if stage == "init" else REAL)
@@ -536,9 +539,10 @@ def run_stage(args, run, training, on_the_way=False):
     folder = base_of(args) if stage == "base" else os.path.join(trained_on(args), args.name or stage)
     if checkpoint_at(folder):
         state, shared = load_state(folder), ["model", "seed", "pixels"] + ["data"] * (stage != "base")
-        if args.resume and state.get("stage") != stage:
-            fail(f"--resume: {folder} was not saved by this stage of this script")
-        same_flags(folder, args, shared if on_the_way or stage == "base" else None)
+        if state.get("stage") != stage:
+            fail(f"{folder} was not saved by this stage of this script: choose another --name or --out")
+        same_flags(folder, args, shared if on_the_way else
+                   shared + ["tokens", "batch", "lr"] if stage == "base" else None)
         if state.get("done") and not args.resume:
             say(run, f"[{stage}] found, not trained again: {folder}")
             return folder
@@ -594,6 +598,8 @@ def main(argv=None):
     args = parse(flags(), argv)
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
+    if args.init and args.stage != "sft":
+        fail(f"--init is where --stage sft starts; --stage {args.stage} has a start of its own")
     writers = [*ENVS[args.env].writers, "own"]
     if args.demos not in writers:
         fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by {' or '.join(writers)}")

@@ -489,7 +489,7 @@ def test_cells_and_bad_keywords():
             cell = {"rule": rule, "split": "unseen", **more, **({"vl": True, "visual": visual} if visual else {})}
             expected = {"seen": {**cell, "split": "train"}, "id": cell, "ood": {**cell, "rule": other[rule], "split": held_out}}
             if visual:
-                expected["visual"] = {**cell, "visual": other[visual]}
+                expected["visual"] = {**cell, "visual": other[visual], **({"split": "all"} if Env is VIRL else {})}
             equal(list(Env.cells(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
         for name, value in [("rule", "x"), ("split", "x"), ("verify", 0), ("visual", "x"), ("pixels", 0), *bad.items()]:
             refused(f"{name}={value!r}", lambda: Env(vl=True, **{name: value}))
@@ -1073,14 +1073,18 @@ def test_virl_ood_routes_are_played_in_order():
     with folder() as path, contextlib.redirect_stderr(io.StringIO()):
         write_data(path, [virl_route(k) for k in range(20)])
         write_data(f"{path}/ood", [virl_route(k) for k in range(30, 48)])
-        env = VIRL(data=path, visual="ood", split="unseen")
+        env = VIRL(data=path, visual="ood", split="all")
         played, again = ([(env.reset(f"eval/{i}"), env.route.name, env.positions)[1:] for i in range(36)] for _ in "12")
         equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)] * 2), "order")
         equal(again, played, "again")
         within(7, len({positions[0].turn[0] for _, positions in played[::3]}), 12, "headings drawn")
         within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "1/x", *range(20))}), 18)
-        for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "unseen"}):
+        for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "all"}):
             equal(VIRL(**more).fixed_routes, None, more)
+        for look in RULES:  # whichever is trained on: its ID has no route of it
+            train, unseen, whole = ({r.name for r in VIRL(data=path, visual=look, split=split).routes}
+                                    for split in ("train", "unseen", "all"))
+            equal((train & unseen, train | unseen), (set(), whole), look)
 
 
 def pickled(function, *arguments):
@@ -1675,7 +1679,10 @@ def test_resume_is_the_uninterrupted_run():
             quick(main, flags(one, 4) + extra)
             quick(main, flags(two, 2) + extra)
             error_of("--resume", main, flags(two, 4) + extra)
-            quick(main, flags(two, 4) + extra + ["--resume"])
+            again = flags(two, 4) + extra + ["--resume"]
+            at = again.index("--max_new_tokens")
+            del again[at:at + 2]  # a run remembers it
+            quick(main, again)
             assert same(*(weights(f"{out}/{place}") for out in (one, two))), f"{name}: other weights"
             key = "reward" if name == "rl" else "loss"
             a, b = ([(r["step"], r[key], r["flops"]) for r in records(f"{out}/{place}", key)] for out in (one, two))
@@ -1687,15 +1694,16 @@ def test_interrupt_saves():
     before, at_term = signal.default_int_handler, signal.getsignal(signal.SIGTERM)
     with folder(init=True) as out:
         for name, pressed, kind in (("once", [signal.SIGINT], SystemExit), ("term", [signal.SIGTERM], SystemExit),
+                                    ("late", [signal.SIGTERM] * 2, SystemExit),
                                     ("twice", [signal.SIGINT] * 2, KeyboardInterrupt)):
-            path = f"{out}/gp/id/{name}"
+            path, late = f"{out}/gp/id/{name}", name == "late"  # in the last save
 
-            def press(norm, parameters, optimizers, run, where):
-                for number in pressed * (where == "step 1"):
+            def press(*arguments):
+                for number in pressed * (late or arguments[-1] == "step 1"):
                     signal.raise_signal(number)
             signal.signal(signal.SIGINT, before)  # a process in the background may begin with Ctrl-C ignored
-            with watching(sft, "clip_and_step", press):
-                error = raises(kind, "", lambda: quick(sft.main, flags(out, 9, name=name)))
+            with watching(sft, "save" if late else "clip_and_step", press):
+                error = raises(kind, "", lambda: quick(sft.main, flags(out, 2 if late else 9, name=name)))
             equal(signal.getsignal(signal.SIGINT), before, "handler afterwards")
             if kind is SystemExit:
                 equal((error, signal.getsignal(signal.SIGTERM)), ("130", at_term), "exit code, handler afterwards")
@@ -2144,6 +2152,7 @@ def test_bad_input_gets_one_clear_line():
         quick(sft.main, flags(out, None, tokens="1e3", name="short"))
         quick(rl.main, flags(out, name="raw", init=f"{out}/gp/base"))
         kept = weights(f"{out}/gp/id/raw")
+        ev.save(f"{out}/copied/gp/id/init", model, tok, {})
         for words, main, argv in (
                 ("unrecognized arguments: --rul", rl.main, ["--rul", "id"]), ("invalid choice", rl.main, ["--rule", "sideways"]),
                 ("--lr", rl.main, ["--lr", "-1"]), ("--verify", rl.main, ["--verify", "0"]),
@@ -2168,6 +2177,10 @@ def test_bad_input_gets_one_clear_line():
                 ("made with --init", rl.main, flags(out, 2, name="raw", init=f"{out}/gp/id/init") + ["--resume"]),
                 ("not saved by this stage", sft.main, flags(out, name="raw") + ["--resume"]),
                 ("not saved by this stage", rl.main, flags(out, name="short") + ["--resume"]),
+                ("not saved by this stage", rl.main, flags(out, name="short")),
+                ("not saved by this stage", rl.main, flags(f"{out}/copied")),
+                ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", *stay]),
+                ("base was made with --batch 32 --tokens", sft.main, flags(out, tokens=1, stage="base")),
                 ("--lr", sft.main, flags(out, None, tokens="1e3", name="short", lr=1)),
                 *(("made with --batch 4", main, flags(out, 2, 5, name=name) + ["--resume"])
                   for main, name in ((sft.main, "short"), (rl.main, "raw"))),

@@ -66,7 +66,7 @@ def last_json_object(text):
     while at >= 0:
         try:
             found, end = json.JSONDecoder().raw_decode(text, at)
-        except (ValueError, RecursionError):  # bad JSON, or an integer of over 4,300 digits
+        except (ValueError, RecursionError):  # bad JSON, or nested too deep
             end = at + 1
         at = text.find("{", end)
     return found

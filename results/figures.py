@@ -134,7 +134,7 @@ def points_of(file):
     raw/gp-id-s0-NAME.jsonl, where there is one."""
     header, records = read_metrics(file)
     folder, task = os.path.split(file.removesuffix(f"-{header['name']}.jsonl"))
-    points = [r for r in records if "seen" in r]
+    points = list({r["step"]: r for r in records if "seen" in r}.values())  # a resume may measure one again
     for section in ("main", "dose"):
         table = os.path.join(folder, f"{section}-{task}.json")
         rows = {row["name"]: row for row in read_tables([table])[0]["rows"]} if os.path.isfile(table) else {}
