@@ -390,11 +390,7 @@ def evaluate(model, tok, args, run, episodes, reference=None):
         played = rollout(model, tok, [make(args, **keywords) for _ in mine],
                          [f"eval/{i}" for i in mine], args.temperature, args.max_new_tokens, run,
                          keep_pictures=False)
-        routes = [e.positions() for e in played]
-        if run.world > 1:
-            ranks = [None] * run.world
-            dist.all_gather_object(ranks, routes)
-            routes = sum(ranks, [])
+        routes = sum(of_all_ranks([e.positions() for e in played], run), [])
         positions = [turns for route in routes for turns in route]
         differing = [turns for turns in positions if turns[0]["rule_matters"]]
         verdicts = [turns[0]["verdict"] for turns in positions]
@@ -602,12 +598,17 @@ def setup(args):
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
 
 
+def of_all_ranks(x, run):
+    """Any x of each rank -> [rank 0's, rank 1's, ...], on all ranks."""
+    ranks = [x] * run.world
+    if run.world > 1:
+        dist.all_gather_object(ranks, x)
+    return ranks
+
+
 def all_sum(values, run):
     """Sum a list of numbers over all ranks -> list of floats."""
-    t = torch.tensor(values, dtype=torch.float64, device=run.device if run.world > 1 else "cpu")
-    if run.world > 1:
-        dist.all_reduce(t)
-    return t.tolist()
+    return [float(sum(numbers)) for numbers in zip(*of_all_ranks(values, run))]
 
 
 def say(run, *words):
@@ -834,8 +835,7 @@ def in_step(parts, run):
     """Micro-batches -> [(micro-batch, weight), ...]. Sharded, ranks with fewer repeat one with weight 0."""
     parts = [(part, 1.0) for part in parts]
     if run.sharded:
-        ranks = [None] * run.world
-        dist.all_gather_object(ranks, (len(parts), {bool(s.pictures) for part, _ in parts for s in part}))
+        ranks = of_all_ranks((len(parts), {bool(s.pictures) for part, _ in parts for s in part}), run)
         if len(set.union(*(kinds for _, kinds in ranks))) > 1:  # a vision tower is not run without pictures
             fail("--shard: pictures must be in all conversations or in none")
         parts += [(parts[0][0], 0.0)] * (max(n for n, _ in ranks) - len(parts))

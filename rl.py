@@ -247,16 +247,16 @@ def train(args, run, init, folder):
             group["lr"] = group["rate"] * factor
         updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
         model.train(args.activation_checkpointing)  # recomputing needs train() mode, without dropout then
-        batches = []  # of all epochs: a fixed number, so that ranks with unequal data stay in step
+        minibatches = []  # of all epochs: a fixed number, so that ranks with unequal data stay in step
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
-            batches += [order[m::args.minibatches] for m in range(args.minibatches)]
-        for batch in batches:
-            count = all_sum([sum(len(s.logp) for s in batch)], run)[0]  # over all micro-batches and ranks
+            minibatches += [order[m::args.minibatches] for m in range(args.minibatches)]
+        for minibatch in minibatches:
+            count = all_sum([sum(len(s.logp) for s in minibatch)], run)[0]  # over all micro-batches and ranks
             optimizer.zero_grad(set_to_none=True)
             sums = Counter()
             # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (--shard)
-            for part, weight in in_step(micro_batches(batch, args.micro_tokens), run):
+            for part, weight in in_step(micro_batches(minibatch, args.micro_tokens), run):
                 old_logp = joined(part, "logp")                                                # [N]
                 logp, entropy, value = score(model, part, pad, run, args.temperature, value_head,
                                              entropy_grad=args.coef_entropy > 0)               # [N] each
@@ -272,7 +272,7 @@ def train(args, run, init, folder):
                                 ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
                                 ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
                     sums[name] += weight * x.sum().item()
-            trained_tokens += sum(len(s.ids) for s in batch)
+            trained_tokens += sum(len(s.ids) for s in minibatch)
             means = {name: x / count for name, x in zip(sums, all_sum(list(sums.values()), run))}
             if not all(map(math.isfinite, means.values())):
                 fail(f"the loss is not finite at iteration {loop.step} (policy {means['policy_loss']}, value "

@@ -52,8 +52,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTra
 from eval import (BOOKKEEPING, ENVS, HEADS, Segment, all_sum, answer_ids, base_of, chat_text, checkpoint_at,
                   columns, demonstrations, encode, evaluate, fail, first_line, forward, found_checkpoints,
                   gathered, in_step, load, load_state, longest_answer, make, measured, micro_batches,
-                  new_parser, parse, place, prompt, restore, rollout, same_flags, save, say, script, setup,
-                  table, task_flags, trained_on, write_json)
+                  new_parser, of_all_ranks, parse, place, prompt, restore, rollout, same_flags, save, say,
+                  script, setup, table, task_flags, trained_on, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -337,10 +337,8 @@ class Loop:
 
     def save(self):
         if self.run.world > 1 and not self.run.sharded:  # they start equal and see the same gradients
-            sums = [None] * self.run.world
-            mine = [p.detach().double().sum().item() for p in self.model.parameters()]
-            dist.all_gather_object(sums, mine)
-            if any(s != mine for s in sums):
+            sums = [p.detach().double().sum().item() for p in self.model.parameters()]
+            if any(s != sums for s in of_all_ranks(sums, self.run)):
                 fail("the ranks' parameters differ")
         done = self.progress >= 1
         extra = {} if done and self.name == "init" else self.extra()  # a finished init is final
