@@ -54,16 +54,16 @@ hf_logging.disable_progress_bar()
 
 @dataclass
 class Segment:
-    """One conversation as tokens. ids, action and reward have one entry per token.
+    """One conversation as tokens. ids, action_mask and reward have one entry per token.
 
         ids     <user> Make 24 ... <assistant> {"cards" ... } <end> <user> Wrong ... <assistant> { ... } <end>
-        action  0      0    0  0   0           1        1   1 1     0      0     0   0           1 1   1 1
+        mask    0      0    0  0   0           1        1   1 1     0      0     0   0           1 1   1 1
         reward  0      0    0  0   0           0        0   0 -1    0      0     0   0           0 0   0 5
 
     pictures: {name: tensor}, what the processor made of the images (for LLaVA pixel_values [images, 3, H,
     W]); {} without images. The rest belongs to rl.py: one entry per action token, [n] each."""
     ids: list
-    action: list = field(default_factory=list)
+    action_mask: list = field(default_factory=list)
     reward: list = field(default_factory=list)
     pictures: dict = field(default_factory=dict)
     logp: torch.Tensor = None       # of the policy that sampled
@@ -74,9 +74,9 @@ class Segment:
     returns: torch.Tensor = None    # advantage + value
 
     def add(self, ids, action):
-        """Append ids with this action. Earlier ids that have none yet get it too, as in prompt()."""
+        """Append ids, action: 1 if the model said them, else 0. It is also for earlier ids that have none yet."""
         self.ids = self.ids + ids
-        self.action += [action] * (len(self.ids) - len(self.action))
+        self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
         self.reward += [0.0] * (len(self.ids) - len(self.reward))
 
 
@@ -114,7 +114,7 @@ def encode(tok, text, images):
 
 
 def prompt(tok, messages, images=()):
-    """-> Segment of a conversation up to where the assistant begins to speak, with action 0."""
+    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action."""
     segment = encode(tok, chat_text(tok, messages, images, add_generation_prompt=True), images)
     segment.add([], 0)
     return segment
@@ -170,7 +170,7 @@ PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [
 
 
 def collate(segments, pad_id, device, left=False):
-    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action [B, T] bool.
+    """Pad on the right or left -> model inputs (ids, mask [B, T] long; pictures), action_mask [B, T] bool.
     Pictures are joined along their first dimension (images, or patches). PER_TOKEN is padded as the ids are,
     and tokens behind the prompt repeat its last entry."""
     def padded(rows, pad=0):
@@ -184,7 +184,7 @@ def collate(segments, pad_id, device, left=False):
             inputs[name] = padded([x[0, torch.arange(n).clamp(max=x.shape[1] - 1)] for x, n in parts])
         else:
             inputs[name] = torch.cat([x for x, _ in parts]).to(device)
-    return inputs, padded([s.action for s in segments]).bool()
+    return inputs, padded([s.action_mask for s in segments]).bool()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -297,16 +297,16 @@ def forward(model, segments, pad_id, run, **options):
     """Run a model over a batch of segments -> (output, its logits at the positions that score an action token
     [N, V], those positions [B, T] bool, the action tokens [N]).
 
-    Token t is scored by position t - 1. With ids  p0 p1 a2 a3 f4 a5  and action 0 0 1 1 0 1, positions 1, 2
+    Token t is scored by position t - 1. With ids  p0 p1 a2 a3 f4 a5  and mask 0 0 1 1 0 1, positions 1, 2
     and 4 are kept and score a2, a3 and a5. No other position gets logits: [B, T, V] would not fit."""
-    inputs, action = collate(segments, pad_id, run.device)
-    keep = torch.nn.functional.pad(action[:, 1:], (0, 1))                   # [B, T], the last one False
+    inputs, action_mask = collate(segments, pad_id, run.device)
+    keep = torch.nn.functional.pad(action_mask[:, 1:], (0, 1))              # [B, T], the last one False
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = keep
     with run.amp():
         out = model(**inputs, use_cache=False, **options)
     logits = out.logits if out.logits.ndim == 2 else out.logits[keep]       # [N, V]; some make them all
-    return out, logits.float(), keep, inputs["input_ids"][:, 1:][action[:, 1:]]
+    return out, logits.float(), keep, inputs["input_ids"][:, 1:][action_mask[:, 1:]]
 
 
 def score(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
@@ -345,8 +345,8 @@ def kl_to(reference, model, tok, episodes, args, run):
     firsts, total = [], 0.0
     for e in episodes:  # the first conversation, cut after its first answer
         s = e.segments[0]
-        end = s.action.index(1) + e.turns[0]["tokens"]
-        firsts.append(Segment(s.ids[:end], s.action[:end], pictures=s.pictures))
+        end = s.action_mask.index(1) + e.turns[0]["tokens"]
+        firsts.append(Segment(s.ids[:end], s.action_mask[:end], pictures=s.pictures))
     for part in micro_batches(firsts, args.micro_tokens or 2048):
         logp, ref_logp = (score(m, part, tok.pad_token_id, run, args.temperature or 1.0)[0]
                           for m in (model, reference))

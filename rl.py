@@ -152,9 +152,9 @@ def token_rewards(segment, reward_scale, beta):
     """Reward of each action token of a segment that has .logp and .ref_logp, [n] each -> [n]. The verifier's
     reward sits on the last token of an answer; every token pays beta times its k1.
 
-        action   0 0 1 1 1 0 0 1 1
+        mask     0 0 1 1 1 0 0 1 1
         reward   0 0 0 0 -1 0 0 0 5    ->   [0 0 -1 0 5] / scale - beta * k1"""
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a],
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a],
                             device=segment.logp.device)
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
 
@@ -162,14 +162,14 @@ def token_rewards(segment, reward_scale, beta):
 def answer_discounts(segment, gamma):
     """The discount behind each action token of a segment -> [n]: gamma where an answer ends, else 1.
 
-        action   0 0 1 1 1 0 0 1 1    ->   [1 1 gamma 1 gamma]"""
-    following = segment.action[1:] + [0]
-    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action, following) if now])
+        mask     0 0 1 1 1 0 0 1 1    ->   [1 1 gamma 1 gamma]"""
+    mask = segment.action_mask
+    return torch.tensor([1.0 if after else gamma for now, after in zip(mask, mask[1:] + [0]) if now])
 
 
 def hand_out(segments, **vectors):
     """Cut vectors over the action tokens of all segments, [N], into a piece for each, kept in its field."""
-    counts = [sum(s.action) for s in segments]
+    counts = [sum(s.action_mask) for s in segments]
     for name, vector in vectors.items():
         for s, piece in zip(segments, vector.split(counts)):
             setattr(s, name, piece)

@@ -163,13 +163,13 @@ def build_tiny(env_name, seed, vl=False, pixels=80):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Batches. A row is a Segment: ids, and action = 1 on the tokens that carry loss.
+# Batches. A row is a Segment: ids, and action_mask = 1 on the tokens that carry loss.
 
 def demonstration_row(tok, model, messages, images, answer):
     """Prompt without loss, answer and end of turn with it. The prompt's ids are those of a rollout.
 
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
-        action    0      0  0  0     0            1   1   1  1   1"""
+        mask      0      0  0  0     0            1   1   1  1   1"""
     row = prompt(tok, messages, images)
     row.add(answer_ids(tok, model, messages, answer), 1)
     return row
@@ -489,7 +489,8 @@ def train(args, run, source, folder):
                 group["lr"] = group["peak_lr"] * factor
 
         # ---- loss and gradient, one denominator for the whole batch over all micro-batches and ranks
-        loss_tokens, tokens = all_sum([sum(sum(r.action) for r in rows), sum(len(r.ids) for r in rows)], run)
+        counts = [sum(sum(r.action_mask) for r in rows), sum(len(r.ids) for r in rows)]
+        loss_tokens, tokens = all_sum(counts, run)
         model.train()
         loss = 0.0
         for part, weight in in_step(micro_batches(rows, args.micro_tokens), run):

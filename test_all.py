@@ -1239,7 +1239,8 @@ def test_glue_equals_the_template():
         answer, first = ev.answer_ids(tok, model, messages, "hello"), ev.prompt(tok, messages, images)
         row = sft.demonstration_row(tok, model, messages, images, "hello")
         equal(answer, tok("hello", add_special_tokens=False).input_ids + [tok.eos_token_id], f"{family}: answer")
-        equal((row.ids, row.action), (first.ids + answer, [0] * len(first.ids) + [1] * len(answer)), f"{family}: a row of SFT")
+        expected = first.ids + answer, [0] * len(first.ids) + [1] * len(answer)
+        equal((row.ids, row.action_mask), expected, f"{family}: a row of SFT")
         assert same(row.pictures, first.pictures), family
         step = env.step("hello")
         whole = ev.prompt(tok, step.messages, step.images).ids
@@ -1275,7 +1276,7 @@ def test_score_is_what_was_sampled():
                 what = f"{family}, T = {temperature}, turn {turn}"
                 row.add(read[i][len(row.ids):], 0)
                 equal(row.ids, read[i], f"{what}: what was read")
-                at, n, sampled = sum(row.action), t["tokens"], ids[i, :t["tokens"]].tolist()
+                at, n, sampled = sum(row.action_mask), t["tokens"], ids[i, :t["tokens"]].tolist()
                 row.add(sampled, 1)
                 row.reward[-1] = t["reward"]
                 ends = [token in model.generation_config.eos_token_id for token in sampled]
@@ -1287,8 +1288,8 @@ def test_score_is_what_was_sampled():
                 near(logp[at:at + n], full[range(n), sampled], 2e-4, f"{what}: log-probs")
                 near(entropy[at:at + n], -(full.exp() * full.clamp(min=-1e9)).sum(-1), 1e-3, f"{what}: entropy")
                 ended.add(t["cut"])
-            equal((s.ids, s.action, s.reward), (row.ids, row.action, row.reward), f"{family}: a segment")
-            equal(len(logp), sum(s.action), f"{family}: actions, and no other token, are scored")
+            equal((s.ids, s.action_mask, s.reward), (row.ids, row.action_mask, row.reward), f"{family}: a segment")
+            equal(len(logp), sum(s.action_mask), f"{family}: actions, and no other token, are scored")
         assert ambiguous, "the sample was not ambiguous, so the test showed nothing"
     equal(ended, {True, False}, "the sample's answers that were cut, and that were not")
 
@@ -1304,10 +1305,10 @@ def test_score_of_a_batch():
         for i, what in enumerate(("log-probs", "entropies", "values")):
             near(together[i], torch.cat([a[i] for a in alone]), 1e-4, f"{family}: {what}")
         rows = [model(**ev.collate([s], 0, "cpu")[0]).logits[0].log_softmax(-1) for s in segments]
-        said = [row[t - 1, s.ids[t]].item() for s, row in zip(segments, rows) for t, action in enumerate(s.action) if action]
+        said = [row[t - 1, s.ids[t]].item() for s, row in zip(segments, rows) for t, action in enumerate(s.action_mask) if action]
         near(sft.sft_loss(model, segments, 10, pad, cpu()), -sum(said) / 10, 1e-4, f"{family}: loss")
         if family in PICTURES:
-            swapped = [ev.Segment(s.ids, s.action, s.reward, segments[i - 1].pictures) for i, s in enumerate(segments)]
+            swapped = [ev.Segment(s.ids, s.action_mask, s.reward, segments[i - 1].pictures) for i, s in enumerate(segments)]
             other = ev.score(model, swapped, pad, cpu())[0]
             assert (other - together[0]).abs().max() > 1e-3, f"{family} does not see its pictures"
         else:  # those that see cannot say an image's place
@@ -1332,13 +1333,13 @@ def test_feedback_gets_no_gradient():
     for family in FAMILIES:
         model, tok = tiny(family)
         [s], kept = played(family, 1)[0].segments, []
-        assert 0 in s.action[s.action.index(1):], "no feedback in the sample"
+        assert 0 in s.action_mask[s.action_mask.index(1):], "no feedback in the sample"
         hook = model.model.register_forward_hook(
             lambda module, inputs, out: (out[0].retain_grad(), kept.append(out[0]))[0])  # last hidden state [1, T, H]
         for loss in (lambda: ev.score(model, [s], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
             loss().backward()
             touched = kept[-1].grad[0].abs().sum(-1) > 0
-            equal(touched.tolist(), [bool(a) for a in s.action[1:]] + [False], f"{family}: places with a gradient")
+            equal(touched.tolist(), [bool(a) for a in s.action_mask[1:]] + [False], f"{family}: places with a gradient")
         hook.remove()
         model.zero_grad()
 
@@ -1392,7 +1393,7 @@ def test_rollout_of_the_expert():
                     equal((turn["text"], turn["cut"]), (text, False), "what was said, and whether it was cut")
                     if not step.info["position_done"]:
                         row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
-                equal((segment.ids, segment.action, segment.reward), (row.ids, row.action, row.reward), turns)
+                equal((segment.ids, segment.action_mask, segment.reward), (row.ids, row.action_mask, row.reward), turns)
                 attempts.add(len(turns))
                 messages = step.messages
             equal((turns[-1]["success"], step.done), (True, True), "success, whether the expert's episode ends here too")
@@ -1444,7 +1445,7 @@ def test_kl_to():
         args = table_args("--temperature", str(temperature), "--micro_tokens", "200")
         episodes, expected = played(temperature=temperature), []
         for e in episodes:
-            ids, start = torch.tensor([e.segments[0].ids]), e.segments[0].action.index(1)
+            ids, start = torch.tensor([e.segments[0].ids]), e.segments[0].action_mask.index(1)
             a, b = (m(ids).logits[0].div(temperature).log_softmax(-1) for m in (model, other))
             expected.append(sum((a - b)[at - 1, ids[0, at]].item() for at in range(start, start + e.turns[0]["tokens"])))
         assert all(len(e.turns) > 1 for e in episodes) and sum(expected) > 1
@@ -1476,7 +1477,7 @@ def test_gae_ignores_prompts_feedback_and_other_episodes():
                 for conversations in episodes]
         for e in made:
             for s in e.segments:
-                n = sum(s.action)
+                n = sum(s.action_mask)
                 s.logp, s.ref_logp, s.value = torch.zeros(n), torch.full((n,), 0.1), torch.linspace(0.3, 0.7, n)
             rl.estimate_advantages(e, 5.0, 0.1, 0.9, 0.8)
         return [rl.joined(e.segments, "advantage").tolist() for e in made]
@@ -1565,7 +1566,7 @@ def test_pretraining_rows_hold_whole_documents():
         equal(len(rows), 20)
         for r in rows:
             assert len(r.ids) <= width
-            equal(r.action, [int(i > 0 and token != image) for i, token in enumerate(r.ids)], "tokens with loss")
+            equal(r.action_mask, [int(i > 0 and token != image) for i, token in enumerate(r.ids)], "tokens with loss")
             equal(r.pictures["pixel_values"].shape[0] if r.pictures else 0, r.ids.count(image) / 16, "pictures in a row")
         if name == "gp":
             assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18 and sum(len(r.ids) for r in rows) > 20 * 0.7 * width
@@ -1589,13 +1590,14 @@ def three_updates(family, rows, run, budget=250, sharded=False):
         ev.place(module, run, torch.float32, sharded)
     parameters, numbers, gradient = [*model.parameters(), *head.parameters()], [], None
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4, weight_decay=0)  # at 1e-8 it divides rounding by rounding
-    n = ev.all_sum([sum(sum(r.action) for r in rows)], run)[0]
+    n = ev.all_sum([sum(sum(r.action_mask) for r in rows)], run)[0]
     for _ in range(3):
         optimizer.zero_grad()
         loss = 0.0
         for part, weight in ev.in_step(ev.micro_batches(rows, budget), run):
             logp, entropy, value = ev.score(model, part, pad, run, 1.0, head)
-            old, advantage = (torch.cat([torch.linspace(*ends, sum(r.action)) for r in part]) for ends in ((-3, -1), (-1, 2)))
+            old, advantage = (torch.cat([torch.linspace(low, high, sum(r.action_mask)) for r in part])
+                              for low, high in ((-3, -1), (-1, 2)))
             ppo = rl.policy_loss(logp, old, advantage, 0.2) + rl.value_loss(value, 0 * old, advantage, 0.2) - 0.1 * entropy
             part_loss = weight * (ppo.sum() / n + sft.sft_loss(model, part, n, pad, run))
             part_loss.backward()
@@ -1817,7 +1819,7 @@ def test_demonstrations_and_their_writers():
             with watching(sft, "sft_loss", lambda _, model, part, *__: rows.extend(part)), \
                     mock.patch.object(sft, "rollout", half_right):
                 quick(sft.main, flags(out, batch=6, demos=writer, name=writer))
-            written[writer] = sorted(tok.decode([t for t, a in zip(r.ids, r.action) if a][:-1]) for r in rows)
+            written[writer] = sorted(tok.decode([t for t, a in zip(r.ids, r.action_mask) if a][:-1]) for r in rows)
         envs = [GeneralPoints(seed=3) for _ in range(18)]
         for i, env in enumerate(envs):
             env.reset(f"sft/3/0/0/{i}" if i < 6 else f"own/3/{i - 6}")
@@ -2024,7 +2026,7 @@ def test_memory():
     with watching(model.lm_head, "forward", lambda logits, _: rows.append(logits.shape[:-1].numel())):
         expected = ev.score(model, segments, 0, cpu())
         sft.sft_loss(model, segments, 1, 0, cpu())
-    equal(rows, [sum(sum(s.action) for s in segments)] * 2, "positions that got logits")
+    equal(rows, [sum(sum(s.action_mask) for s in segments)] * 2, "positions that got logits")
     with mock.patch.object(ev, "inspect", SimpleNamespace(signature=lambda _: SimpleNamespace(parameters=()))):
         for a, b in zip(ev.score(model, segments, 0, cpu())[:2], expected):
             near(a, b, 1e-5, "scores of a model whose forward() cannot choose, by all logits")

@@ -233,19 +233,19 @@ def test_segment_add(m):
     first = [5, 6, 7]
     s = m.Segment(first)
     s.add([], 0)
-    equal((s.ids, s.action, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3), "ids, action, reward: add([], 0)")
+    equal((s.ids, s.action_mask, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3), "ids, action_mask, reward: add([], 0)")
     s.add([8, 9], 1)
     s.reward[-1] = -1.0
-    equal((s.ids, s.action), ([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), "ids, action after add([8, 9], 1)")
+    equal((s.ids, s.action_mask), ([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), "ids, action_mask after add([8, 9], 1)")
     s.add([3], 0)
     s.add([4, 2], 1)
-    equal(s.action, [0, 0, 0, 1, 1, 0, 1, 1], "action after add([3], 0) and add([4, 2], 1)")
+    equal(s.action_mask, [0, 0, 0, 1, 1, 0, 1, 1], "action_mask after add([3], 0) and add([4, 2], 1)")
     equal(s.reward, [0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0], "reward; the -1 was there before")
     equal(s.ids, [5, 6, 7, 8, 9, 3, 4, 2], "ids in the end")
     equal(first, [5, 6, 7], "the list of ids that Segment() was given")
     s = m.Segment([1, 2])
     s.add([3], 1)
-    equal(s.action, [1, 1, 1], "action of Segment([1, 2]) after add([3], 1)")
+    equal(s.action_mask, [1, 1, 1], "action_mask of Segment([1, 2]) after add([3], 1)")
 
 
 def test_glue_ids(m):
@@ -402,7 +402,7 @@ def test_answer_discounts(m):
                              ([0, 1, 1, 0, 0], [1, 0.5]), ([0, 1, 0, 1], [0.5, 0.5]),
                              ([0, 0, 1, 1, 0, 1, 1, 1], [1, 0.5, 1, 1, 0.5])):
         s = Segment([7] * len(action), list(action), [0.0] * len(action))
-        near(m.answer_discounts(s, 0.5), expected, f"discounts behind action {action}, gamma .5")
+        near(m.answer_discounts(s, 0.5), expected, f"discounts behind mask {action}, gamma .5")
     near(m.answer_discounts(s, 1.0), [1] * 5, "discounts at gamma 1")
 
 

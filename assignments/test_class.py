@@ -291,27 +291,27 @@ def _(self, text):
 @wrong("Segment.add", "the prompt's ids, which have no action yet, are forgotten")
 def _(self, ids, action):
     self.ids = self.ids + ids
-    self.action += [action] * len(ids)
+    self.action_mask += [action] * len(ids)
     self.reward += [0.0] * len(ids)
 
 
 @wrong("Segment.add", "the reward is left behind")
 def _(self, ids, action):
     self.ids = self.ids + ids
-    self.action += [action] * (len(self.ids) - len(self.action))
+    self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
 
 
 @wrong("Segment.add", "the list that the caller holds grows")
 def _(self, ids, action):
     self.ids += ids
-    self.action += [action] * (len(self.ids) - len(self.action))
+    self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
     self.reward += [0.0] * (len(self.ids) - len(self.reward))
 
 
 @wrong("Segment.add", "earlier tokens get this action too, earlier rewards are lost")
 def _(self, ids, action):
     self.ids = self.ids + ids
-    self.action = [action] * len(self.ids)
+    self.action_mask = [action] * len(self.ids)
     self.reward = [0.0] * len(self.ids)
 
 
@@ -480,7 +480,7 @@ def _(model, rows, denominator, pad_id, run):
 def _(model, rows, denominator, pad_id, run):
     total = 0.0
     for r in rows:
-        keep = torch.tensor(r.action).bool()
+        keep = torch.tensor(r.action_mask).bool()
         logits = model(torch.tensor([r.ids])).logits[0]
         total += torch.nn.functional.cross_entropy(logits[keep], torch.tensor(r.ids)[keep], reduction="sum")
     return total / denominator
@@ -542,7 +542,7 @@ def _(logp, ref_logp):
 
 @wrong("token_rewards", "the whole penalty sits on the last token")
 def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
     penalty = torch.zeros_like(verifier)
     penalty[-1] = beta * kl_estimators(segment.logp, segment.ref_logp)[0].sum()
     return verifier / reward_scale - penalty
@@ -550,19 +550,19 @@ def _(segment, reward_scale, beta):
 
 @wrong("token_rewards", "the penalty is paid out")
 def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
     return verifier / reward_scale + beta * kl_estimators(segment.logp, segment.ref_logp)[0]
 
 
 @wrong("token_rewards", "the penalty is scaled too")
 def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
     return (verifier - beta * kl_estimators(segment.logp, segment.ref_logp)[0]) / reward_scale
 
 
 @wrong("token_rewards", "k3 in place of k1")
 def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action) if a])
+    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[1]
 
 
@@ -576,24 +576,24 @@ def _(segment, reward_scale, beta):
 
 @wrong("answer_discounts", "gamma behind every token")
 def _(segment, gamma):
-    return torch.full((sum(segment.action),), gamma)
+    return torch.full((sum(segment.action_mask),), gamma)
 
 
 @wrong("answer_discounts", "gamma before an answer and not behind it")
 def _(segment, gamma):
-    before = [0] + segment.action[:-1]
-    return torch.tensor([1.0 if prior else gamma for now, prior in zip(segment.action, before) if now])
+    before = [0] + segment.action_mask[:-1]
+    return torch.tensor([1.0 if prior else gamma for now, prior in zip(segment.action_mask, before) if now])
 
 
 @wrong("answer_discounts", "no discount behind the segment's last answer")
 def _(segment, gamma):
-    following = segment.action[1:] + [1]
-    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action, following) if now])
+    following = segment.action_mask[1:] + [1]
+    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action_mask, following) if now])
 
 
 @wrong("answer_discounts", "gamma behind the segment's last answer alone")
 def _(segment, gamma):
-    return torch.tensor([1.0] * (sum(segment.action) - 1) + [gamma])
+    return torch.tensor([1.0] * (sum(segment.action_mask) - 1) + [gamma])
 
 
 @wrong("gae", "the sign of the value")
@@ -824,8 +824,8 @@ def _(old, new):
 def _(self, ids, action):
     self.ids = list(self.ids)
     self.ids.extend(ids)
-    while len(self.action) < len(self.ids):
-        self.action.append(action)
+    while len(self.action_mask) < len(self.ids):
+        self.action_mask.append(action)
     while len(self.reward) < len(self.ids):
         self.reward.append(0.0)
 
@@ -838,7 +838,7 @@ def _(model, segments, pad_id, run, **options):
     keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     said = []
     for row, segment in enumerate(segments):
-        for t, action in enumerate(segment.action):
+        for t, action in enumerate(segment.action_mask):
             if action:
                 keep[row, t - 1] = True
                 said.append(segment.ids[t])
@@ -886,7 +886,7 @@ def _(logp, ref_logp):
 @right("token_rewards", "from zeros")
 def _(segment, reward_scale, beta):
     rewards, at = -beta * (segment.logp - segment.ref_logp), 0
-    for paid, action in zip(segment.reward, segment.action):
+    for paid, action in zip(segment.reward, segment.action_mask):
         if action:
             rewards[at] += paid / reward_scale
             at += 1
@@ -895,7 +895,7 @@ def _(segment, reward_scale, beta):
 
 @right("answer_discounts", "by a mask")
 def _(segment, gamma):
-    action = torch.tensor(segment.action + [0]).bool()
+    action = torch.tensor(segment.action_mask + [0]).bool()
     return torch.where(action[1:], 1.0, gamma)[action[:-1]]
 
 

@@ -31,8 +31,8 @@ def differing_answers(episodes):
         conversations = e.segments if len(e.segments) == len(e.positions()) else e.segments[:1]  # a hand has one
         for s, turns in zip(conversations, e.positions()):
             if turns[0]["rule_matters"]:
-                end = s.action.index(1) + turns[0]["tokens"]
-                cut.append(Segment(s.ids[:end], s.action[:end]))
+                end = s.action_mask.index(1) + turns[0]["tokens"]
+                cut.append(Segment(s.ids[:end], s.action_mask[:end]))
     return cut
 
 
