@@ -811,14 +811,16 @@ def panorama_picture(folder, name, position, pixels=80):
 
 
 if __name__ == "__main__":
-    if sys.argv[-1].endswith(".png"):
-        sys.exit(draw_picture("id", "Aldham", f"Oak Cafe is on your left, {CROSSING}", 0).save(sys.argv[-1]))
     try:
+        if sys.argv[-1].endswith(".png"):
+            picture = draw_picture("id", "Aldham", f"Oak Cafe is on your left, {CROSSING}", 0)
+            sys.exit(picture.save(sys.argv[-1]))
         env = VIRL(rule="ood", data=sys.argv[1] if len(sys.argv) > 1 else None)
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
-    messages, _ = env.reset(seed=0)
-    while messages and env.at != 4:
-        messages = env.step(env.expert()).messages
+    env.reset(seed=0)
+    while env.at < min(4, len(env.positions) - 1):
+        env.step(env.expert())
     print(env.route.name, "\n\n" + env.messages[0]["content"], "\n\nexpert:", env.expert())
-    print("\nwrong on purpose:", env.step(answer_text(env.position.observation, "", "turn_direction(left)")))
+    wrong = "forward()" if env.position.turn else "turn_direction(left)"
+    print("\nwrong on purpose:", env.step(answer_text(env.position.observation, "", wrong)))

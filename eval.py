@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import warnings
 from contextlib import nullcontext, suppress
@@ -74,7 +75,7 @@ class Segment:
     returns: torch.Tensor = None    # advantage + value
 
     def add(self, ids, action):
-        """Append ids, action: 1 if the model said them, else 0. It is also for earlier ids that have none yet."""
+        """Append ids. action: 1 if the model said them, else 0; also for earlier ids that have none yet."""
         self.ids = self.ids + ids
         self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
         self.reward += [0.0] * (len(self.ids) - len(self.reward))
@@ -442,7 +443,8 @@ def print_table(rows, args):
     other = "ood" if args.rule == "id" else "id"
     print(f"\n{env.title}: trained rule = {args.rule} ({env.rule_names[args.rule]}), held out = {other} "
           f"({env.rule_names[other]})"
-          + (f"; trained look = {args.visual} ({env.visual_names[args.visual]})" if args.vl else "")
+          + (f"; trained look = {args.visual} ({args.data or env.visual_names[args.visual]})"
+             if args.vl else "")
           + f"\nsuccess in %, ± one standard error; {' or '.join(counts)} episodes a cell, T = "
           f"{args.temperature:g}, within {args.verify or env.default_verify} attempts")
     for title, pick in blocks.items():
@@ -542,6 +544,7 @@ def parse(parser, argv):
             parser.error(f"argument --{name}: {given} is not between {low:g} and {high:g}")
     if (args.visual or args.pixels) and not args.vl:
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
+    args.data = args.data and os.path.normpath(args.data)  # a flag that counts: DIR/ is DIR
     models = [args.model, getattr(args, "init", None), *(getattr(args, "models", None) or [])]
     args.from_elsewhere = any(map(from_elsewhere, models))
     if args.vl:
@@ -653,8 +656,8 @@ def task_flags(args, tokens=None):
     given = {name: getattr(args, name, None)
              for name in ("visual", "pixels", "out", "seed", "data", "model", "init", "verify")}
     given["tokens"] = tokens and f"{tokens:g}"
-    return (f"--env {args.env} --rule {args.rule}" + " --vl" * args.vl
-            + "".join(f" --{name} {x}" for name, x in given.items() if x not in (None, "out", 0)))
+    named = [f" --{name} {shlex.quote(str(x))}" for name, x in given.items() if x not in (None, "out", 0)]
+    return f"--env {args.env} --rule {args.rule}" + " --vl" * args.vl + "".join(named)
 
 
 def checkpoint_at(path):

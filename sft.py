@@ -574,6 +574,8 @@ def command(args, training, following):
     """What sft.py or rl.py does: its stage, then the table, which is also the run's eval.json and the last
     record of its metrics.jsonl. following: the command to go on with."""
     run = setup(args)
+    for keywords in columns(args).values():  # damaged --data shows before the training
+        make(args, **keywords)
     folder = run_stage(args, run, training)
     others = ["base", "init", "sft" if args.stage == "rl" else "rl"] * (args.stage != "base")
     paths = {name: path for name, path in found_checkpoints(args).items() if name in others}
