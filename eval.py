@@ -545,10 +545,12 @@ def parse(parser, argv):
     if (args.visual or args.pixels) and not args.vl:
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
     args.data = args.data and os.path.normpath(args.data)  # a flag that counts: DIR/ is DIR
-    models = [args.model, getattr(args, "init", None), *(getattr(args, "models", None) or [])]
-    args.from_elsewhere = any(map(from_elsewhere, models))
     if args.vl:
         args.visual = args.visual or "id"
+    models = getattr(args, "models", [])  # eval.py's; None: all that are found
+    models = found_checkpoints(args).values() if models is None else models
+    args.from_elsewhere = any(map(from_elsewhere, [args.model, getattr(args, "init", None), *models]))
+    if args.vl:
         args.pixels = args.pixels or (1200 if args.from_elsewhere else 80)
     return args
 

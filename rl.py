@@ -196,7 +196,7 @@ def train(args, run, init, folder):
     if args.activation_checkpointing:
         recompute_activations(model)
     # V reads the last hidden state. Its head starts at 0: no value gradient in the trunk before it learns.
-    value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
+    value_head = torch.nn.Linear(model.get_output_embeddings().in_features, 1)
     torch.nn.init.zeros_(value_head.weight)
     torch.nn.init.zeros_(value_head.bias)
     if state:

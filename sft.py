@@ -464,6 +464,9 @@ def train(args, run, source, folder):
     if args.demos == "own" and args.stage != "base":
         own, generated = own_demonstrations(source, args, run)
         loop.flops = max(loop.flops, loop.start_flops + 2 * loop.n * generated)  # after a resume: already in
+        if loop.step == 0 and loop.progress >= 1:
+            fail(f"--demos own: to sample {OWN_EPISODES} episodes costs as much as {generated / 3:,.0f} tokens "
+                 "of training; --tokens must be more")
         say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {OWN_EPISODES} episodes: "
                  "these are the demonstrations")
 

@@ -1809,6 +1809,8 @@ def test_demonstrations_and_their_writers():
         tok = ev.load(f"{out}/gp/id/init")[1]
         error_of("nothing to learn from", sft.main, flags(out, demos="own", name="none"))
         error_of("--demos habit", sft.main, flags(out, env="toy", demos="habit"))
+        with mock.patch.object(sft, "own_demonstrations", lambda *_: ([[]], 3e3)):
+            error_of("as much as 1,000 tokens", sft.main, flags(out, tokens=1e3, demos="own", name="none"))
 
         def half_right(model, tok, envs, *more):
             with speaking(model, tok, envs, lambda env: env.expert("habit") if envs.index(env) % 2 else "{}"):
@@ -1907,7 +1909,7 @@ def test_mixed_precision_branches():
 
 def test_model_families():
     """--model takes any causal language model, with --vl any that sees; and transformers alone loads what is saved from it."""
-    for name in ("llama", "qwen2", "gpt2", "mllama", "idefics3"):
+    for name in ("llama", "qwen2", "gpt2", "opt", "mllama", "idefics3"):
         vl = name in PICTURES
         if vl:
             model, tok = tiny(name)
@@ -1916,7 +1918,8 @@ def test_model_families():
             tok.chat_template = None if name == "gpt2" else tok.chat_template
             model = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(
                 name, vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                num_key_value_heads=1, max_position_embeddings=512, eos_token_id=tok.eos_token_id))
+                num_key_value_heads=1, max_position_embeddings=512, eos_token_id=tok.eos_token_id,
+                **({"word_embed_proj_dim": 16} if name == "opt" else {})))  # its last hidden state is narrower
             # As released: sampling defaults that must not leak into rollouts.
             model.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
         with folder() as out:
@@ -1937,6 +1940,11 @@ def test_model_families():
             plain = type(model).from_pretrained(f"{place}/rl/checkpoint", dtype=torch.float32)
             inputs, _ = ev.collate([ev.prompt(tok, *world(name, 0, 1).reset(0))], 0, "cpu")
             assert torch.equal(*(m.eval()(**inputs).logits for m in (plain, saved[-1]))), name
+            if vl:
+                sides = []
+                with watching(ev, "setup", lambda _, args: sides.append(args.pixels)):
+                    error_of("made with --pixels 40", ev.main, ["--out", out, "--vl"])
+                equal(sides, [1200], "default of --pixels where a user's model is found")
 
 
 # Chat templates with the traits of released ones. Roles are written out: <|user|> is a token of the tiny tokenizer.

@@ -141,6 +141,7 @@ def test_judge_gp(m):
             ('{"formula": "8/(3-8/3"}', None, "illegal"),
             ('{"formula": "=24"}', None, "illegal"),
             ('{"formula": "3*8=24=24"}', None, "illegal"),
+            ('{"formula": "24=3*8"}', None, "illegal"),              # a claim is a number
             ('{"formula": 24}', None, "illegal"),
             ('{"number": [3, 3, 8, 8]}', None, "illegal"),
             ("8/(3-8/3)", None, "illegal"),
@@ -264,8 +265,7 @@ def test_glue_ids(m):
         tok.chat_template = template
         after = f"{between}<|user|>Try again.<|end|>{between}<|assistant|>"
         for messages, what in ((chat, "the first answer"), (longer, "an answer after one with @@ANSWER@@")):
-            for last, text, how in ((end, after, "ended"), (ids("s")[-1], "<|end|>" + after, "was cut"),
-                                    (None, "<|end|>" + after, "ended in an unknown way")):
+            for last, text, how in ((end, after, "ended"), (None, "<|end|>" + after, "was cut")):
                 got = m.glue_ids(tok, [dict(message) for message in messages], last)
                 assert got == ids(text), (f"glue behind {what}, which {how}: expected {text!r} = "
                                           f"{ids(text)}, got {tok.decode(got)!r} = {got}")

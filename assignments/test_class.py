@@ -95,6 +95,8 @@ def _(answer, numbers, target=24, cards=None):
     if fields is None or not isinstance(fields.get("formula"), str):
         return verdict("illegal")
     text, _, claim = fields["formula"].partition("=")
+    if "=" in claim:
+        return verdict("illegal")
     try:
         value, used = evaluate_formula(text)
     except FormulaError:
@@ -167,6 +169,8 @@ def _(answer, numbers, target=24, cards=None):
     if not isinstance(fields.get("formula"), str):
         return verdict("illegal")
     text, _, claim = fields["formula"].partition("=")
+    if "=" in claim:
+        return verdict("illegal")
     try:
         value, used = evaluate_formula(text)
     except FormulaError:

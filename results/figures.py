@@ -73,6 +73,8 @@ def print_tables(files, part, chosen=None):
     for t in tables:
         t["rows"] = [row for row in t["rows"] if not chosen or row["name"] in chosen]
     rows = tables[0]["rows"]
+    if lost := set(chosen or []) - {row["name"] for row in rows}:
+        fail(f"--rows: no row {sorted(lost)[0]} in {files[0]}")
     columns = [c for c in ("seen", "id", "ood", "visual") if c in rows[0]]
     print(f"{tables[0]['env']}, trained rule {tables[0]['trained_rule']}, "
           f"seeds {[t['seed'] for t in tables]}, {tables[0]['episodes']} episodes a cell, "
@@ -159,8 +161,8 @@ def print_course(files, part):
             now, first = ([100 * PARTS[part](run[k][column])["p"] for run in runs] for k in (i, 0))
             text += f" | {column} {' '.join(f'{x:5.1f}' for x in now)} | {mean_se(now)[0]:5.1f}"
         change, se = mean_se([a - b for a, b in zip(now, first)])  # of OOD, the last column
-        print(f"{text}; {change:+6.1f}, {min(99, abs(change) / max(se, 1e-9)):4.1f}"
-              + "*" * (abs(change) > se * T95.get(len(runs), 2.6) > 0))
+        errors = f"{min(99, abs(change) / max(se, 1e-9)):4.1f}" if len(runs) > 1 else "   -"
+        print(f"{text}; {change:+6.1f}, {errors}" + "*" * (abs(change) > se * T95.get(len(runs), 2.6) > 0))
 
 
 def at_seen(points, level, part):
@@ -335,8 +337,9 @@ def main():
     parser.add_argument("--part", choices=PARTS, default="")          # of the three printed tables: what counts
     parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
     args = parser.parse_args()
-    if not args.files and args.command != "memory":
-        parser.error(f"{args.command} needs files")
+    needed = {"memory": 0, "bars": 2, "curves": 2}.get(args.command, 1)
+    if len(args.files) < needed:
+        parser.error(f"{args.command} needs " + ("a picture and files" if needed == 2 else "files"))
     if args.command == "table":
         print_tables(args.files, args.part, args.rows)
     elif args.command == "choose":
@@ -358,4 +361,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KeyError, IndexError, ValueError, OSError) as e:
+        fail(f"{sys.argv[1]}: these files do not hold what it shows: {e!r}")

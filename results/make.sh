@@ -186,7 +186,7 @@ esac
 
 case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, once. Most want the runs of rates or main
   main-gp | main-virl) echo "SFT against RL, both rules: 5 minutes a seed" ;;
-  rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed" ;;
+  rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed, in V-IRL 10, with the base" ;;
   writers-gp | writers-virl) echo "who writes: 7 minutes a seed, in V-IRL 12" ;;
   prompts-gp) echo "several face-card rules: 3 minutes a seed" ;;
   dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed" ;;
@@ -194,9 +194,9 @@ case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, on
   scratch-gp) echo "RL without SFT: 2 minutes a seed" ;;
   noform-gp) echo "RL from a base without the form: 8 minutes a seed with that base" ;;
   verify-gp) echo "1, 3, 10 attempts: 3 minutes a seed" ;;
-  losses-gp | losses-virl) echo "other losses: 7 minutes a seed" ;;
+  losses-gp | losses-virl) echo "other losses: 5 minutes a seed, in V-IRL 7" ;;
   distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
-  ppo-gp) echo "PPO's settings: 4 minutes a seed" ;;
+  ppo-gp) echo "PPO's settings: 3 minutes a seed" ;;
   pictures-gp | pictures-virl) echo "from pictures: 11 to 15 minutes a seed" ;;
   *) echo "usage: bash results/make.sh main-gp | main-virl | rates-gp | rates-virl | writers-gp | writers-virl |" \
        "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | noform-gp | verify-gp | losses-gp | losses-virl |" \
