@@ -602,6 +602,8 @@ def main(argv=None):
     args = parse(flags(), argv)
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
+    if args.name and args.stage == "base":
+        fail("--name: a base has its own place below --out; for another one choose another --out")
     if args.init and args.stage != "sft":
         fail(f"--init is where --stage sft starts; --stage {args.stage} has a start of its own")
     writers = [*ENVS[args.env].writers, "own"]

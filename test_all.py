@@ -2190,6 +2190,7 @@ def test_bad_input_gets_one_clear_line():
                 ("not saved by this stage", rl.main, flags(out, name="short")),
                 ("not saved by this stage", rl.main, flags(f"{out}/copied")),
                 ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", *stay]),
+                ("--name: a base", sft.main, flags(out, stage="base", name="b")),
                 ("base was made with --batch 32 --tokens", sft.main, flags(out, tokens=1, stage="base")),
                 ("--lr", sft.main, flags(out, None, tokens="1e3", name="short", lr=1)),
                 *(("made with --batch 4", main, flags(out, 2, 5, name=name) + ["--resume"])
