@@ -345,6 +345,7 @@ def main(argv=None):
     args = parse(flags(), argv)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
+    # --tokens as given: below it gets this script's default.
     following = f"python sft.py {task_flags(args, args.tokens)}    # SFT at the same compute"
     args.stage = "rl"
     fill_in(args, {**PPO, **REAL_PPO} if args.from_elsewhere else PPO)

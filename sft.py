@@ -532,19 +532,20 @@ def run_stage(args, run, training, on_the_way=False):
     """Train args.stage by training(), from the stage before it, which is built if missing -> its folder.
 
     A finished run is not trained again. One made with other flags is an error, and so is an unfinished one
-    without --resume. on_the_way: asked for by a later stage. Then it goes on by itself, and of the flags it
-    was made with only `shared` count. All rules and writers share a base."""
+    without --resume. on_the_way: asked for by a later stage. Then it goes on by itself, and only few of the
+    flags it was made with count. All rules and writers share a base."""
     stage = args.stage
     if args.from_elsewhere:
         fill_in(args, REAL_INIT if stage == "init" else REAL)
     fill_in(args, STAGES.get(stage, {}))  # rl.py has filled in its own
     folder = base_of(args) if stage == "base" else os.path.join(trained_on(args), args.name or stage)
     if checkpoint_at(folder):
-        state, shared = load_state(folder), ["model", "seed", "pixels"] + ["data"] * (stage != "base")
+        state, counted = load_state(folder), ["model", "seed", "pixels"] + ["data"] * (stage != "base")
         if state.get("stage") != stage:
             fail(f"{folder} was not saved by this stage of this script: choose another --name or --out")
-        same_flags(folder, args, shared if on_the_way else
-                   shared + ["tokens", "batch", "lr"] if stage == "base" else None)
+        if not on_the_way:  # None: all flags
+            counted = counted + ["tokens", "batch", "lr"] if stage == "base" else None
+        same_flags(folder, args, counted)
         if state.get("done") and not args.resume:
             say(run, f"[{stage}] found, not trained again: {folder}")
             return folder

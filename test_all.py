@@ -1482,11 +1482,13 @@ def test_gae_ignores_prompts_feedback_and_other_episodes():
             rl.estimate_advantages(e, 5.0, 0.1, 0.9, 0.8)
         return [rl.joined(e.segments, "advantage").tolist() for e in made]
     two = [([0, 1, 1], [0, 0, -1.0]), ([0, 1], [0, 5.0])]  # one episode, two conversations
-    alone, two, padded = estimate([([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])], two,
-                                  [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])])
+    alone, joined, padded = estimate([([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])], two,
+                                     [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])])
     equal(padded, alone, "with a longer prompt and feedback")
     rewards = torch.tensor([0.01, -0.2 + 0.01, 1.01])      # beta 0.1, k1 = -0.1
-    near(two, rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)[0], 1e-6, "joined")
+    for last in (5.0, -3.0):  # of another episode
+        equal(estimate(two, [([0, 1, 1, 1], [0, 0, -1.0, last])])[0], joined, "beside another episode")
+    near(joined, rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)[0], 1e-6, "joined")
 
 
 def test_token_rewards():
@@ -2179,6 +2181,7 @@ def test_bad_input_gets_one_clear_line():
                 ("--minibatches", rl.main, ["--batch", "2", "--minibatches", "3", *stay]),
                 ("context of 64", rl.main, ["--init", f"{out}/short", *stay, "--max_new_tokens", "30"]),
                 ("route_infos.json", ev.main, ["--env", "virl", "--data", out, "--models", f"{out}/short", *stay]),
+                ("route_infos.json", sft.main, flags(f"{out}/nothing", env="virl", data=out)),
                 ("--data", ev.main, ["--data", out, "--models", f"{out}/gp/base", *stay]),
                 ("reads text alone", rl.main, flags(out, init=f"{out}/gp/id/init") + ["--vl"]),
                 ("not finite|loss is", sft.main, flags(out, 9, name="wild", lr="1e20")),
