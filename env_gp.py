@@ -10,13 +10,13 @@ An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     its keywords                        verify, seed, data, vl, pixels and those in cells()
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
-    expert(writer) -> str               a right answer to the current state. Writers: "expert": any one of the
+    expert(demonstrator) -> str               a right answer to the current state. Writers: "expert": any one of the
         hand's solutions, canonical, the same for a hand; "habit": what the base would write, the shortest
     cells(rule, visual) -> dict         the table's columns: {column: keywords}
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
     fragments(vl) -> list of str        the fixed phrases of all texts, for the tokenizer
-    title, rule_names, visual_names, reward_scale, default_verify, verdicts, writers; fixed_routes: see VIRL
+    title, rule_names, visual_names, reward_scale, default_verify, verdicts, demonstrators; fixed_routes: see VIRL
 A third environment is one class and one line in eval.py's ENVS.
 """
 import hashlib
@@ -235,7 +235,7 @@ class GeneralPoints:
     reward_scale = 5.0   # PPO divides rewards by this: a solved hand is worth 1
     default_verify = 5   # attempts per hand, as in the paper
     verdicts = tuple(GP_REWARD)    # every kind a step can report
-    writers = ("expert", "habit")  # of demonstrations: what expert() can be asked for
+    demonstrators = ("expert", "habit")  # what expert() can be asked for
     document = staticmethod(document)
     picture_document = staticmethod(lambda *args, **kwargs: picture_document(*args, **kwargs))  # see below
     fragments = staticmethod(fragments)
@@ -300,11 +300,11 @@ class GeneralPoints:
                                          {"role": "user", "content": verdict.feedback}]
         return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
 
-    def expert(self, writer="expert"):
-        """A right answer as JSON, the same for a hand's numbers and a seed. writer: see the module."""
+    def expert(self, demonstrator="expert"):
+        """A right answer as JSON, the same for a hand's numbers and a seed. demonstrator: see the module."""
         options = solutions(tuple(sorted(self.numbers)), self.target)
         chosen = random.Random(f"expert/{self.seed}/{sorted(self.numbers)}").choice(options)
-        return answer_text(self.cards, self.numbers, options[0] if writer == "habit" else chosen)
+        return answer_text(self.cards, self.numbers, options[0] if demonstrator == "habit" else chosen)
 
 
 # ------------------------------------------------------------------------------------------------------------

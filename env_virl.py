@@ -296,7 +296,7 @@ class VIRL:
     reward_scale = 1.0   # PPO divides rewards by this: a right step is worth 1
     default_verify = 2   # attempts per position, as in the paper
     verdicts = tuple(VIRL_REWARD)
-    writers = ("expert", "habit")
+    demonstrators = ("expert", "habit")
     document = staticmethod(document)
     picture_document = staticmethod(lambda *args, **more: picture_document(*args, **more))  # defined below
     fragments = staticmethod(fragments)
@@ -377,11 +377,11 @@ class VIRL:
                                              {"role": "user", "content": verdict.feedback}]
         return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
 
-    def expert(self, writer="expert"):
-        """The right answer here. The writer puts its "current instruction", which is not judged, in shorthand
+    def expert(self, demonstrator="expert"):
+        """The right answer here. The demonstrator puts its "current instruction", which is not judged, in shorthand
         ("expert") or word by word, as the base would ("habit")."""
         here = self.position
-        instruction = here.instruction if writer == "habit" else shorthand(here.instruction)
+        instruction = here.instruction if demonstrator == "habit" else shorthand(here.instruction)
         return answer_text(here.observation, instruction, action_text(here, self.rule))
 
 

@@ -1,59 +1,64 @@
-"""sft.py: supervised fine-tuning, and the pretraining of the tiny base it starts from. One loop does both.
+"""sft.py: supervised fine-tuning, and the pretraining of the tiny base that it starts from. One loop does both.
 
-    python sft.py --env gp --stage base            # tiny model + tokenizer from scratch      -> out/gp/base
+    python sft.py --env gp --stage base            # tiny model + tokenizer from scratch     -> out/gp/base
     python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from       -> out/gp/id/init
     python sft.py --env gp --rule id               # SFT from the init at RL's compute       -> out/gp/id/sft
-    python sft.py --env gp --rule id --name own --demos own      # right answers of the init as demonstrations
-    python sft.py --env virl --vl --visual id --rule id          # from pictures -> out/virl-vl/id-id/sft
-    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen    # a real model, with rates of its own
-    torchrun --nproc_per_node=2 sft.py --rule id    # several devices
-A stage whose input is missing builds it first, by that stage's defaults. A finished run is not trained again:
-give a new --name for other flags. --resume continues one that was interrupted (Ctrl-C and SIGTERM save), or a
-finished one to a larger --tokens (but no finished init, which keeps no optimizer).
+    python sft.py --env virl --vl --visual id --rule id              # from pictures -> out/virl-vl/id-id/sft
+    python sft.py --env gp --rule id --resume      # goes on with an interrupted run, or with more --tokens
+    python sft.py --model Qwen/Qwen2.5-0.5B-Instruct --out out/qwen  # a model of yours, with its own rates
+    torchrun --nproc_per_node=2 sft.py --env gp --rule id            # several devices: FSDP2
+
+A missing earlier stage is made first, by its own command, which is printed. A run is a folder with args.json
+(its flags), metrics.jsonl and checkpoint-STEP. A folder that exists is never trained again without --resume:
+choose another --name. Ctrl-C and SIGTERM save after the current step.
 
 The loss (paper, section 3): -log pi(answer | prompt), averaged over the answer's tokens and the token that
-ends the turn. Prompts carry no loss. In pretraining all but a row's first token and pictures is "answer".
+ends the turn. Prompts carry no loss. In pretraining every token is a target, except the first token of a row
+and image placeholders.
 
-Who writes the demonstrations (--demos) decides what SFT does:
-    expert   a right answer in another style than the model's. GeneralPoints: any one of a hand's solutions,
-             always the same for a hand. V-IRL: the current instruction in shorthand.
-    habit    what the base would write: the shortest solution; the instruction word by word.
-    own      the init's own right answers to the training episodes, sampled once.
+The demonstrator (--demos) decides what SFT does:
+    expert   writes a right answer in another style than the model's. GeneralPoints: any one of a hand's
+             solutions, always the same for a hand. V-IRL: the current instruction in shorthand.
+    habit    writes what the base would write: the shortest solution; the instruction word by word.
 
-Compute (paper, appendix): X = 6 N D, for N parameters and D tokens trained on. Budgets (--tokens) are X / 6N,
-so the same number in rl.py is the same compute. A budget leaves the init out; logged flops begin with it.
-
-Metrics, one record a step in metrics.jsonl: loss (nats per answer token; falls, to the entropy of the
-demonstrations), grad_norm (before clipping), lr, tokens_per_s, flops and tokens (cumulative, with the
-init's), memory_gb (peak). Records with seen / id / ood hold success rates.
+Compute (paper, appendix): X = 6 N D, for N parameters and D trained tokens. Budgets (--tokens) are X / 6N, so
+the same number in rl.py is the same compute. A budget leaves the init out; logged flops begin with the init's.
 
 Departures from the authors' release: README.md lists them. Left out: sequence packing for SFT, LoRA.
 """
+import gc
 import json
 import math
 import os
 import random
+import shlex
+import shutil
 import signal
 import sys
+import threading
 import time
+import warnings
 from contextlib import contextmanager, suppress
+from functools import cache
+from types import SimpleNamespace
 
 import torch
-import torch.distributed as dist
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
-try:
-    import fcntl
-    import resource
-except ImportError:  # Windows has neither: no lock on a run's folder, no peak memory
-    fcntl = resource = None
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
+try:
+    import resource
+except ImportError:  # Windows: no peak memory
+    resource = None
 
-from eval import (BOOKKEEPING, ENVS, HEADS, Segment, all_sum, answer_ids, base_of, chat_text, checkpoint_at,
-                  columns, demonstrations, encode, evaluate, fail, first_line, forward, found_checkpoints,
-                  gathered, in_step, load, load_state, longest_answer, make, measured, micro_batches,
-                  new_parser, of_all_ranks, parse, place, prompt, restore, rollout, same_flags, save, say,
-                  script, setup, table, task_flags, trained_on, write_json)
+from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns, encode,
+                  evaluate, fail, first_line, forward, found_models, in_turn, load, make, new_parser, number,
+                  parse, print0, prompt, read_json, run_folder, saved_args, script, setup, summary, table,
+                  task_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -68,8 +73,11 @@ BASE = {
     "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates times this; at 0.3 some never read
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
-    "monitors":          3,                                  # success rates are measured this often a run
+    "evaluations":       3,                                  # on the way, at equal shares of the budget
+    "eval_episodes":     100,                                # of each, a column
+    "saves":             4,                                  # checkpoints on the way
     "micro_tokens":      2048,                               # tokens a forward pass, padding included
+    "max_new_tokens":    (37,     37,      17,     17),      # 1.25 x the longest demonstration
 }
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
@@ -79,37 +87,29 @@ SFT = {
     "vision_rate":       1.0,
     "warmup":            5,
     "decay":             0.0,
-    "monitors":          6,
+    "evaluations":       6,
+    "eval_episodes":     100,
+    "saves":             4,
     "micro_tokens":      2048,
+    "max_new_tokens":    (37,     37,      17,     17),
 }
 INIT = {
     **SFT,
     "tokens":            8e4,                                # enough to take on the expert's style
     "lr":                (1e-3,   1e-3,    1e-4,   1e-4),
+    "evaluations":       0,
 }
-# What differs for a model from elsewhere (--model), in SFT and PPO. Never tried at size: no GPU was at hand.
-REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096}
+# What differs for a model of yours (--model), in SFT and PPO. Never tried at size: no GPU was at hand.
+REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096, "max_new_tokens": 256}
 REAL_INIT = {**REAL, "tokens": 1e6}
 STAGES = {"base": BASE, "init": INIT, "sft": SFT}
-MONITOR_EPISODES = 100  # per column, for success rates on the way
-SAVES = 4               # checkpoints a run
-CLIP_GRAD = 1.0         # gradient norm is clipped to this
-OWN_EPISODES = 4096     # training episodes that the init plays for --demos own
+CLIP_GRAD = 1.0  # the gradient's norm is clipped to this
 TINY = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True)
 # V-IRL's current instruction has to be looked up. A first layer that sees only the token and the three before
 # it, and normalised queries and keys, let a tiny model learn that sooner. Both are stock parts of Qwen3.
 TINY_CLASS = {"virl": dict(model_type="qwen3", use_sliding_window=True, sliding_window=4,
                            layer_types=["sliding_attention", "full_attention", "full_attention"])}
-
-
-def fill_in(args, hyper_parameters):
-    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: the first)."""
-    task = args.env + "-vl" * args.vl
-    column = TASKS.index(task) if task in TASKS else 0
-    for name, default in hyper_parameters.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, default[column] if isinstance(default, tuple) else default)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -175,6 +175,17 @@ def demonstration_row(tok, model, messages, images, answer):
     return row
 
 
+def demonstrations(env, seed, demonstrator="expert"):
+    """A demonstrator plays one episode -> [(messages, images, answer), ...], one a state."""
+    messages, images = env.reset(seed)
+    states = []
+    while messages:
+        states.append((messages, images, env.expert(demonstrator)))
+        step = env.step(states[-1][-1])
+        messages, images = step.messages, step.images
+    return states
+
+
 def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
     """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
     row's first and the places of pictures. rare: the look that only a tenth of the pictures have."""
@@ -201,229 +212,26 @@ def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share
     return rows
 
 
-def own_demonstrations(path, args, run):
-    """The init's right first answers to training episodes -> ([an episode's rows, ...], tokens forwarded).
-    Each rank plays its share of the episodes; its rows are those, and the tokens are all ranks'."""
-    model, tok = load(path, run.device, run.weights)
-    torch.manual_seed(args.seed + run.rank)
-    seeds = [f"own/{args.seed}/{i}" for i in range(run.rank, OWN_EPISODES, run.world)]
-    envs = [make(args, rule=args.rule, split="train", verify=1) for _ in seeds]
-    episodes = rollout(model, tok, envs, seeds, 1.0, args.max_new_tokens, run)
-    right = [[s for s, t in zip(e.segments, e.positions()) if t[0]["position_solved"]] for e in episodes]
-    if not any(right):
-        fail(f"{path} solves no training episode, so --demos own has nothing to learn from")
-    return [rows for rows in right if rows], all_sum([sum(e.forwarded for e in episodes)], run)[0]
+def batch_rows(args, env, tok, model, step, rank):
+    """The rows of one step on one rank -> [Segment]. They depend on (seed, step, rank) only, so that resuming
+    needs no generator state."""
+    rng = random.Random(f"{args.stage}/{args.seed}/{step}/{rank}")
+    torch.manual_seed(rng.randrange(2 ** 31))
+    if args.stage == "base":
+        return pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share, args.picture_share,
+                                args.pixels, "id" if args.visual == "ood" else "ood")
+    return [demonstration_row(tok, model, *shown) for i in range(args.batch)
+            for shown in demonstrations(env, f"sft/{args.seed}/{step}/{rank}/{i}", args.demos)]
 
 
-def sft_loss(model, rows, denominator, pad_id, run):
+def sft_loss(model, rows, denominator, pad_id, machine):
     """Sum of the negative log-likelihoods of the action tokens / denominator -> scalar, fp32."""
-    _, logits, _, said = forward(model, rows, pad_id, run)                  # [N, V], [N]
+    _, logits, _, said = forward(model, rows, pad_id, machine)              # [N, V], [N]
     return torch.nn.functional.cross_entropy(logits, said, reduction="sum") / denominator
 
 
-def recompute_activations(model):
-    """Keep each block's input alone, and run the block again in the backward pass (activation checkpointing).
-    transformers does so in train() mode only. PPO wants no dropout, so it is set to 0, for SFT too."""
-    try:
-        model.activation_checkpointing_enable()
-    except ValueError as e:
-        fail(f"--activation_checkpointing: {first_line(e)}")
-    for module in model.modules():
-        for name in ("p", "dropout", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
 # ------------------------------------------------------------------------------------------------------------
-# What stands around a training step, in sft.py and rl.py alike: budget, monitors, log, checkpoints, Ctrl-C.
-
-class Loop:
-    """One run. The training loop is `while loop.goes_on(): ...; loop.step_done(...)`, then loop.close().
-
-    step, flops: so far. progress: spent share of the budget. extra: () -> dict, more for trainer.pt."""
-
-    def __init__(self, args, run, folder, source, model, tok, extra):
-        self.name = name = args.stage
-        self.args, self.run, self.source = args, run, source
-        self.model, self.tok, self.extra = model, tok, extra
-        self.checkpoint = os.path.join(folder, "checkpoint")
-        state = load_state(self.checkpoint)
-        if state and not args.resume:
-            fail(f"{folder}: another command has trained this run in the meantime")
-        if state.get("world", run.world) != run.world:
-            fail(f"--resume: {folder} was trained by {state['world']} processes, and this is {run.world}: "
-                 "its batches would be others")
-        if state.get("scaler"):  # {} of a run without one
-            run.scaler.load_state_dict(state["scaler"])
-        args.max_new_tokens = (args.max_new_tokens or state.get("max_new_tokens")
-                               or longest_answer(tok, model, args, source))
-        self.n = sum(p.numel() for p in model.parameters())
-        start = load_state(source) if source else {}
-        spent = start.get("flops", 0.0) if start.get("stage", "base") != "base" else 0.0  # since the base
-        self.start_flops = state.get("start_flops", spent)
-        self.step, self.flops = state.get("step", 0), state.get("flops", self.start_flops)
-        self.budget = 6 * self.n * args.tokens
-        # Monitors stand at equal steps of compute. The first measures the init, for its row in the table.
-        # The last is the final table itself: command(). A base skips the first, and an init has none.
-        self.next_monitor = min(state.get("next_monitor", int(name == "base")),
-                                math.floor(self.progress * args.monitors) + 1)  # for a larger --tokens
-        self.monitor_text, self.tokens, self.seconds = "", 0, 0.0
-        self.interrupted = self.stops = False  # this rank has got a signal; one of all has
-        say(run, f"[{name}] {args.env}, rule {args.rule}: {self.n / 1e6:.3f}M parameters, {self.budget:.3g} "
-                 f"FLOP on {run.device} x {run.world} in {str(run.dtype)[6:]} ({run.why}) -> {folder}")
-        if args.from_elsewhere:
-            say(run, f"[{name}] a model from elsewhere, so with", *(f"--{n} {getattr(args, n):g}" for n in (
-                "lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
-        self.log = os.path.join(folder, "metrics.jsonl")
-        if run.rank == 0:  # on resume, records after the checkpoint's step are dropped
-            kept = [r for r in read_log(self.log) if r.get("step", 0) <= self.step] if state else []
-            with open(self.log + ".tmp", "w", encoding="utf-8") as f:
-                f.writelines(json.dumps(r) + "\n" for r in kept or [{"run": name, "n": self.n, **vars(args)}])
-            os.replace(self.log + ".tmp", self.log)
-        self.bar = tqdm(total=100, desc=name, disable=None if run.rank == 0 else True,
-                        bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
-        self.signals_before = {s: signal.signal(s, self.interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        self.start = self.step_start = time.perf_counter()
-
-    @property
-    def progress(self):
-        return (self.flops - self.start_flops) / self.budget
-
-    def interrupt(self, *_):
-        """Ctrl-C or SIGTERM asks for a save and a stop after the current step; a second Ctrl-C stops at once.
-        A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self.signals_before[signal.SIGINT])
-        print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
-
-    def goes_on(self):
-        """Measure success where a monitor is due -> False when budget or --steps are used up or on Ctrl-C."""
-        args, over = self.args, self.progress >= 1
-        if self.name != "init" and self.next_monitor <= self.progress * args.monitors and not over:
-            first = self.step == 0
-            episodes, reference = (args.episodes, self.model) if first else (MONITOR_EPISODES, None)
-            cells = evaluate(self.model, self.tok, args, self.run, episodes, reference)
-            if first:
-                measured[os.path.abspath(self.source)] = cells
-            self.next_monitor = math.floor(self.progress * args.monitors) + 1
-            self.monitor_text = " ".join(f"{HEADS[c]} {cells[c]['p']:.2f}" for c in cells)  # seen 0.91 ...
-            if "recognition" in cells["id"]:
-                self.monitor_text += f", read {cells['id']['recognition']['p']:.2f}"
-            say(self.run, f"[{self.name}] step {self.step:4d} {100 * self.progress:3.0f}% "
-                          f"{self.monitor_text} (held-out first answers by the trained rule: "
-                          f"{cells['ood']['other_rule']['p']:.2f}) {time.perf_counter() - self.start:.0f} s")
-            self.write(cells)
-        self.stops = all_sum([self.interrupted], self.run)[0] > 0  # all ranks leave at the same step
-        self.step_start = time.perf_counter()
-        return not (self.stops or over or args.steps and self.step >= args.steps)
-
-    def step_done(self, flops, tokens, record, text):
-        """Count a step: its compute, the tokens it trained on, its metrics, and what the bar shows."""
-        seconds, before = time.perf_counter() - self.step_start, self.progress
-        self.step, self.flops = self.step + 1, self.flops + flops
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-        self.bar.update(min(100, 100 * self.progress) - self.bar.n)
-        self.bar.set_postfix_str(f"{text} {self.monitor_text}")
-        self.write({**record, "tokens_per_s": tokens / seconds, "seconds": seconds,
-                    "memory_gb": peak_memory_gb(self.run)})
-        if math.floor(before * SAVES) < math.floor(self.progress * SAVES) and self.progress < 1:
-            self.save()
-
-    def write(self, record):
-        if self.run.rank == 0:
-            counted = {"step": self.step, "flops": self.flops, "tokens": self.flops / 6 / self.n}
-            with open(self.log, "a", encoding="utf-8") as f:
-                f.write(json.dumps({**counted, **record}) + "\n")
-
-    def save(self):
-        if self.run.world > 1 and not self.run.sharded:  # they start equal and see the same gradients
-            sums = [p.detach().double().sum().item() for p in self.model.parameters()]
-            if any(s != sums for s in of_all_ranks(sums, self.run)):
-                fail("the ranks' parameters differ")
-        done = self.progress >= 1
-        extra = {} if done and self.name == "init" else self.extra()  # a finished init is final
-        weights, extra = gathered([self.model.state_dict(keep_vars=True), extra], self.run)
-        flags = {key: x for key, x in vars(self.args).items() if key not in BOOKKEEPING}
-        if self.run.rank == 0:
-            save(self.checkpoint, self.model, self.tok, {
-                "stage": self.name, "step": self.step, "flops": self.flops, "start_flops": self.start_flops,
-                "done": done, "next_monitor": self.next_monitor, "world": self.run.world, "flags": flags,
-                "max_new_tokens": self.args.max_new_tokens, "scaler": self.run.scaler.state_dict(),
-                **extra}, weights)
-        self.stops = all_sum([self.interrupted], self.run)[0] > 0  # this also waits until rank 0 has saved
-
-    def close(self):
-        self.bar.close()
-        self.save()
-        for number, handler in self.signals_before.items():
-            signal.signal(number, handler)
-        if self.seconds:
-            say(self.run, f"[{self.name}] {self.tokens / self.seconds:,.0f} tokens/s, peak memory "
-                          f"{peak_memory_gb(self.run):.1f} GB, {time.perf_counter() - self.start:.0f} s")
-        if self.stops:
-            say(self.run, f"stopped at step {self.step} and saved; go on with --resume")
-            raise SystemExit(130)
-
-
-@contextmanager
-def lock(folder, run):
-    """Within, no other command trains in this folder: two would write the same files. The system frees a lock
-    when its process ends, however it ends. Some network file systems have no locks: there it does nothing."""
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "w") as file:
-        try:
-            if fcntl and run.rank == 0:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"another command is training in {folder}: wait for it, or choose another --name or --out")
-        except OSError:
-            pass
-        yield
-
-
-def read_log(file):
-    """metrics.jsonl -> [record, ...], [] without one. Lines damaged by a kill or a full disk are left out."""
-    records = []
-    with suppress(FileNotFoundError), open(file, encoding="utf-8", errors="replace") as f:
-        for line in f:
-            with suppress(ValueError):
-                records.append(json.loads(line))
-    return [r for r in records if isinstance(r, dict)]
-
-
-def peak_memory_gb(run):
-    if run.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(run.device) / 2 ** 30
-    if resource is None:
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 2 ** 10  # bytes on a Mac, else KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
-
-
-def clip_and_step(parameters, optimizers, run, where):
-    """Gradients summed over all ranks -> unscale -> clip -> step. -> the norm before clipping.
-
-    Losses are divided by the global token count already. No step is taken on a gradient that is not finite.
-    With a loss scaler that is routine: its scale goes down. Without one the run ends."""
-    if run.world > 1 and not run.sharded:  # sharded, backward() has summed them
-        for p in parameters:
-            if p.grad is None:  # a rank whose batch had nothing for it still takes part
-                p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters]
-        summed = parameters_to_vector(gradients)  # in one message
-        dist.all_reduce(summed)
-        vector_to_parameters(summed, gradients)
-    for o in optimizers:
-        run.scaler.unscale_(o)
-    norm = clip_grad_norm_(parameters, CLIP_GRAD).item()
-    if math.isfinite(norm):  # GradScaler alone skips only the optimizers with a bad entry
-        for o in optimizers:
-            run.scaler.step(o)
-    elif not run.scaler.is_enabled():
-        fail(f"the gradient is not finite at {where} (dtype {run.dtype}); the last checkpoint is intact")
-    run.scaler.update()
-    return norm
-
+# The training loop.
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest (semi-)orthogonal matrix (Jordan et al. 2024,
@@ -459,24 +267,10 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(update.T if rows > columns else update, alpha=lr * max(1, rows / columns) ** 0.5)
 
 
-def train(args, run, source, folder):
-    """Train one stage. source: the model to start from, None to build the tiny one. folder: the run's."""
-    checkpoint = os.path.join(folder, "checkpoint")
-    state = load_state(checkpoint, whole=True) if args.resume else {}  # {} too if nothing is saved there
-    if state and "optimizers" not in state:
-        fail(f"--resume: {checkpoint} is a finished init, which keeps no optimizer")
-    if state or source:
-        model, tok = load(checkpoint if state else source)
-    else:
-        model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
-    if args.activation_checkpointing:
-        recompute_activations(model)
-    place(model, run, run.dtype, args.shard and args.stage != "base")
-    env = make(args, rule=args.rule, split="train")
-
-    # ---- optimizers: Muon for the matrices inside the blocks when the stage asks for it, AdamW for the rest.
-    # Vision tower and projector may learn at other rates. matrices: True for Muon's share, False for AdamW's.
-    def groups(matrices, lr):
+def make_optimizers(model, args):
+    """-> [AdamW] or, where the stage asks for it, [AdamW, Muon]: Muon has the matrices inside the blocks, AdamW
+    the rest. Vision tower and projector may learn at other rates. A group's peak_lr is its rate at factor 1."""
+    def groups(matrices, lr):  # matrices: True for Muon's share, False for AdamW's
         named = [(name, p) for name, p in model.named_parameters() if matrices == (
             args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name)]
         vision = [any(w in name for w in ("vision", "visual", "projector", "connector")) for name, _ in named]
@@ -487,164 +281,495 @@ def train(args, run, source, folder):
                                     foreach=False)]  # True, the default on CUDA, takes 4 bytes a weight more
     if matrices := groups(True, args.muon_lr):
         optimizers.append(Muon(matrices, args.muon_lr))
-    for i, o in enumerate(optimizers if state else []):
-        restore(o, state["optimizers"][i])
-    del state  # the optimizer holds its tensors
+    return optimizers
+
+
+def train(args, machine, stop):
+    """Train one stage in the folder args.folder -> was it stopped by a signal, which sets the Event stop?
+
+    metrics.jsonl gets a record a step: loss (nats per answer token; it falls, to the entropy of the
+    demonstrations), grad_norm (before clipping), lr, tokens_per_s, flops and tokens (X and X / 6N, with the
+    init's), memory_gb (the peak). Records with seen, id and ood hold success rates."""
+    # ---- load: a new run's model, or the newest checkpoint of one that is resumed
+    source, state, tensors = load_checkpoint(args, machine)
+    model, tok = load_model(source, args, machine)
+    optimizers = make_optimizers(model, args)
+    for o, saved in zip(optimizers, tensors.get("optimizers", [])):
+        restore(o, saved)
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+    if state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    del tensors
+    env = make(args, rule=args.rule, split="train")
+    n = sum(p.numel() for p in model.parameters())
+    step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
+    budget = 6 * n * args.tokens                               # FLOP
+    progress = (flops - start_flops) / budget                  # share of the budget that is used up
+    before = progress if step or args.stage == "base" else -1  # the same, one step earlier
+    rates, bar = "", open_run(args, machine, n, step)
 
-    loop = Loop(args, run, folder, source, model, tok,
-                lambda: {"optimizers": [o.state_dict() for o in optimizers]})
-    own = None
-    if args.demos == "own" and args.stage != "base":
-        own, generated = own_demonstrations(source, args, run)
-        loop.flops = max(loop.flops, loop.start_flops + 2 * loop.n * generated)  # after a resume: already in
-        if loop.step == 0 and loop.progress >= 1:
-            fail(f"--demos own: to sample {OWN_EPISODES} episodes costs as much as {generated / 3:,.0f} tokens "
-                 "of training; --tokens must be more")
-        say(run, f"[{args.stage}] {sum(map(len, own))} right answers of the init in {OWN_EPISODES} episodes: "
-                 "these are the demonstrations")
+    while True:
+        # ---- evaluate, save, stop. Something is due when int(progress * how often) has changed
+        ending = progress >= 1 or step == args.steps
+        stopping = all_sum([stop.is_set()], machine)[0] > 0    # all ranks leave at the same step
+        if int(progress * args.evaluations) > int(before * args.evaluations) and not ending:
+            cells = evaluate(model, tok, args, machine, args.eval_episodes)
+            rates = summary(cells, args)
+            log(args, machine, {"step": step, "flops": flops, "tokens": flops / 6 / n, **cells},
+                f"[{args.stage}] step {step:4d} {100 * progress:3.0f}% {rates}")
+        if step > state["step"] and (
+                int(progress * args.saves) > int(before * args.saves) or ending or stopping):
+            save_checkpoint(args.folder, model, tok, machine,
+                            {"step": step, "flops": flops, "start_flops": start_flops, "world": machine.world,
+                             "done": progress >= 1, "scaler": scaler.state_dict()},
+                            {"optimizers": [o.state_dict() for o in optimizers]})
+        if ending or stopping:
+            bar.close()
+            return stopping
 
-    while loop.goes_on():
-        # ---- batch: a function of (seed, step, rank) alone, so resuming needs no generator state
-        rng = random.Random(f"{args.stage}/{args.seed}/{loop.step}/{run.rank}")
-        torch.manual_seed(rng.randrange(2 ** 31))
-        if args.stage == "base":
-            rows = pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share,
-                                    args.picture_share, args.pixels, "id" if args.visual == "ood" else "ood")
-        elif own:
-            rows = [row for episode in rng.sample(own, min(args.batch, len(own))) for row in episode]
-        else:
-            rows = [demonstration_row(tok, model, *shown) for i in range(args.batch) for shown in
-                    demonstrations(env, f"sft/{args.seed}/{loop.step}/{run.rank}/{i}", args.demos)]
+        # ---- batch
+        start = time.perf_counter()
+        rows = batch_rows(args, env, tok, model, step, machine.rank)
 
         # ---- learning rate: linear warm-up, then constant, then to zero over the last share of the budget
-        factor = min(1, (loop.step + 1) / args.warmup)
-        factor *= min(1, (1 - loop.progress) / args.decay if args.decay else 1)
+        factor = min(1, (step + 1) / args.warmup)
+        factor *= min(1, (1 - progress) / args.decay if args.decay else 1)
         for o in optimizers:
             o.zero_grad(set_to_none=True)
             for group in o.param_groups:
                 group["lr"] = group["peak_lr"] * factor
 
-        # ---- loss and gradient, one denominator for the whole batch over all micro-batches and ranks
+        # ---- loss and gradient: one denominator for the whole batch, over all micro-batches and ranks
         counts = [sum(sum(r.action_mask) for r in rows), sum(len(r.ids) for r in rows)]
-        loss_tokens, tokens = all_sum(counts, run)
+        loss_tokens, tokens = all_sum(counts, machine)
         model.train()
         loss = 0.0
-        for part, weight in in_step(micro_batches(rows, args.micro_tokens), run):
-            part_loss = weight * sft_loss(model, part, loss_tokens, tok.pad_token_id, run)
-            run.scaler.scale(part_loss).backward()
+        for part, weight in micro_batches(rows, args.micro_tokens, machine):
+            part_loss = weight * sft_loss(model, part, loss_tokens, tok.pad_token_id, machine)
+            scaler.scale(part_loss).backward()
             loss += part_loss.item()
-        loss = all_sum([loss], run)[0]
+        loss = all_sum([loss], machine)[0]
         if not math.isfinite(loss):
-            fail(f"loss is {loss} at step {loop.step} (lr {args.lr:g}, dtype {run.dtype}); "
+            fail(f"loss is {loss} at step {step} (lr {args.lr:g}, dtype {machine.dtype}); "
                  "the last checkpoint is intact")
-        norm = clip_and_step(parameters, optimizers, run, f"step {loop.step}")
-        loop.step_done(6 * loop.n * tokens, tokens, {"loss": loss, "grad_norm": norm, "lr": args.lr * factor},
-                       f"loss {loss:.3f}")
-    loop.close()
+        norm = clip_and_step(parameters, optimizers, scaler, f"step {step}")
+
+        # ---- log
+        step, flops, before = step + 1, flops + 6 * n * tokens, progress
+        progress = (flops - start_flops) / budget
+        log(args, machine, {
+            "step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
+            "lr": args.lr * factor, "tokens_per_s": tokens / (time.perf_counter() - start)})
+        bar.update(min(100, 100 * progress) - bar.n)
+        bar.set_postfix_str(f"loss {loss:.3f} {rates}")
 
 
-def flags():
-    parser = new_parser(__doc__)
-    add = parser.add_argument
-    add("--stage", choices=STAGES, default="sft")  # base -> init -> sft
-    add("--init", metavar="PATH")                  # start of the sft stage; default: built
-    add("--name")                                  # the run's folder; default: the stage's name
-    add("--demos", choices=["expert", "habit", "own"], default="expert")  # who writes the demonstrations
-    add("--tokens", type=float)                    # compute X / 6N, in trained tokens
-    add("--steps", type=int)                       # stop after this many steps at the latest
-    add("--batch", type=int)                       # episodes (base: rows of documents) a step and rank
-    add("--lr", type=float)                        # of AdamW
-    add("--monitors", type=int)                    # success rates are measured this often a run
-    add("--resume", action="store_true")           # continue an interrupted run
-    add("--shard", action="store_true")            # spread weights, gradient, optimizer over torchrun's ranks
-    add("--activation_checkpointing", action="store_true")  # less memory for activations, a third more time
-    return parser
+# ------------------------------------------------------------------------------------------------------------
+# Plain functions that the loops of sft.py and rl.py share. First the step.
+
+def clip_and_step(parameters, optimizers, scaler, where):
+    """unscale -> clip -> step -> the gradient's norm before clipping, over all ranks.
+
+    Losses are divided by the global token count already, so the ranks' gradients are summed. No step is taken
+    on a gradient that is not finite. With a loss scaler that is routine: its scale goes down, and the norm
+    says so. Without one the run ends."""
+    for o in optimizers:
+        scaler.unscale_(o)
+    norm = clip_grad_norm_(parameters, CLIP_GRAD).item()
+    if math.isfinite(norm):  # left to itself, GradScaler skips only the optimizers with a bad entry
+        for o in optimizers:
+            scaler.step(o)
+    elif not scaler.is_enabled():
+        fail(f"the gradient is not finite at {where}; the last checkpoint is intact")
+    scaler.update()
+    return norm
 
 
-def run_stage(args, run, training, on_the_way=False):
-    """Train args.stage by training(), from the stage before it, which is built if missing -> its folder.
+def micro_batches(segments, budget, machine):
+    """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or of one segment
+    -> [(micro-batch, weight), ...].
 
-    A finished run is not trained again. One made with other flags is an error, and so is an unfinished one
-    without --resume. on_the_way: asked for by a later stage. Then it goes on by itself, and only few of the
-    flags it was made with count. All rules and writers share a base."""
-    stage = args.stage
+        lengths 9 3 4 3, budget 10   ->   [3 3] [4] [9], weights 1
+
+    FSDP2's gathers are collective: if one rank runs a block that another skips, it hangs. So under torchrun
+    ranks with fewer micro-batches repeat one with weight 0."""
+    parts = [[]]
+    for s in sorted(segments, key=lambda s: len(s.ids)):
+        if parts[-1] and len(s.ids) * (len(parts[-1]) + 1) > budget:
+            parts.append([])
+        parts[-1].append(s)
+    weighted = [(part, 1.0) for part in parts]
+    if machine.world > 1:
+        ranks = all_gather((len(parts), {bool(s.pictures) for s in segments}), machine)
+        if len(set.union(*(kinds for _, kinds in ranks))) > 1:  # a vision tower is not run without pictures
+            fail("torchrun: pictures must be in all conversations or in none")
+        weighted += [(parts[0], 0.0)] * (max(n for n, _ in ranks) - len(parts))
+    return weighted
+
+
+def recompute_activations(model):
+    """Keep only each block's input, and run the block again in the backward pass (activation checkpointing).
+    transformers does so in train() mode only. PPO wants no dropout, so it is set to 0, for SFT too."""
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError as e:
+        fail(f"--activation_checkpointing: {first_line(e)}")
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Several devices: torchrun means FSDP2. Each rank holds its part of every weight (a DTensor), and so of the
+# gradient and of AdamW's state, and gathers the other parts while a block computes.
+
+def shard(model, machine, dtype):
+    """Move a model from the CPU to this rank's device: whole with one process, its part with several. dtype: of
+    the gathered weights. It needs no other rank, so that ranks can do it in turn."""
+    if machine.world == 1:
+        return model.to(machine.device)
+    if machine.dtype == torch.float16:
+        fail("torchrun goes with bf16 or fp32: in fp16 the ranks' loss scalers would differ")
+    names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
+    blocks = [m for m in model.modules() if type(m).__name__ in (names or ())]
+    if not blocks:
+        fail(f"torchrun: {type(model).__name__} does not name its blocks (_no_split_modules)")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about changes in place; there are none here
+    mesh = DeviceMesh(machine.device.type, torch.arange(machine.world))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for unit in dict.fromkeys([*reversed(blocks), model]):  # inner ones first: a unit takes what is left
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        unit.set_gradient_divide_factor(1.0)          # a sum over the ranks; the default is the mean
+        unit.set_force_sum_reduction_for_comms(True)  # or gloo refuses the line above
+    gc.collect()  # a sharded model refers to itself: without this the one before it stays in memory
+    return model
+
+
+def gathered(x, machine):
+    """Tensors in dicts and lists -> detached, on rank 0 the sharded ones whole. All ranks must call it."""
+    @cache  # tied weights are one tensor under two names and stay one, which save_pretrained() asks for
+    def whole(t):
+        t = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
+        return t.cpu() if machine.rank == 0 else None
+    return tree_map_only(torch.Tensor, whole, x)
+
+
+def restore(optimizer, saved):
+    """optimizer.load_state_dict(), with each saved tensor copied or cut to this rank's part."""
+    for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        for name, x in saved["state"].get(i, {}).items():
+            saved["state"][i][name] = distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None) \
+                if isinstance(p, DTensor) and name != "step" else x.clone()
+    optimizer.load_state_dict(saved)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A run's folder: args.json, metrics.jsonl, checkpoint-STEP.
+
+def save_checkpoint(folder, model, tok, machine, state, tensors):
+    """Write folder/checkpoint-STEP: a transformers folder with state.json (plain values) and optimizer.pt
+    (tensors). All ranks must call it.
+
+    It is written under another name, flushed to the disk and renamed once: whatever kills us, the newest whole
+    checkpoint is left. Older ones are removed after that."""
+    weights, tensors = gathered([model.state_dict(keep_vars=True), tensors], machine)
+    if machine.rank == 0:
+        path = os.path.join(folder, f"checkpoint-{state['step']}")
+        try:
+            shutil.rmtree(path + ".part", ignore_errors=True)
+            model.save_pretrained(path + ".part", state_dict=weights)
+            (tok.processor if callable(tok.processor) else tok).save_pretrained(path + ".part")
+            torch.save(tensors, os.path.join(path + ".part", "optimizer.pt"))
+            write_json(os.path.join(path + ".part", "state.json"), state)
+            if hasattr(os, "sync"):  # not on Windows
+                os.sync()
+            os.rename(path + ".part", path)
+        except Exception as e:  # a full disk: OSError, RuntimeError or SafetensorError, depending on the writer
+            fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
+        for name in os.listdir(folder):
+            if name.startswith("checkpoint-") and name != os.path.basename(path):
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    all_gather(None, machine)  # the other ranks wait
+
+
+def load_checkpoint(args, machine):
+    """Where a run begins -> (path of a model or None, state, tensors): its newest checkpoint if it is resumed and
+    has one, else args.init, no tensors, and the compute that went into args.init since the base."""
+    path = checkpoint_at(args.folder) if args.resume else None
+    if path is None:
+        start = 0.0
+        if args.init and saved_args(args.init).get("stage", "base") != "base":
+            start = read_json(os.path.join(checkpoint_at(args.init), "state.json"))["flops"]
+        return args.init, {"step": 0, "flops": start, "start_flops": start, "scaler": {}}, {}
+    state, file = read_json(os.path.join(path, "state.json")), os.path.join(path, "optimizer.pt")
+    if state.get("world") != machine.world:
+        fail(f"--resume: {path} was trained by {state.get('world')} processes, and this is {machine.world}: "
+             "its batches would be others")
+    try:
+        return path, state, torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # missing, cut off, no such file format: each its own kind
+        fail(f"{file} is missing or damaged: {first_line(e)}")
+
+
+def load_model(path, args, machine, trained=True):
+    """-> (model, tokenizer): the whole model or, under torchrun, this rank's part. path: None builds the tiny
+    one. trained: in fp32; False: frozen, and in the dtype that it computes in. The ranks load one after
+    another, so that the host's memory holds one whole model at a time."""
+    with in_turn(machine):
+        if path is None:
+            model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
+        else:
+            model, tok = load(path, dtype=torch.float32 if trained else machine.frozen)
+        if args.activation_checkpointing and trained:
+            recompute_activations(model)
+        if not trained:
+            model.requires_grad_(False)
+        return shard(model, machine, machine.dtype), tok
+
+
+def open_run(args, machine, n, step):
+    """Make the folder of a new run, which no other command may have made, or drop a resumed run's records
+    behind `step` -> a progress bar in percent of the budget, quiet when not a terminal. n: number of
+    parameters."""
+    print0(machine, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, "
+           f"{6 * n * args.tokens:.3g} FLOP on {machine.device} x {machine.world} in {str(machine.dtype)[6:]} "
+           f"({machine.why}) -> {args.folder}")
     if args.from_elsewhere:
-        fill_in(args, REAL_INIT if stage == "init" else REAL)
-    fill_in(args, STAGES.get(stage, {}))  # rl.py has filled in its own
-    folder = base_of(args) if stage == "base" else os.path.join(trained_on(args), args.name or stage)
-    if checkpoint_at(folder):
-        state, counted = load_state(folder), ["model", "seed", "pixels"] + ["data"] * (stage != "base")
-        if state.get("stage") != stage:
-            fail(f"{folder} was not saved by this stage of this script: choose another --name or --out")
-        if not on_the_way:  # None: all flags
-            counted = counted + ["tokens", "batch", "lr"] if stage == "base" else None
-        same_flags(folder, args, counted)
-        if state.get("done") and not args.resume:
-            say(run, f"[{stage}] found, not trained again: {folder}")
-            return folder
-        if not args.resume and not on_the_way:
-            fail(f"{folder} holds an unfinished run: continue it with --resume, or choose another --name or "
-                 "--out")
-        args.resume = True
-    source = None
-    if stage == "init":
-        source = args.model or build(args, run, "base")
-    elif stage != "base":
-        source = args.init or build(args, run, "init")
-    with lock(folder, run):
-        training(args, run, source, folder)
+        print0(machine, f"[{args.stage}] a model of yours, so with", *(f"--{name} {getattr(args, name):g}" for name
+               in ("lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
+    if machine.rank == 0:
+        try:
+            os.makedirs(args.folder, exist_ok=args.resume)
+        except FileExistsError:
+            fail(FOLDER_EXISTS.format(args.folder))
+        write_json(os.path.join(args.folder, "args.json"), vars(args))
+        file = os.path.join(args.folder, "metrics.jsonl")
+        kept = [r for r in read_log(file) if r.get("step", 0) <= step]
+        with open(file + ".tmp", "w", encoding="utf-8") as f:
+            f.writelines(json.dumps(r) + "\n" for r in kept or [{"run": args.stage, "n": n, **vars(args)}])
+        os.replace(file + ".tmp", file)
+    return tqdm(total=100, desc=args.stage, disable=None if machine.rank == 0 else True,
+                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
+
+
+def log(args, machine, record, text=""):
+    """Append a record to metrics.jsonl, and print the text, on rank 0."""
+    if text:
+        print0(machine, text)
+    if machine.rank == 0:
+        with open(os.path.join(args.folder, "metrics.jsonl"), "a", encoding="utf-8") as f:
+            f.write(json.dumps({**record, "memory_gb": peak_memory_gb(machine)}) + "\n")
+
+
+def read_log(file):
+    """metrics.jsonl -> [record, ...], [] without one. Lines damaged by a kill or a full disk are left out."""
+    records = []
+    with suppress(FileNotFoundError), open(file, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return [r for r in records if isinstance(r, dict)]
+
+
+def peak_memory_gb(machine):
+    if machine.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(machine.device) / 2 ** 30
+    if resource is None:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 2 ** 10  # bytes on a Mac, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
+
+
+@contextmanager
+def stop_signals():
+    """-> an Event that Ctrl-C and SIGTERM set. The loop reads it once a step, saves and leaves. A second Ctrl-C
+    stops at once. A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
+    stop, before = threading.Event(), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(*_):
+        stop.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
+    for number_ in before:
+        signal.signal(number_, handler)
+    try:
+        yield stop
+    finally:
+        for number_, old in before.items():
+            signal.signal(number_, old)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The command line.
+
+FOLDER_EXISTS = "{} exists: go on with it by --resume, or choose another --name or --out"
+ANEW = ("tokens", "steps", "device", "dtype", "micro_tokens")  # flags that may be given anew with --resume
+
+
+def shown(x):
+    """A hyper-parameter of a table for a help text: "1e-4", or the column of each task."""
+    values = [f"{v:g}" for v in (x if isinstance(x, tuple) else (x,))]
+    if len(set(values)) == 1:
+        return values[0]
+    return ", ".join(f"{task} {v}" for task, v in zip(TASKS, values))
+
+
+NUMBERS = {  # flags of every run that set a hyper-parameter: type, lowest and highest value, help
+    "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
+    "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
+    "lr": (float, 1e-12, 1e30, "AdamW's learning rate"),
+    "evaluations": (int, 1, math.inf, "how often success is evaluated on the way"),
+    "micro_tokens": (int, 1, math.inf, "tokens a forward pass when not sampling, padding included"),
+}
+
+
+def fill_in(args, table):
+    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: the first)."""
+    task = args.env + "-vl" * args.vl
+    column = TASKS.index(task) if task in TASKS else 0
+    for name, default in table.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, default[column] if isinstance(default, tuple) else default)
+
+
+def parse_run(argv, doc, tables, numbers, others=()):
+    """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
+    args.json. tables: {stage: hyper-parameters}, the default stage last. numbers: more flags as in NUMBERS.
+    others: (name, keywords of add_argument), .... A model of yours has REAL's hyper-parameters."""
+    *_, usual = tables
+    parser = new_parser(doc)
+    parser.set_defaults(stage=usual)
+    add = parser.add_argument_group("the run").add_argument
+    for name, keywords in others:
+        add(f"--{name}", **keywords)
+    add("--init", metavar="PATH", help="the model to start from (default: the init, made if it is missing)")
+    add("--name", help="the run's folder below out/ENV/RULE (default: the stage's name)")
+    add("--resume", action="store_true",
+        help=f"go on with the run in that folder, with its flags; only --{', --'.join(ANEW)} may be given anew")
+    add("--steps", type=number(1), metavar="N", help="stop after so many steps at the latest")
+    add("--activation_checkpointing", action="store_true",
+        help="less memory for activations, for about a third more time")
+    add = parser.add_argument_group("hyper-parameters").add_argument
+    for name, (kind, low, high, text) in {**NUMBERS, **numbers}.items():
+        add(f"--{name}", type=number(low, high, kind), metavar="X" if kind is float else "N",
+            help=f"{text} (default: {shown(tables[usual][name])})")
+
+    args = parse(parser, argv)
+    args.name = args.name or args.stage
+    args.folder = run_folder(args, args.name)
+    if os.path.exists(args.folder) and not args.resume:
+        fail(FOLDER_EXISTS.format(args.folder))
+    args.from_elsewhere = any(saved_args(path).get("from_elsewhere", True)
+                              for path in (args.model, args.init) if path)
+    defaults = dict(tables[args.stage])
+    real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
+    fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
+    if args.vl:
+        args.pixels = args.pixels or (1200 if args.from_elsewhere else 80)
+    if not args.resume:
+        return args
+    file = os.path.join(args.folder, "args.json")
+    saved = read_json(file)
+    if saved.get("stage") != args.stage:
+        fail(f"--resume: {args.folder} was made by stage {saved.get('stage')}, not {args.stage}")
+    if lost := vars(args).keys() - saved.keys():
+        fail(f"{file} is damaged: it has no {min(lost)}")
+    now = parse(parser, argv, SimpleNamespace(**saved))
+    for name, value in saved.items():
+        if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
+            fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
+    now.folder = args.folder
+    return now
+
+
+def ensure(stage, args, machine):
+    """The folder of an earlier stage -> path. A missing one is made by the command that is printed."""
+    folder = run_folder(args, stage)
+    usual = SimpleNamespace(env=args.env, vl=args.vl, device=None, dtype="auto", activation_checkpointing=False)
+    fill_in(usual, {**STAGES[stage], **(REAL_INIT if args.from_elsewhere else {})})
+    flags = f"--stage {stage} {task_flags(args)} --episodes 0" + "".join(
+        f" --{name} {getattr(args, name)}".removesuffix(" True")
+        for name in ("device", "dtype", "micro_tokens", "max_new_tokens", "activation_checkpointing")
+        if getattr(args, name) != getattr(usual, name))
+    if not any(all_gather(os.path.exists(folder), machine)):
+        print0(machine, f"[{args.stage}] needs {folder}, so first: python sft.py {flags}")
+        main(shlex.split(flags))
+    checkpoint = checkpoint_at(folder)
+    if checkpoint is None or not read_json(os.path.join(checkpoint, "state.json")).get("done"):
+        fail(f"{folder} is not finished. If no other command is at work there, go on with it first: "
+             f"python sft.py {flags} --resume")
+    saved = saved_args(folder)
+    for name in ("model", "seed", "pixels", "data")[:3 if stage == "base" else 4]:
+        if saved.get(name) != getattr(args, name):
+            fail(f"{folder} was made with --{name} {saved.get(name)}, not {getattr(args, name)}; choose another --out")
     return folder
 
 
-def build(args, run, stage):
-    """Run an earlier stage with its defaults and this run's shared flags -> its folder."""
-    earlier = flags().parse_args([])
-    for name in [*vars(new_parser("").parse_args([])), "shard", "activation_checkpointing", "from_elsewhere"]:
-        setattr(earlier, name, getattr(args, name))
-    earlier.stage = stage
-    if stage == "base":
-        earlier.max_new_tokens = None
-    return run_stage(earlier, run, train, on_the_way=True)
-
-
-def command(args, training, following):
-    """What sft.py or rl.py does: its stage, then the table, which is also the run's eval.json and the last
-    record of its metrics.jsonl. following: the command to go on with."""
-    run = setup(args)
+def prepare(args):
+    """Check what a run will play, and find or make what it starts from -> machine. args.init: its path."""
+    machine = setup(args)
     for keywords in columns(args).values():  # damaged --data shows before the training
         make(args, **keywords)
-    folder = run_stage(args, run, training)
+    ...
+
+
+def command(args, train):
+    """What sft.py and rl.py do once their flags are read: make what is missing, train, evaluate."""
+    machine = setup(args)
+    for keywords in columns(args).values():  # damaged --data shows before the training
+        make(args, **keywords)
+    if args.stage == "base" and machine.world > 1:
+        fail(f"the tiny base is pretrained by one process: first python sft.py --stage base {task_flags(args)}")
+    if args.stage == "init":
+        args.init = args.model or ensure("base", args, machine)
+    elif args.stage != "base":
+        args.init = args.init or ensure("init", args, machine)
+    start = time.perf_counter()
+    with stop_signals() as stop:
+        stopped = train(args, machine, stop)
+    print0(machine, f"[{args.stage}] {time.perf_counter() - start:.0f} s, peak memory "
+                    f"{peak_memory_gb(machine):.1f} GB")
+    if stopped:
+        print0(machine, "stopped and saved; go on with --resume")
+        raise SystemExit(130)
+    if args.episodes:
+        report(args, machine)
+    print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
+           + f" --tokens {args.tokens:g}    # at the same compute" * (args.stage in ("sft", "rl")))
+
+
+def report(args, machine):
+    """Evaluate the run and the models to compare it with, and print the table. It is also the run's eval.json,
+    and the run's row is the last record of metrics.jsonl."""
     others = ["base", "init", "sft" if args.stage == "rl" else "rl"] * (args.stage != "base")
-    paths = {name: path for name, path in found_checkpoints(args).items() if name in others}
-    if args.init:  # the other method's run began at another one
-        paths = {"init": args.init, **{n: p for n, p in paths.items() if n == "base" and p != args.init}}
-    result = table({**paths, args.name or args.stage: folder}, args, run)
-    if run.rank == 0:
-        write_json(os.path.join(folder, "eval.json"), result)
-        row = next(row for row in result["rows"] if row["path"] == folder)
-        log = os.path.join(folder, "metrics.jsonl")
-        last = (read_log(log) or [{}])[-1]
-        if "loss" in last or "reward" in last:  # else the row stands there already
-            record = {name: last[name] for name in ("step", "flops", "tokens")}
-            record.update({column: row[column] for column in columns(args)})
-            with open(log, "a", encoding="utf-8") as f:
-                f.write(json.dumps(record) + "\n")
-    say(run, "next:", following)
+    paths = {name: path for name, path in found_models(args).items() if name in others}
+    if args.stage in ("sft", "rl") and args.init != paths.get("init"):
+        paths = {"init": args.init}  # the usual models did not begin there
+    result = table({**paths, args.name: args.folder}, args, machine)
+    if machine.rank == 0:
+        write_json(os.path.join(args.folder, "eval.json"), result)
+        state = read_json(os.path.join(checkpoint_at(args.folder), "state.json"))
+        log(args, machine, {"step": state["step"], "flops": state["flops"],
+                            **{column: result["rows"][-1][column] for column in columns(args)}})
 
 
 def main(argv=None):
-    args = parse(flags(), argv)
+    args = parse_run(argv, __doc__, STAGES, {}, (
+        ("stage", dict(choices=STAGES, help="base, then init, then sft (default: sft)")),
+        ("demos", dict(choices=["expert", "habit"], default="expert",
+                       help="who writes the demonstrations (default: expert)"))))
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
-    if args.name and args.stage == "base":
+    if args.stage == "base" and args.name != "base":
         fail("--name: a base has its own place below --out; for another one choose another --out")
-    if args.init and args.stage != "sft":
+    if args.init and args.stage != "sft" and not args.resume:
         fail(f"--init is where --stage sft starts; --stage {args.stage} has a start of its own")
-    writers = [*ENVS[args.env].writers, "own"]
-    if args.demos not in writers:
-        fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by {' or '.join(writers)}")
-    command(args, train, f"python rl.py {task_flags(args, args.tokens if args.stage == 'sft' else None)}")
+    if args.demos not in ENVS[args.env].demonstrators:
+        fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by "
+             f"{' or '.join(ENVS[args.env].demonstrators)}")
+    command(args, train)
 
 
 if __name__ == "__main__":
