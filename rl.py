@@ -309,7 +309,8 @@ def train(args, machine, stop):
             "reward": sum(t["reward"] for t in turns) / len(episodes),  # per episode, unscaled; rises
             "success": sum(t["position_solved"] for t in turns) / sum(t["position_done"] for t in turns),
             **({"recognized": sum(read) / len(read)} if args.vl else {}),  # of a picture's parts, at first
-            "kl1": k1.mean().item(), "kl3": k3.mean().item(),  # KL(pi_old || pi_ref) a token; should agree
+            "kl1": k1.sum().item() / len(k1),  # KL(pi_old || pi_ref) a token, by two estimators that should
+            "kl3": k3.sum().item() / len(k3),  # agree
             "turns": len(turns) / len(episodes), "tokens_per_answer": len(k1) / len(turns),
             "cut": sum(t["cut"] for t in turns) / len(turns),  # answers that ran into --max_new_tokens
             **{v: sum(t["verdict"] == v for t in turns) / len(turns) for v in envs[0].verdicts},
