@@ -1,4 +1,4 @@
-"""eval.py: a model plays an environment, and the table of its success in distribution (ID) and out of it (OOD).
+"""eval.py: a model plays an environment, and the table of its success: in distribution (ID) and out (OOD).
 
     python eval.py --env gp                                    # base, init, sft and rl under out/gp, rule id
     python eval.py --env gp --rule ood --models out/gp/ood/init out/gp/ood/rl --episodes 1000
@@ -414,8 +414,8 @@ def print_table(rows, args):
     if args.vl:
         names = {name: args.data or text for name, text in env.visual_names.items()}
         print(f"pictures: trained on {names[args.visual]}; visual OOD is {names[other[args.visual]]}")
-    print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, T = {args.temperature:g}, "
-          f"within {args.verify or env.default_verify} attempts")
+    print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, "
+          f"T = {args.temperature:g}, within {args.verify or env.default_verify} attempts")
     for title, pick in blocks.items():
         print(f"{title:22}|" + "".join(f"{head:^16}|" for head in heads.values()))
         for row in rows:
@@ -527,9 +527,9 @@ def script(main):
 
 
 def setup(args):
-    """Device, ranks and precision of this process -> namespace, called machine everywhere. CUDA: bf16, or fp16
-    where bf16 is missing; else fp32. amp(): the one autocast context. frozen: the dtype of the weights of
-    models that are not trained (fp16's range is too small for some)."""
+    """Device, ranks and precision of this process -> namespace, called machine everywhere. CUDA: bf16, or
+    fp16 where bf16 is missing; else fp32. amp(): the one autocast context. frozen: the dtype of the weights
+    of models that are not trained (fp16's range is too small for some)."""
     world, rank, local = (int(os.environ.get(name, default)) for name, default in
                           (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # set by torchrun
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -619,13 +619,13 @@ def make(args, **keywords):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Second: where runs are, and models from disk. A run is a folder with args.json, its flags, and checkpoint-STEP,
-# a transformers folder. A model of yours is a transformers folder without args.json.
+# Second: where runs are, and models from disk. A run is a folder with args.json (its flags) and
+# checkpoint-STEP (a transformers folder). A model of yours is a transformers folder or a name of the hub.
 
 def run_folder(args, name):
-    """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. The tiny
-    base is shared by all rules: out/gp/base. With pictures each variation has its own, which knows the other
-    one poorly."""
+    """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. The
+    tiny base is shared by all rules: out/gp/base. With pictures each variation has its own, which knows the
+    other one poorly."""
     task = os.path.join(args.out, args.env + "-vl" * args.vl)
     if name == "base":
         return os.path.join(task, "base-ood" if args.visual == "ood" else "base")
@@ -633,8 +633,8 @@ def run_folder(args, name):
 
 
 def checkpoint_at(path):
-    """`path` itself if it is a checkpoint, else the newest one of the run there -> path, None if there is none.
-    A checkpoint gets its name when it is whole, so a run that was killed while saving has only whole ones."""
+    """`path` itself if it is a checkpoint, else the newest one of the run there -> path, None if there is
+    none. A checkpoint gets its name when it is whole: the newest one is, whenever the run was killed."""
     if os.path.isfile(os.path.join(path, "config.json")):
         return path
     names = os.listdir(path) if os.path.isdir(path) else []
@@ -751,7 +751,7 @@ def load_processor(path):
 def main(argv=None):
     parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="+", metavar="PATH",
-                        help="runs or checkpoints to compare (default: base, init, sft and rl, as far as they exist)")
+                        help="runs or checkpoints to compare (default: base, init, sft, rl)")
     args = parse(parser, argv)
     machine = setup(args)
     paths, home = found_models(args), os.path.dirname(run_folder(args, "rl"))

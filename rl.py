@@ -22,8 +22,8 @@ sampled, pi_ref the frozen reference (the init), eps the clip. W_t is A_t whiten
               V_clipped = V_old + clip(V - V_old, -clip_value, clip_value)
     loss      L_P + coef_value L_V - coef_entropy H(pi)                                        train()
 
-In words: make likelier what earned more than expected. The verifier says what was right, not what to write, so
-any right answer will do. SFT wants one text.
+In words: make likelier what earned more than expected. The verifier says what was right, not what to write,
+so any right answer will do. SFT wants one text.
 
 Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of
 every epoch, D_buffer every token that went through a model without a gradient: in the scoring passes of
@@ -41,8 +41,8 @@ from collections import Counter
 import torch
 
 from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, script, summary
-from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run, parse_run, restore,
-                 save_checkpoint, shard)
+from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run,
+                 parse_run, restore, save_checkpoint, shard)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -50,7 +50,6 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
     "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; without pictures chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
-    "micro_tokens":     2048,                          # tokens a forward pass, padding included
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
     "beta":             0.02,                          # KL penalty per token (the release: none)
@@ -63,9 +62,6 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; for pictured cards
     "evaluations":      6,                             # on the way, at equal shares of the budget
-    "eval_episodes":    100,                           # of each, a column
-    "saves":            4,                             # checkpoints on the way
-    "max_new_tokens":   (37,    37,    17,    17),     # 1.25 x the longest demonstration
     "real":             {"value_rate": 10},            # with sft.py's REAL, what differs for a model of yours
 }
 FLAGS = {  # those of PPO that are flags: type, lowest and highest value, help
@@ -87,16 +83,16 @@ FLAGS = {  # those of PPO that are flags: type, lowest and highest value, help
 def gae(rewards, values, discounts, lam):
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over the action tokens of ONE episode.
 
-    rewards, values, discounts: [T] floats -> (advantages [T], returns [T]). discounts[t] weighs all that comes
-    after token t. The first token of an answer follows the last token of the answer before it.
+    rewards, values, discounts: [T] floats -> (advantages [T], returns [T]). discounts[t] weighs all that
+    comes after token t. The first token of an answer follows the last token of the answer before it.
 
         rewards 0 0 1, values 0, discounts 1, lam 1   ->   advantages 1 1 1
 
     Subtracting V, the return expected from s_t, lowers the gradient's variance and not its mean. The verifier
     pays at an answer's end. At lam = 1 every token before it shares that payment (no bias, much variance); at
     lam = 0 a token has only its own reward and the next value.
-    When the last attempt is used up we treat the episode as finished and bootstrap with 0, not with V. This is
-    safe because the model can see in the conversation how many attempts remain."""
+    When the last attempt is used up we treat the episode as finished and bootstrap with 0, not with V. This
+    is safe because the model can see in the conversation how many attempts remain."""
     advantages, next_value, next_advantage = [], 0.0, 0.0
     for reward, value, discount in zip(*(reversed(x.tolist()) for x in (rewards, values, discounts))):
         delta = reward + discount * next_value - value
@@ -112,7 +108,8 @@ def whiten(x, machine):
 
     Whitened advantages keep the policy loss at one weight compared with the value loss, whatever the rewards'
     scale. Returns are not whitened: V predicts them."""
-    total, count = all_sum([x.cpu().double().sum().item(), x.numel()], machine)  # Apple's GPUs know no float64
+    # .cpu(): Apple's GPUs know no float64
+    total, count = all_sum([x.cpu().double().sum().item(), x.numel()], machine)
     mean = total / count
     variance = all_sum([(x.cpu().double() - mean).square().sum().item()], machine)[0] / count
     return (x - mean) / math.sqrt(variance + 1e-8)
@@ -136,8 +133,8 @@ def policy_loss(logp, old_logp, advantages, clip):
 
 
 def value_loss(values, old_values, returns, clip):
-    """Half the squared error of the value, or of the value clipped to within `clip` of the old one: whichever is
-    larger. [N] each -> [N]. Like the clip of the ratio, it keeps one batch from moving V far."""
+    """Half the squared error of the value, or of the value clipped to within `clip` of the old one: the
+    larger one. [N] each -> [N]. Like the clip of the ratio, it keeps one batch from moving V far."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
 
@@ -185,8 +182,8 @@ def estimate_advantages(episode, reward_scale, beta, gamma, lam):
 
 
 def train(args, machine, stop):
-    """PPO in the folder args.folder -> was it stopped by a signal, which sets the Event stop?"""
-    # ---- load: a new run's policy, or the newest checkpoint of one that is resumed; the reference is the init
+    """PPO in the folder args.folder -> whether a signal stopped it. stop: the Event it sets."""
+    # ---- load: a new run's policy, or the newest checkpoint of a resumed one; the reference is the init
     source, state, tensors = load_checkpoint(args, machine)
     policy, tok = load_model(source, args, machine)
     reference, _ = load_model(args.init, args, machine, trained=False)
@@ -274,15 +271,15 @@ def train(args, machine, stop):
                 old_logp = joined(part, "logp")                                                # [N]
                 logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head,
                                              entropy_grad=args.coef_entropy > 0)               # [N] each
-                policy_term = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)  # [N]
-                value_term = value_loss(value, joined(part, "value"), joined(part, "returns"),
-                                        args.clip_value)                                       # [N]
-                loss = (policy_term + args.coef_value * value_term - args.coef_entropy * entropy).sum() / count
+                actor = policy_loss(logp, old_logp, joined(part, "whitened"), args.clip)       # [N]
+                critic = value_loss(value, joined(part, "value"), joined(part, "returns"),
+                                    args.clip_value)                                           # [N]
+                loss = (actor + args.coef_value * critic - args.coef_entropy * entropy).sum() / count
                 scaler.scale(weight * loss).backward()
                 log_ratio = (logp - old_logp).detach()
                 if updates == 0:
                     ratio_error = max(ratio_error, log_ratio.abs().max().item())
-                for name, x in (("policy_loss", policy_term), ("value_loss", value_term), ("entropy", entropy),
+                for name, x in (("policy_loss", actor), ("value_loss", critic), ("entropy", entropy),
                                 ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
                                 ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
                     sums[name] += weight * x.sum().item()
@@ -311,8 +308,9 @@ def train(args, machine, stop):
         record = all_mean({
             "reward": sum(t["reward"] for t in turns) / len(episodes),  # per episode, unscaled; rises
             "success": sum(t["position_solved"] for t in turns) / sum(t["position_done"] for t in turns),
-            "recognized": sum(read) / max(1, len(read)),  # share of a picture's parts read by first answers
-            "kl1": k1.mean().item(), "kl3": k3.mean().item(),  # KL(pi_old || pi_ref) a token; should agree
+            **({"recognized": sum(read) / len(read)} if args.vl else {}),  # of a picture's parts, at first
+            "kl1": k1.sum().item() / len(k1),  # KL(pi_old || pi_ref) a token, by two estimators that should
+            "kl3": k3.sum().item() / len(k3),  # agree
             "turns": len(turns) / len(episodes), "tokens_per_answer": len(k1) / len(turns),
             "cut": sum(t["cut"] for t in turns) / len(turns),  # answers that ran into --max_new_tokens
             **{v: sum(t["verdict"] == v for t in turns) / len(turns) for v in envs[0].verdicts},
@@ -328,10 +326,12 @@ def train(args, machine, stop):
         record["verdicts"] = {v: record.pop(v) for v in envs[0].verdicts}
         step, flops, before = step + 1, flops + record["flops"], progress
         progress = (flops - start_flops) / budget
+        minutes = seconds * (1 - progress) / (progress - before) / 60
         key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
                "explained_var": ".2f", "episodes_per_s": ".0f"}
         log(args, machine, {**record, "step": step, "flops": flops, "tokens": flops / 6 / n},
-            f"KEY {step:3d} " + " ".join(f"{name} {record.get(name, 0):{form}}" for name, form in key.items()))
+            f"KEY {step:3d} " + " ".join(f"{name} {record.get(name, 0):{form}}" for name, form in key.items())
+            + f"\n[rl] about {minutes:.1f} minutes to go on this machine" * (step == 2))
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"success {record['success']:.2f} {rates}")
         if machine.rank == 0 and step % 10 == 1:  # a look at what is said
@@ -347,7 +347,7 @@ def main(argv=None):
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
     if args.minibatches > args.batch:
-        fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: a minibatch would be empty")
+        fail(f"--minibatches {args.minibatches} is more than --batch {args.batch}: one would be empty")
     command(args, train)
 
 

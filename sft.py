@@ -1,4 +1,4 @@
-"""sft.py: supervised fine-tuning, and the pretraining of the tiny base that it starts from. One loop does both.
+"""sft.py: supervised fine-tuning, and the pretraining of the tiny base it starts from. One loop does both.
 
     python sft.py --env gp --stage base            # tiny model + tokenizer from scratch     -> out/gp/base
     python sft.py --env gp --rule id --stage init  # the short SFT that RL starts from       -> out/gp/id/init
@@ -21,8 +21,8 @@ The demonstrator (--demos) decides what SFT does:
              solutions, always the same for a hand. V-IRL: the current instruction in shorthand.
     habit    writes what the base would write: the shortest solution; the instruction word by word.
 
-Compute (paper, appendix): X = 6 N D, for N parameters and D trained tokens. Budgets (--tokens) are X / 6N, so
-the same number in rl.py is the same compute. A budget leaves the init out; logged flops begin with the init's.
+Compute (paper, appendix): X = 6 N D, for N parameters and D trained tokens. Budgets (--tokens) are X / 6N,
+so the same number in rl.py is the same compute. A budget leaves the init out; logged flops begin with it.
 
 Departures from the authors' release: README.md lists them. Left out: sequence packing for SFT, LoRA.
 """
@@ -60,8 +60,14 @@ from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, che
                   parse, print0, prompt, read_json, run_folder, saved_args, script, setup, summary, table,
                   task_flags, write_json)
 
-# Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags: see flags().
+# Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
+EVERY = {  # run, of rl.py too
+    "eval_episodes":     100,                                # a column, for success rates on the way
+    "saves":             4,                                  # checkpoints on the way
+    "micro_tokens":      2048,                               # tokens a forward pass, padding included
+    "max_new_tokens":    (37,     37,      17,     17),      # 1.25 x the longest demonstration
+}
 BASE = {
     "tokens":            (3.2e6,  5.0e6,   1.5e6,  3.0e6),   # compute X / 6N
     "batch":             (32,     21,      16,     16),      # rows of documents a step
@@ -74,10 +80,6 @@ BASE = {
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
     "evaluations":       3,                                  # on the way, at equal shares of the budget
-    "eval_episodes":     100,                                # of each, a column
-    "saves":             4,                                  # checkpoints on the way
-    "micro_tokens":      2048,                               # tokens a forward pass, padding included
-    "max_new_tokens":    (37,     37,      17,     17),      # 1.25 x the longest demonstration
 }
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
@@ -88,10 +90,6 @@ SFT = {
     "warmup":            5,
     "decay":             0.0,
     "evaluations":       6,
-    "eval_episodes":     100,
-    "saves":             4,
-    "micro_tokens":      2048,
-    "max_new_tokens":    (37,     37,      17,     17),
 }
 INIT = {
     **SFT,
@@ -213,13 +211,13 @@ def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share
 
 
 def batch_rows(args, env, tok, model, step, rank):
-    """The rows of one step on one rank -> [Segment]. They depend on (seed, step, rank) only, so that resuming
-    needs no generator state."""
+    """The rows of one step on one rank -> [Segment]. They depend on (seed, step, rank) only, so that
+    resuming needs no generator state."""
     rng = random.Random(f"{args.stage}/{args.seed}/{step}/{rank}")
     torch.manual_seed(rng.randrange(2 ** 31))
     if args.stage == "base":
-        return pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share, args.picture_share,
-                                args.pixels, "id" if args.visual == "ood" else "ood")
+        return pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share,
+                                args.picture_share, args.pixels, "id" if args.visual == "ood" else "ood")
     return [demonstration_row(tok, model, *shown) for i in range(args.batch)
             for shown in demonstrations(env, f"sft/{args.seed}/{step}/{rank}/{i}", args.demos)]
 
@@ -237,9 +235,9 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest (semi-)orthogonal matrix (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon): all directions of a matrix are learnt at about the same speed.
 
-    Five Newton-Schulz steps push all singular values of the update towards 1. This is torch.optim.Muon but for
-    two things, which make it 15 times faster on a laptop: it computes in fp32 (torch's casts to bfloat16, which
-    CPUs without such instructions emulate), and matrices of one shape are stacked, tall ones transposed.
+    Five Newton-Schulz steps push all singular values of the update towards 1. It differs from
+    torch.optim.Muon in two things, for speed on a CPU: it computes in fp32 (torch's in bfloat16, which most
+    laptops emulate), and matrices of one shape are stacked, tall ones transposed.
 
         weights [128, 320], [320, 128] and [128, 320]   ->   one stack [3, 128, 320]"""
 
@@ -268,8 +266,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, args):
-    """-> [AdamW] or, where the stage asks for it, [AdamW, Muon]: Muon has the matrices inside the blocks, AdamW
-    the rest. Vision tower and projector may learn at other rates. A group's peak_lr is its rate at factor 1."""
+    """-> [AdamW] or, where the stage asks for it, [AdamW, Muon]: Muon has the matrices inside the blocks,
+    AdamW the rest. Vision tower and projector may have other rates. peak_lr is a group's rate at factor 1."""
     def groups(matrices, lr):  # matrices: True for Muon's share, False for AdamW's
         named = [(name, p) for name, p in model.named_parameters() if matrices == (
             args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name)]
@@ -285,7 +283,7 @@ def make_optimizers(model, args):
 
 
 def train(args, machine, stop):
-    """Train one stage in the folder args.folder -> was it stopped by a signal, which sets the Event stop?
+    """Train one stage in the folder args.folder -> whether a signal stopped it. stop: the Event it sets.
 
     metrics.jsonl gets a record a step: loss (nats per answer token; it falls, to the entropy of the
     demonstrations), grad_norm (before clipping), lr, tokens_per_s, flops and tokens (X and X / 6N, with the
@@ -358,9 +356,12 @@ def train(args, machine, stop):
         # ---- log
         step, flops, before = step + 1, flops + 6 * n * tokens, progress
         progress = (flops - start_flops) / budget
-        log(args, machine, {
-            "step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
-            "lr": args.lr * factor, "tokens_per_s": tokens / (time.perf_counter() - start)})
+        seconds = time.perf_counter() - start
+        minutes = seconds * (1 - progress) / (progress - before) / 60
+        log(args, machine,
+            {"step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
+             "lr": args.lr * factor, "tokens_per_s": tokens / seconds},
+            f"[{args.stage}] about {minutes:.1f} minutes to go on this machine" * (step == 5))
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"loss {loss:.3f} {rates}")
 
@@ -387,8 +388,8 @@ def clip_and_step(parameters, optimizers, scaler, where):
 
 
 def micro_batches(segments, budget, machine):
-    """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or of one segment
-    -> [(micro-batch, weight), ...].
+    """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or of one
+    segment -> [(micro-batch, weight), ...].
 
         lengths 9 3 4 3, budget 10   ->   [3 3] [4] [9], weights 1
 
@@ -426,8 +427,8 @@ def recompute_activations(model):
 # gradient and of AdamW's state, and gathers the other parts while a block computes.
 
 def shard(model, machine, dtype):
-    """Move a model from the CPU to this rank's device: whole with one process, its part with several. dtype: of
-    the gathered weights. It needs no other rank, so that ranks can do it in turn."""
+    """Move a model from the CPU to this rank's device: whole with one process, its part with several.
+    dtype: of the gathered weights. It needs no other rank, so that ranks can do it in turn."""
     if machine.world == 1:
         return model.to(machine.device)
     if machine.dtype == torch.float16:
@@ -472,8 +473,8 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
     """Write folder/checkpoint-STEP: a transformers folder with state.json (plain values) and optimizer.pt
     (tensors). All ranks must call it.
 
-    It is written under another name, flushed to the disk and renamed once: whatever kills us, the newest whole
-    checkpoint is left. Older ones are removed after that."""
+    It is written under another name, flushed to the disk and renamed once: whatever kills us, the newest
+    whole checkpoint is left. Older ones are removed after that."""
     weights, tensors = gathered([model.state_dict(keep_vars=True), tensors], machine)
     if machine.rank == 0:
         path = os.path.join(folder, f"checkpoint-{state['step']}")
@@ -486,7 +487,7 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
             if hasattr(os, "sync"):  # not on Windows
                 os.sync()
             os.rename(path + ".part", path)
-        except Exception as e:  # a full disk: OSError, RuntimeError or SafetensorError, depending on the writer
+        except Exception as e:  # a full disk: OSError, RuntimeError or SafetensorError, by who writes
             fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
         for name in os.listdir(folder):
             if name.startswith("checkpoint-") and name != os.path.basename(path):
@@ -495,8 +496,8 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
 
 
 def load_checkpoint(args, machine):
-    """Where a run begins -> (path of a model or None, state, tensors): its newest checkpoint if it is resumed and
-    has one, else args.init, no tensors, and the compute that went into args.init since the base."""
+    """Where a run begins -> (path of a model or None, state, tensors): its newest checkpoint if it is resumed
+    and has one, else args.init, no tensors, and the compute that went into args.init since the base."""
     path = checkpoint_at(args.folder) if args.resume else None
     if path is None:
         start = 0.0
@@ -534,11 +535,12 @@ def open_run(args, machine, n, step):
     behind `step` -> a progress bar in percent of the budget, quiet when not a terminal. n: number of
     parameters."""
     print0(machine, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, "
-           f"{6 * n * args.tokens:.3g} FLOP on {machine.device} x {machine.world} in {str(machine.dtype)[6:]} "
-           f"({machine.why}) -> {args.folder}")
+           f"{6 * n * args.tokens:.3g} FLOP on {machine.device} x {machine.world} in "
+           f"{str(machine.dtype)[6:]} ({machine.why}) -> {args.folder}")
     if args.from_elsewhere:
-        print0(machine, f"[{args.stage}] a model of yours, so with", *(f"--{name} {getattr(args, name):g}" for name
-               in ("lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
+        print0(machine, f"[{args.stage}] a model of yours, so with", *(
+            f"--{name} {getattr(args, name):g}"
+            for name in ("lr", "tokens", "batch", "micro_tokens", "max_new_tokens")))
     if machine.rank == 0:
         try:
             os.makedirs(args.folder, exist_ok=args.resume)
@@ -584,21 +586,21 @@ def peak_memory_gb(machine):
 
 @contextmanager
 def stop_signals():
-    """-> an Event that Ctrl-C and SIGTERM set. The loop reads it once a step, saves and leaves. A second Ctrl-C
-    stops at once. A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
+    """-> an Event that Ctrl-C and SIGTERM set. The loop reads it once a step, saves and leaves. A second
+    Ctrl-C stops at once. A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
     stop, before = threading.Event(), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def handler(*_):
         stop.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
-    for number_ in before:
-        signal.signal(number_, handler)
+    for s in before:
+        signal.signal(s, handler)
     try:
         yield stop
     finally:
-        for number_, old in before.items():
-            signal.signal(number_, old)
+        for s, old in before.items():
+            signal.signal(s, old)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -647,14 +649,15 @@ def parse_run(argv, doc, tables, numbers, others=()):
     add("--init", metavar="PATH", help="the model to start from (default: the init, made if it is missing)")
     add("--name", help="the run's folder below out/ENV/RULE (default: the stage's name)")
     add("--resume", action="store_true",
-        help=f"go on with the run in that folder, with its flags; only --{', --'.join(ANEW)} may be given anew")
+        help="go on with the run in that folder, with the flags it began with; only "
+             f"--{', --'.join(ANEW)} may be given anew")
     add("--steps", type=number(1), metavar="N", help="stop after so many steps at the latest")
     add("--activation_checkpointing", action="store_true",
         help="less memory for activations, for about a third more time")
     add = parser.add_argument_group("hyper-parameters").add_argument
     for name, (kind, low, high, text) in {**NUMBERS, **numbers}.items():
         add(f"--{name}", type=number(low, high, kind), metavar="X" if kind is float else "N",
-            help=f"{text} (default: {shown(tables[usual][name])})")
+            help=f"{text} (default: {shown({**EVERY, **tables[usual]}[name])})")
 
     args = parse(parser, argv)
     args.name = args.name or args.stage
@@ -663,7 +666,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
         fail(FOLDER_EXISTS.format(args.folder))
     args.from_elsewhere = any(saved_args(path).get("from_elsewhere", True)
                               for path in (args.model, args.init) if path)
-    defaults = dict(tables[args.stage])
+    defaults = {**EVERY, **tables[args.stage]}
     real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
     fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
     if args.vl:
@@ -687,8 +690,9 @@ def parse_run(argv, doc, tables, numbers, others=()):
 def ensure(stage, args, machine):
     """The folder of an earlier stage -> path. A missing one is made by the command that is printed."""
     folder = run_folder(args, stage)
-    usual = SimpleNamespace(env=args.env, vl=args.vl, device=None, dtype="auto", activation_checkpointing=False)
-    fill_in(usual, {**STAGES[stage], **(REAL_INIT if args.from_elsewhere else {})})
+    usual = SimpleNamespace(env=args.env, vl=args.vl, device=None, dtype="auto",
+                            activation_checkpointing=False)
+    fill_in(usual, {**EVERY, **(REAL_INIT if args.from_elsewhere else {})})
     flags = f"--stage {stage} {task_flags(args)} --episodes 0" + "".join(
         f" --{name} {getattr(args, name)}".removesuffix(" True")
         for name in ("device", "dtype", "micro_tokens", "max_new_tokens", "activation_checkpointing")
@@ -703,16 +707,9 @@ def ensure(stage, args, machine):
     saved = saved_args(folder)
     for name in ("model", "seed", "pixels", "data")[:3 if stage == "base" else 4]:
         if saved.get(name) != getattr(args, name):
-            fail(f"{folder} was made with --{name} {saved.get(name)}, not {getattr(args, name)}; choose another --out")
+            fail(f"{folder} was made with --{name} {saved.get(name)}, not {getattr(args, name)}; "
+                 "choose another --out")
     return folder
-
-
-def prepare(args):
-    """Check what a run will play, and find or make what it starts from -> machine. args.init: its path."""
-    machine = setup(args)
-    for keywords in columns(args).values():  # damaged --data shows before the training
-        make(args, **keywords)
-    ...
 
 
 def command(args, train):
@@ -721,7 +718,8 @@ def command(args, train):
     for keywords in columns(args).values():  # damaged --data shows before the training
         make(args, **keywords)
     if args.stage == "base" and machine.world > 1:
-        fail(f"the tiny base is pretrained by one process: first python sft.py --stage base {task_flags(args)}")
+        fail("the tiny base is pretrained by one process, not by torchrun: "
+             f"python sft.py --stage base {task_flags(args)}")
     if args.stage == "init":
         args.init = args.model or ensure("base", args, machine)
     elif args.stage != "base":
@@ -741,12 +739,13 @@ def command(args, train):
 
 
 def report(args, machine):
-    """Evaluate the run and the models to compare it with, and print the table. It is also the run's eval.json,
-    and the run's row is the last record of metrics.jsonl."""
+    """Evaluate the run and the models to compare it with, and print the table. It is also the run's
+    eval.json, and the run's row is the last record of metrics.jsonl."""
     others = ["base", "init", "sft" if args.stage == "rl" else "rl"] * (args.stage != "base")
     paths = {name: path for name, path in found_models(args).items() if name in others}
     if args.stage in ("sft", "rl") and args.init != paths.get("init"):
         paths = {"init": args.init}  # the usual models did not begin there
+    paths.pop(args.name, None)       # this run's row is the last one
     result = table({**paths, args.name: args.folder}, args, machine)
     if machine.rank == 0:
         write_json(os.path.join(args.folder, "eval.json"), result)
