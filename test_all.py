@@ -145,8 +145,7 @@ def records(path, key=""):
 
 
 SMALL = ["--evaluations", "1", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3", "--verify", "2"]
-for _table in (sft.BASE, sft.INIT, sft.SFT, rl.PPO):
-    _table["eval_episodes"] = 4
+sft.EVERY["eval_episodes"] = 4
 
 
 def flags(out, steps=1, batch=4, tokens="1e9", **more):
