@@ -386,9 +386,9 @@ def evaluate(model, tok, args, run, episodes, reference=None):
     cells = {}
     for column, keywords in columns(args).items():
         torch.manual_seed(1_000_003 * (args.seed + 1) + run.rank)
-        count = getattr(make(args, **keywords), "fixed_routes", None) or episodes
-        mine = range(run.rank, count, run.world)  # each rank plays its share
-        played = rollout(model, tok, [make(args, **keywords) for _ in mine],
+        fixed = getattr(make(args, **keywords), "fixed_routes", None)
+        mine = range(run.rank, fixed or episodes, run.world)  # each rank plays its share
+        played = rollout(model, tok, [make(args, **keywords, **({"route": i} if fixed else {})) for i in mine],
                          [f"eval/{i}" for i in mine], args.temperature, args.max_new_tokens, run,
                          keep_pictures=False)
         routes = sum(of_all_ranks([e.positions() for e in played], run), [])
