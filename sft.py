@@ -684,6 +684,8 @@ def parse_run(argv, doc, tables, numbers, others=()):
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
     now.folder = args.folder
+    if saved["init"] == run_folder(SimpleNamespace(**saved), "init"):
+        now.init = None  # the usual one, found again by command(): --out may have been moved
     return now
 
 
