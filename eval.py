@@ -568,7 +568,7 @@ def all_gather(x, machine):
 
 def all_sum(values, machine):
     """Sum a list of numbers over all ranks -> list of floats."""
-    return [float(sum(numbers)) for numbers in zip(*all_gather(values, machine))]
+    return [float(sum(numbers)) for numbers in zip(*all_gather(list(values), machine))]
 
 
 def all_mean(means, machine):
