@@ -679,7 +679,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
         fail(f"--resume: {args.folder} was made by stage {saved.get('stage')}, not {args.stage}")
     if lost := vars(args).keys() - saved.keys():
         fail(f"{file} is damaged: it has no {min(lost)}")
-    now = parse(parser, argv, SimpleNamespace(**saved))
+    now = parse(parser, argv, SimpleNamespace(**{**saved, "steps": None}))  # without --steps: to its budget
     for name, value in saved.items():
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
