@@ -430,7 +430,7 @@ def table(paths, args, machine):
     rows = []
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
-        if args.vl and saved.get("pixels", args.pixels) != args.pixels:
+        if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
@@ -766,7 +766,7 @@ def main(argv=None):
     if not args.episodes:
         fail("--episodes 0 leaves nothing to print")
     if args.vl:
-        args.pixels = args.pixels or saved_args(next(iter(paths.values()))).get("pixels", 1200)
+        args.pixels = args.pixels or saved_args(next(iter(paths.values()))).get("pixels") or 1200
     result = table(paths, args, machine)
     if machine.rank == 0:
         os.makedirs(home, exist_ok=True)
