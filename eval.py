@@ -256,20 +256,6 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
 # ------------------------------------------------------------------------------------------------------------
 # Scores: the log-probabilities of what was said.
 
-def micro_batches(segments, budget):
-    """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or one segment.
-
-        lengths 9 3 4 3, budget 10   ->   [3 3] [4] [9]"""
-    part = []
-    for s in sorted(segments, key=lambda s: len(s.ids)):
-        if part and len(s.ids) * (len(part) + 1) > budget:
-            yield part
-            part = []
-        part.append(s)
-    if part:
-        yield part
-
-
 def forward(model, segments, pad_id, machine, **options):
     """Run a model over a batch of segments -> (output, its logits at the positions that score an action token
     [N, V] in fp32, those positions [B, T] bool, the action tokens [N]). options: more for the model.
