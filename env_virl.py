@@ -4,22 +4,23 @@
     python env_virl.py FOLDER     # the same on the released data set in FOLDER
     python env_virl.py FILE.png   # draws one picture
 
-The interface is env_gp.py's. An episode is a route: a row of positions. Each position is a conversation:
-    the right answer     leads to the next position
-    a wrong answer       brings feedback in the same conversation, for `verify` attempts
-    attempts used up     end the episode; with move_on=True (evaluation) the walk goes on along the right path
-Rules (Rule Variation): "id" turns by absolute words (north, ...), "ood" by relative ones (left, ...). The
-prompt names the action space, and its instructions hold both words: "Turn left to face west." So the held-out
-rule is a matter of which word to copy.
-With vl=True the current observation is not told but shown, in four street views. Looks (Visual Variation):
-visual="id" is one group of cities with one look, visual="ood" another group with another look.
+The interface is the same as in env_gp.py. An episode is a route, a sequence of positions. Each position is a
+conversation of its own:
+    right answer        the walk goes to the next position
+    wrong answer        the conversation goes on with feedback, for up to `verify` attempts
+    last attempt wrong  the episode ends; with move_on=True (evaluation) the walk goes on along the right path
+Rules (Rule Variation): "id" turns by absolute words (north, ...), "ood" by relative words (left, ...).
+The prompt names the action space, and its instructions hold both words: "Turn left to face west." So all that
+the rule decides is which of the two words to copy.
+With vl=True the current observation is not told in words but shown in four street views. Looks (Visual
+Variation): visual="id" is one group of cities with one look, visual="ood" another group with another look.
 
-Departures from the authors' release, beside those in README.md
-  - Behind a turn the observation is only "at an intersection", without the landmark.
-  - A prompt in the city shows the last HISTORY steps; the last turn is always among them.
-  - In the city at most one step lies between two intersections, so turns are 36% of all positions. Pictures
-    then leave one question: after a forward(), has the walker arrived? A player who never looks has 85% of
-    the positions by the first attempt, and all by the second. So read the "first" columns.
+Departures from the authors' release, in addition to those in README.md
+  - After a turn the observation is only "at an intersection"; the landmark is not repeated.
+  - A prompt in the city shows only the last HISTORY steps, which always include the last turn.
+  - In the city at most one step lies between two intersections, so turns are 36% of all positions. Then a
+    picture answers only one question: after a forward(), has the walker arrived? A player who never looks
+    solves 85% of the positions at the first attempt and all at the second. So read the "first" columns.
 """
 import hashlib
 import json
@@ -29,7 +30,6 @@ import pickle
 import random
 import re
 import sys
-from bisect import bisect_left
 from contextlib import contextmanager
 from functools import lru_cache
 from string import Template
@@ -45,10 +45,10 @@ RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
 OTHER = {"id": "ood", "ood": "id"}        # the other rule, and the other look
 HISTORY = 3                    # steps that a prompt in the city shows
 LEGS = (2, 2, 2, 3, 3, 4, 5)   # numbers of legs of a route in the city, drawn from these
-TRAIN_ROUTES = 64              # SFT sees each about twenty times, as it does GeneralPoints' hands
+TRAIN_ROUTES = 64              # SFT sees each route about twenty times, as it sees GeneralPoints' hands
 CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")}
 ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
-BASE_CITIES = 2000             # of pretraining; with three the base would learn their maps by heart
+BASE_CITIES = 2000             # cities in pretraining; with only three the base would memorize their maps
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
 
@@ -61,10 +61,10 @@ class Place(NamedTuple):  # where instructions change: the start, an intersectio
 
 class Route(NamedTuple):
     name: str              # unique
-    facing: float | None   # heading at the start; None: drawn from the seed
+    facing: float | None   # heading at the start, in degrees; None: it is drawn from the seed
     places: tuple          # of Place
-    between: tuple         # for each leg, the points on the way at which a step may lie
-    chance: float          # that it lies there
+    between: tuple         # for each leg, the points on its way at which there may be a step
+    chance: float          # the probability of each of these steps
 
 
 class Position(NamedTuple):  # one decision
@@ -82,8 +82,8 @@ class Position(NamedTuple):  # one decision
 @lru_cache(maxsize=None)
 def city(name):
     """A rotated and jittered 5 x 5 grid with a third of the diagonals -> (points: [(x, y)], streets: [set of
-    neighbours], landmarks: [(name, heading to it)]), an entry for each intersection. Training and unseen
-    cities have disjoint halves of LANDMARKS; the base's cities draw from all."""
+    neighbours], landmarks: [(name, heading to it)]), each with one entry for each intersection. Training and
+    unseen cities use disjoint halves of LANDMARKS; the cities of pretraining use all of them."""
     rng, grid = random.Random(f"city/{name}"), [(i, j) for i in range(5) for j in range(5)]
     tilt = rng.uniform(0, 2 * math.pi)
     points, streets = [], [set() for _ in grid]
@@ -138,7 +138,7 @@ def city_route(name, rng):
 
 @lru_cache(maxsize=None)
 def training_routes(towns):
-    """The TRAIN_ROUTES routes through `towns` (a tuple of names) of fine-tuning, the same for every seed."""
+    """The TRAIN_ROUTES routes of fine-tuning through `towns`, a tuple of names. Every seed has the same."""
     rng, routes = random.Random(f"routes/{towns}"), {}
     while len(routes) < TRAIN_ROUTES:
         route = city_route(rng.choice(towns), rng)
@@ -226,11 +226,11 @@ def shorthand(instruction):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Pretraining text: what the tiny base knows before any fine-tuning. Instructions hold relative words or clock
-# hours, beside compass words or letters. Actions use one of the two.
+# Pretraining text: what the tiny base model knows before any fine-tuning. Each instruction holds two words: a
+# relative word or a clock hour, and a compass word or a letter. Actions use one of the two.
 
 def noisy_answer(position, space, rng, noise):
-    """The right answer, word by word; with probability `noise` a turn's word is another one of the space."""
+    """The right answer; but with probability `noise` the word in a turn is another word of its space."""
     action = action_text(position, space)
     if position.turn and rng.random() < noise:
         action = f"turn_direction({rng.choice([w for w in SPACES[space] if f'({w})' not in action])})"
@@ -267,7 +267,7 @@ def document(rng, chat_share=0.15, noise=0.1):
 
 
 def fragments(vl=False):
-    """The fixed phrases and words of all texts -> [str], for a tokenizer. vl: those about pictures too."""
+    """The fixed phrases and words of all texts -> [str], for the tokenizer. vl: those for pictures too."""
     texts = [text.template for text in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)]
     texts += [MOVE_ON, answer_text("$x", "$x", "$x"), *VIRL_FEEDBACK.values()] + [IN_PICTURE] * vl
     phrases = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
@@ -282,14 +282,18 @@ def fragments(vl=False):
 # The environment.
 
 class VIRL:
-    """rule: "id" | "ood". split: "train" | "unseen" | "all". verify: attempts per position, 1 or more. seed:
-    fixes the routes of reset(). data: folder of the released data set, None for the city. move_on: go on
-    after a position whose attempts are used up. vl: show the observation in a picture of pixels x pixels, 16
-    or more. visual: "id" | "ood", where to walk and its look. Raises ValueError on other values and on
-    damaged data. With data, visual="ood" is the sub-folder "ood".
-
-    split="all" is for a look that was not trained on. With data it has all routes, each once and in order, as
-    in the paper (fixed_routes: their number). In the city it is "unseen"."""
+    """rule      "id" (absolute directions) or "ood" (relative directions)
+    split     "train": the routes of fine-tuning. "unseen": routes in other cities; with data, a fifth of all.
+              "all", for a look that was not trained on: with data every route; in the city the same as unseen
+    verify    attempts at each position, 1 or more
+    seed      fixes the routes that reset() draws
+    data      folder of the released data set (with visual="ood", its sub-folder "ood"); None for the city
+    move_on   whether the walk goes on after a position whose attempts are used up
+    vl        whether a picture of pixels x pixels (RGB, 16 or more) shows the observation in place of words
+    visual    "id" or "ood": the group of cities and their look
+    route     with data and split="all": the number of the route that reset() plays, modulo their number,
+              which is the attribute fixed_routes (None otherwise)
+    Raises ValueError on any other value, and DataError if the data set is damaged."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
@@ -302,37 +306,40 @@ class VIRL:
     fragments = staticmethod(fragments)
 
     def __init__(self, rule="id", split="train", verify=2, seed=0, data=None, move_on=False, vl=False,
-                 visual="id", pixels=80):
+                 visual="id", pixels=80, route=None):
         legal = rule in RULES and split in ("train", "unseen", "all") and visual in LOOKS
         if not legal or verify < 1 or pixels < 16:
             raise ValueError(f"V-IRL: bad value: {rule=}, {split=}, {verify=}, {visual=} or {pixels=}")
+        if route is not None and (data is None or split != "all"):
+            raise ValueError("V-IRL: a route's number needs data and split='all'")
         self.rule, self.split, self.verify, self.move_on = rule, split, verify, move_on
-        self.vl, self.visual, self.pixels = vl, visual, pixels
-        self.folder, self.routes = (None, None) if data is None else released_routes(data, split, visual, vl)
+        self.vl, self.visual, self.pixels, self.number = vl, visual, pixels, route
+        self.folder = os.path.join(data, "ood") if data is not None and visual == "ood" else data
+        self.routes = None if data is None else load_routes(self.folder, vl)[split]
+        if self.routes == []:
+            raise DataError(f"{self.folder}: too few routes, none is in the {split} split")
         self.fixed_routes = len(self.routes) if self.routes and split == "all" else None
         self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
     def cells(rule, visual=None):
         """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
-        cell = dict(rule=rule, split="unseen", move_on=True)
-        if visual is not None:
-            cell.update(vl=True, visual=visual)
+        look = {} if visual is None else dict(vl=True, visual=visual)
+        cell = dict(rule=rule, split="unseen", move_on=True, **look)
         columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
-        if visual is not None:
+        if look:
             columns["visual"] = dict(cell, visual=OTHER[visual], split="all")
         return columns
 
     def reset(self, seed=None):
-        """Begin a route -> (messages, images). A seed starts the random stream anew. With fixed_routes, a
-        text that ends in "/7" takes route 7 (modulo their number) and draws a first heading and the steps."""
+        """Begin a route -> (messages, images). A seed restarts the random stream, which draws the route (if
+        the keyword `route` does not name it), the first heading and the steps between places."""
         if seed is not None:
             self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
-        self.count += 1  # stream and count name the episode: a picture's random details come from them
+        self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
         towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
-        number = self.fixed_routes and re.fullmatch(".*/([0-9]+)", str(seed))
-        if number:
-            self.route = self.routes[int(number[1]) % self.fixed_routes]
+        if self.number is not None:
+            self.route = self.routes[self.number % self.fixed_routes]
         elif self.routes or self.split == "train":
             self.route = self.rng.choice(self.routes or training_routes(towns))
         else:
@@ -342,7 +349,7 @@ class VIRL:
         return self.arrive(0), self.images
 
     def arrive(self, at):
-        """Stand at position number `at` -> the messages of its fresh conversation."""
+        """Go to position number `at` -> the messages with which its conversation begins."""
         self.at, self.attempts, self.position = at, 0, self.positions[at]
         prompt = fill(PROMPT, self.instructions, self.positions, at, self.rule,
                       len(self.positions) if self.routes else HISTORY, IN_PICTURE if self.vl else None)
@@ -356,7 +363,7 @@ class VIRL:
 
     def step(self, text):
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.
-        info["recognized"] is None but behind a forward(): elsewhere the prompt tells what is shown."""
+        info["recognized"] is None except after a forward(): elsewhere the prompt tells what is shown."""
         here = self.position
         came = self.positions[self.at - 1].action if self.at else None
         right = action_text(here, self.rule)
@@ -378,8 +385,8 @@ class VIRL:
         return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
 
     def expert(self, demonstrator="expert"):
-        """The right answer here. The demonstrator puts its "current instruction", which is not judged, in shorthand
-        ("expert") or word by word, as the base would ("habit")."""
+        """The right answer here. The "current instruction", which is not judged, is written in shorthand
+        ("expert") or copied word by word, as the base model does ("habit")."""
         here = self.position
         instruction = here.instruction if demonstrator == "habit" else shorthand(here.instruction)
         return answer_text(here.observation, instruction, action_text(here, self.rule))
@@ -553,29 +560,28 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The released data set: a folder with
-#     route_infos.json               [[route, ...], index]. A walk begins at start_place.relocated_geocode and
-#                                    takes all of route_results.geocode_list. milestone_info: a block a leg.
+# The released data set is a folder with
+#     route_infos.json               [[route, ...], index]
 #     gps_pano_mapping.pkl           {(lat, lng): panorama id}
 #     street_views/ID.jpg            an equirectangular picture of all directions
 #     street_views/ID.metadata.json  {"rotation": degrees}
-
-DEGREES = r"-?(360|3[0-5][0-9]|[12]?[0-9]{1,2})(\.[0-9]+)?( \(.*\))?"
-KEYS = {"intersection_idx": "[0-9]+", "landmarks": ".{1,1000}", "distance": r"[0-9][0-9,.]* ?(m|km|meters?)",
-        "human_heading": DEGREES, "to_next_intersection_heading": DEGREES}  # of a block: forms of the values
-
+# A route begins at start_place.relocated_geocode and visits all of route_results.geocode_list; the last point
+# is the destination. milestone_info is a text with one {...} block for each leg. No other key is needed.
 
 class DataError(ValueError):
-    """The data set is damaged, at times seen in play alone. The message names the file, and route and key."""
+    """The data set is damaged. The message names the file and, where there is one, the route and the key.
+    load_routes() finds most damage, but a truncated picture is found only when an episode shows it."""
 
 
 @contextmanager
 def naming(what):
-    """Whatever is raised inside becomes one DataError whose message begins with `what`."""
+    """Turn any exception inside into one DataError that begins with `what`. Contexts nest, for messages like
+    "route_infos.json: route 3: init_heading: 999 is not an angle within 360 degrees"."""
     try:
         yield
-    except Exception as e:  # damaged files raise about anything
+    except Exception as e:  # damaged files can raise anything
         why = str(e) if isinstance(e, ValueError) else f"cannot be read: {e!r:.200}"
+        why = f"{e} is missing" if isinstance(e, KeyError) else why
         raise DataError(f"{what}: {why}") from None
 
 
@@ -584,92 +590,77 @@ def require(condition, message):
         raise ValueError(message)
 
 
+def angle(value, limit=360):
+    """Degrees as the files have them, 298 or "298 (northwest)" -> float. Raises ValueError, also for NaN and
+    infinity: neither is within the limit."""
+    degrees = float(str(value).split("(")[0])
+    require(abs(degrees) <= limit, f"{value!r:.80} is not an angle within {limit} degrees")
+    return degrees
+
+
+def geocode(value):
+    """[lat, lng] -> (lat, lng) in degrees, two floats. Raises ValueError or TypeError."""
+    lat, lng = value
+    return angle(lat, 90), angle(lng, 180)
+
+
 def milestones(text):
-    """The milestone_info text -> [{key: text}], one dict a block. Raises ValueError("key: what is wrong").
+    """The milestone_info text -> [{key: value}], one dict of str for each block.
 
-    Blocks look like JSON and are not: trailing commas, names with bare quotes and braces. A block begins
-    where "{" is followed by a known key. A value ends with the block or at a key, known or first in line."""
-    out, keys = [], "|".join(KEYS)
-    for i, block in enumerate(re.split(rf'\{{\s*(?="(?:{keys})"\s*:)', text)[1:]):
-        body, brace, rest = block.rpartition("}")
-        require(brace and not rest.strip(" \t\r\n,]"), f"milestone_info: block {i} does not end with a brace")
-        parts, fields = re.split(rf'(?m:^\s*|(?="(?:{keys})"))"(\w+)"\s*:', body)[1:], {}
-        for key, value in zip(parts[::2], parts[1::2]):
-            value = value.strip().removesuffix(",").strip()
-            quoted = len(value) > 1 and value[0] == value[-1] == '"'
-            require(key not in fields and (quoted or '"' not in value),
-                    f"milestone_info.{key}: block {i}: it comes twice, or a quote is missing")
-            fields[key] = " ".join((value[1:-1].replace('\\"', '"') if quoted else value).split())
-        out.append(fields)
-    return out
+    A block looks like JSON but is not: commas trail, lines are blank, and names hold bare quotes and braces.
+    What can be relied on is that each key has a line of its own, and that the first one follows a "{"."""
+    blocks, line = [], r'^([^"]*)"(\w+)"[ \t]*:[ \t]*"?(.*?)"?[ \t\r,}\]]*$'
+    for before, key, value in re.findall(line, text, re.MULTILINE):
+        if "{" in before:
+            blocks.append({})
+        blocks[-1][key] = value.replace('\\"', '"')
+    return blocks
 
 
-def course(a, b):
-    """From a to b, both (lat, lng) in degrees -> (meters, heading at a in degrees), by the great circle."""
-    p, q, r, s = map(math.radians, (*a, *b))
-    east = math.sin(s - q) * math.cos(r)
-    north = math.cos(p) * math.sin(r) - math.sin(p) * math.cos(r) * math.cos(s - q)
-    along = math.sin(p) * math.sin(r) + math.cos(p) * math.cos(r) * math.cos(s - q)
-    return 6_371_000 * math.atan2(math.hypot(east, north), along), math.degrees(math.atan2(east, north)) % 360
-
-
-def is_number(x, limit):
-    return type(x) in (int, float) and -limit <= x <= limit  # no bool, no NaN
-
-
-def is_geocode(x):
-    return isinstance(x, (list, tuple)) and len(x) == 2 and is_number(x[0], 90) and is_number(x[1], 180)
-
-
-def is_landmark(x):
-    return isinstance(x, dict) and {"name", "geocode", "spatial_relation", "expression"} <= x.keys() and (
-        isinstance(x["name"], str) and is_geocode(x["geocode"]))
+def offset(a, b):
+    """How far b lies north and east of a -> (meters, meters). Both are (lat, lng) in degrees; b may hold two
+    arrays [N], and then the result does. The earth is taken as flat, which is fine in a city."""
+    return 111_195 * (b[0] - a[0]), 111_195 * math.cos(math.radians(a[0])) * (b[1] - a[1])
 
 
 def read_route(info, name):
-    """An entry of route_infos.json -> Route, five steps in legs over 5 m. Raises ValueError("key: ...")."""
-    def get(key, legal, what):
-        value = info
-        for part in key.split("."):
-            require(isinstance(value, dict) and part in value, f"{key}: it is missing")
-            value = value[part]
-        require(legal(value), f"{key}: {value!r:.80} is not {what}")
-        return value
+    """An entry of route_infos.json -> Route. Raises DataError("key: what is wrong").
 
-    points = [get("start_place.relocated_geocode", is_geocode, "[lat, lng]")]
-    points += get("route_results.geocode_list",
-                  lambda x: isinstance(x, list) and x and all(map(is_geocode, x)), "a list of [lat, lng]")
-    legs = len(points) - 1
-    get("route_results.landmark_list", lambda x: isinstance(x, list) and len(x) == legs - 1
-        and all(y is None or is_landmark(y) for y in x), f"{legs - 1} landmarks or nulls")
-    get("dest_place", lambda x: isinstance(x, dict), "an object")
-    facing = get("init_heading", lambda x: is_number(x, 360), "a heading in degrees") or None  # 0 means unset
-    blocks = milestones(get("milestone_info", lambda x: isinstance(x, str), "a text"))
-    require(len(blocks) == legs, f"milestone_info: {len(blocks)} blocks for {legs} legs")
+    The heading in a block must be the bearing of its leg. If it is not, the blocks belong to other legs, and
+    the walk's instructions would all be wrong. Each leg has five steps, less those within 8 m of its end."""
+    with naming("start_place.relocated_geocode"):
+        points = [geocode(info["start_place"]["relocated_geocode"])]
+    with naming("route_results.geocode_list"):
+        points += map(geocode, info["route_results"]["geocode_list"])
+    with naming("init_heading"):
+        facing = angle(info.get("init_heading", 0)) or None  # 0 means unset
+    with naming("milestone_info"):
+        info["milestone_info"].encode()  # half a surrogate pair must raise here, not in the tokenizer
+        blocks = milestones(info["milestone_info"])
+        require(len(blocks) == len(points) - 1 > 0, f"{len(blocks)} blocks for {len(points) - 1} legs")
     landmarks, headings, between = [None], [], []
-    for i, block in enumerate(blocks):  # of the leg from point i to point i + 1
-        for key, form in KEYS.items():
-            require(re.fullmatch(form, block.get(key, "")),
-                    f"milestone_info.{key}: block {i}: {block.get(key, 'it is missing')!r:.80}")
-        text = block["landmarks"]
-        seen = re.fullmatch("(The destination )?(.+ is .+)|(?i:no landmarks? nearby)", text)
-        require(seen and bool(seen[1]) == (i == legs - 1) and not re.search("[\ud800-\udfff]", text),
-                f"milestone_info.landmarks: block {i} of {legs}: {text!r:.80} is not 'X is ...', 'No landmark"
-                " nearby' or, in the last block alone, 'The destination X is ...'")
-        landmarks.append(seen[2])  # None where nothing is near
-        headings.append(float(block["to_next_intersection_heading"].split(" ")[0]))
-        length, straight = course(points[i], points[i + 1])
-        require(length <= 5 or abs((headings[i] - straight + 180) % 360 - 180) <= 45,
-                f"milestone_info.to_next_intersection_heading: block {i}: {headings[i]:g} degrees, but its "
-                f"leg, to {points[i + 1]}, heads {straight:.0f}")
-        between.append(tuple(on_the_way(points[i], points[i + 1], k / 6) for k in range(1, 6) if length > 5))
-    places = map(Place, map(tuple, points), landmarks, headings + [None])
-    return Route(name, facing, tuple(places), tuple(between), 0.5)
+    for i, (block, start, end) in enumerate(zip(blocks, points, points[1:])):
+        with naming(f"milestone_info.landmarks: block {i}"):  # what is seen at the leg's end
+            text = block.get("landmarks", "No landmark nearby")
+            last = i == len(blocks) - 1
+            form = "The destination (.+ is .+)" if last else "(.+ is .+)|(?i:no landmarks? nearby)"
+            seen = re.fullmatch(form, text)
+            require(seen, f"{text!r:.80} is not of the form {form!r}")
+            landmarks.append(seen[1])  # None if no landmark is near
+        with naming(f"milestone_info.to_next_intersection_heading: block {i}"):
+            headings.append(angle(block["to_next_intersection_heading"]))
+            north, east = offset(start, end)
+            length, bearing = math.hypot(north, east), math.degrees(math.atan2(east, north)) % 360
+            require(length <= 5 or abs((headings[i] - bearing + 180) % 360 - 180) <= 45,
+                    f"{headings[i]:g} degrees, but its leg, to {end}, heads {bearing:.0f}")
+        between.append(tuple(on_the_way(start, end, k / 6) for k in range(1, 6) if length * (6 - k) / 6 >= 8))
+    return Route(name, facing, tuple(map(Place, points, landmarks, headings + [None])), tuple(between), 0.5)
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, tuples, texts and numbers, numpy's among them. Nothing in the pickle runs."""
-    class Dtype:  # stands in for numpy.dtype; kind becomes "<f8"
+    """Reads dicts, tuples, texts and numbers, also numpy's. Nothing in a pickle runs: for every function that
+    the file wants to call, pickle asks find_class(), which knows only the two harmless ones below."""
+    class Dtype:  # replaces numpy.dtype; kind becomes "<f8"
         def __init__(self, kind, *_):
             self.kind = kind
 
@@ -677,100 +668,65 @@ class PlainUnpickler(pickle.Unpickler):
             self.kind = state[1] + self.kind
 
     @staticmethod
-    def scalar(dtype, raw):  # one of objects would hold another pickle
+    def scalar(dtype, raw):  # replaces numpy's, which reads another pickle if the dtype is "object"
         require(dtype.kind in ("<f4", "<f8", "<i4", "<i8"), f"a scalar of dtype {dtype.kind!r:.40}")
         return float(np.frombuffer(raw, dtype.kind)[0])
 
-    def find_class(self, module, name):  # called for every class and function, i.e. whatever could run code
+    def find_class(self, module, name):
         known = {"numpy.dtype": self.Dtype, "numpy.core.multiarray.scalar": self.scalar}
-        called = f"{module}.{name}".replace("_core", "core")  # its name in numpy 2 and before
+        called = f"{module}.{name}".replace("_core", "core")  # numpy 2 writes numpy._core
         require(called in known, f"it holds {module}.{name}; only dicts, tuples, numbers, texts are read")
         return known[called]
 
 
 @lru_cache(maxsize=4)
 def load_panoramas(file):
-    """gps_pano_mapping.pkl -> ({(lat, lng): panorama id}, its keys by latitude). Raises ValueError."""
+    """gps_pano_mapping.pkl -> (panorama ids [N], their places [2, N]: latitudes and longitudes in degrees).
+    Raises DataError."""
     with naming(file), open(file, "rb") as f:
         mapping = PlainUnpickler(f).load()
-        require(type(mapping) is dict, f"a {type(mapping).__name__}, not a dict")
-        for key, panorama in mapping.items():
-            require(is_geocode(key) and isinstance(panorama, str),
-                    f"{key!r:.80}: {panorama!r:.80} is not (lat, lng): panorama id")
-    return mapping, sorted(mapping)
+        return list(mapping.values()), np.array([geocode(place) for place in mapping]).reshape(-1, 2).T.copy()
 
 
-def panorama_at(point, file):
-    """The panorama at a point by a mapping file: the exact one, else the nearest within 20 m, else None."""
-    mapping, ordered = load_panoramas(file)
-    band = 20 / 111_000  # meters to degrees of latitude, a little more than needed
-    near = ordered[bisect_left(ordered, (point[0] - band,)):bisect_left(ordered, (point[0] + band,))]
-    best = point if point in mapping else min(near, key=lambda p: course(p, point)[0], default=None)
-    return mapping[best] if best and course(best, point)[0] <= 20 else None
+def street_view(point, folder):
+    """The panorama nearest to (lat, lng) -> (path of its jpg, its rotation in degrees), or None if there is
+    none within 20 m. Raises DataError on damaged files."""
+    names, places = load_panoramas(os.path.join(folder, "gps_pano_mapping.pkl"))
+    meters = np.hypot(*offset(point, places))  # [N]
+    if meters.min(initial=math.inf) > 20:
+        return None
+    stem = os.path.join(folder, "street_views", os.path.basename(str(names[meters.argmin()])))
+    with naming(f"{stem}.metadata.json: rotation"), open(f"{stem}.metadata.json", encoding="utf-8") as f:
+        rotation = angle(json.load(f)["rotation"])
+    with naming(f"{stem}.jpg"):
+        Image.open(f"{stem}.jpg").close()  # this reads only the header
+    return f"{stem}.jpg", rotation
 
 
 @lru_cache(maxsize=4)
 def load_routes(folder, vl=False):
-    """A folder's routes -> {"train": [Route], "unseen": [Route], "all": [Route]}, in the file's order. A hash
-    of geocodes makes a route unseen. vl: street views must exist. Raises DataError("file: route 3: ...").
+    """Read a folder -> {"train": [Route], "unseen": [Route], "all": [Route]}, in the file's order. A fifth of
+    the routes is unseen, chosen by a hash of their points. Raises DataError("file: route 3: key: ...").
 
-    With a mapping, a place without a panorama is an error. A printed line tells of steps left out."""
-    file, mapping = os.path.join(folder, "route_infos.json"), os.path.join(folder, "gps_pano_mapping.pkl")
+    With vl=True every place must have a street view. Steps between places that have none are left out."""
+    file, routes = os.path.join(folder, "route_infos.json"), {"train": [], "unseen": [], "all": []}
     with naming(file), open(file, encoding="utf-8") as f:
-        content = json.load(f)
-        pair = isinstance(content, list) and len(content) == 2
-        require(pair and isinstance(content[0], list) and content[0], "not [[route, ...], index]")
-
-    def is_mapped(point):
-        return not os.path.exists(mapping) or panorama_at(point, mapping) is not None
-    routes, left_out = {"train": [], "unseen": [], "all": []}, 0
-    for i, info in enumerate(content[0]):
+        infos = json.load(f)[0]
+        require(isinstance(infos, list) and infos, "not [[route, ...], index]")
+    for i, info in enumerate(infos):
         with naming(f"{file}: route {i}"):
             route = read_route(info, f"route {i}")
-        points, between = [place.point for place in route.places], []
-        for point in points:
-            require(is_mapped(point), f"{mapping}: route {i}: geocode {point}: no panorama within 20 m")
-        for end, steps in zip(points[1:], route.between):
-            between.append(tuple(p for p in steps if course(p, end)[0] >= 8 and is_mapped(p)))
-            left_out += len(steps) - len(between[-1])
-            points += between[-1]
-        for point in points * vl:
-            with naming(f"route {i}: geocode {point}"):
-                street_view(point, folder)
-        key = json.dumps([place.point for place in route.places])
-        split = "unseen" if hashlib.sha256(key.encode()).digest()[0] % 5 == 0 else "train"
+            points = [place.point for place in route.places]
+            if vl:
+                between = tuple(tuple(p for p in steps if street_view(p, folder)) for steps in route.between)
+                route = route._replace(between=between)
+                for point in points:
+                    require(street_view(point, folder), f"{folder}/gps_pano_mapping.pkl: geocode {point}: no "
+                            "panorama within 20 m")
+        split = "unseen" if hashlib.sha256(json.dumps(points).encode()).digest()[0] % 5 == 0 else "train"
         for name in (split, "all"):
-            routes[name].append(route._replace(between=tuple(between)))
-    if left_out:
-        print(f"{file}: {left_out} steps between places left out (within 8 m of the next place, or without a "
-              "panorama within 20 m)", file=sys.stderr)
+            routes[name].append(route)
     return routes
-
-
-def released_routes(data, split, visual, vl):
-    """What the environment plays of a data set -> (folder, [Route])."""
-    folder = os.path.join(data, "ood") if visual == "ood" else data
-    require(visual == "id" or os.path.isdir(folder),
-            f"{folder}: not there; visual='ood' takes another city's data from this sub-folder")
-    routes = load_routes(folder, vl)[split]
-    require(routes, os.path.join(folder, f"route_infos.json: too few routes, none is in the {split} split"))
-    return folder, routes
-
-
-def street_view(point, folder):
-    """The panorama at a point that has one -> (jpg file, its rotation in degrees). Raises ValueError."""
-    mapping = os.path.join(folder, "gps_pano_mapping.pkl")
-    panorama = panorama_at(point, mapping)
-    require(panorama == os.path.basename(panorama),
-            f"{mapping}: geocode {point}: {panorama!r:.80} is no panorama id")
-    stem = os.path.join(folder, "street_views", panorama)
-    picture, metadata = stem + ".jpg", stem + ".metadata.json"
-    with naming(f"{metadata}: rotation"), open(metadata, encoding="utf-8") as f:
-        rotation = json.load(f)["rotation"]
-        require(is_number(rotation, 360), f"{rotation!r:.80} is not an angle in degrees")
-    with naming(picture):
-        Image.open(picture).close()  # reads the header alone
-    return picture, rotation
 
 
 @lru_cache(maxsize=4)

@@ -285,7 +285,7 @@ def train(args, machine, stop):
                                 ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
                     sums[name] += weight * x.sum().item()
             trained_tokens += sum(len(s.ids) for s in minibatch)
-            means = {name: x / count for name, x in zip(sums, all_sum(sums.values(), machine))}
+            means = {name: x / count for name, x in zip(sums, all_sum([*sums.values()], machine))}
             if not all(map(math.isfinite, means.values())):
                 fail(f"the loss is not finite at iteration {step} (policy {means['policy_loss']}, value "
                      f"{means['value_loss']}; lr {args.lr:g}, dtype {machine.dtype}); "

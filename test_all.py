@@ -986,9 +986,9 @@ def write_data(path, routes, mapping=None, rotation=0):
 
 
 def read_one(*route, mapping=None):
-    """A route alone -> (what the loader makes of it, what it prints)."""
-    with folder() as path, contextlib.redirect_stderr(io.StringIO()) as said:
-        return env_virl.load_routes(write_data(path, [released_route(*route)], mapping))["all"][0], said.getvalue()
+    """What the loader makes of one route, with pictures if there is a mapping."""
+    with folder() as path:
+        return env_virl.load_routes(write_data(path, [released_route(*route)], mapping), bool(mapping))["all"][0]
 
 
 def test_virl_real_routes():
@@ -999,7 +999,7 @@ def test_virl_real_routes():
             ([[40.72, -73.99], [40.71991, -73.99061], [40.71853, -73.99029]], ["259 (west)", "170 (south)"],
              ["D is on your left behind"])):
         end = "C is on your left"
-        read = read_one(points, words, [*places, f"The destination {end}"], 30)[0]
+        read = read_one(points, words, [*places, f"The destination {end}"], 30)
         equal([(list(p.point), p.landmark) for p in read.places], list(zip(points, [None, *places, end])), "places")
         positions = env_virl.walk(read, random.Random(0))[1]
         turns = [env_virl.action_text(p, "id") for p in positions if p.turn]
@@ -1043,23 +1043,47 @@ def test_virl_released_format():
         equal((facings[1:], set(steps[1]), set(steps[0])), ([{360}, {45}], {0}, set(range(6))), "headings, steps")
         within(51, len(facings[0]), 360, "headings drawn")
         within(2.2, sum(steps[0]) / len(steps[0]), 2.7, "mean number of steps")
-    text = ('[{"intersection_idx": 0, "landmarks": "A \\"B\\" {C}, D is on your left", "distance": "1 meters"},'
-            '{ "distance": "2 meters",\n"landmarks": "{", },{"landmarks": "The "Q"", "intersection_idx": 3 , }, ]')
-    equal([list(block.values()) for block in env_virl.milestones(text)],
-          [["0", 'A "B" {C}, D is on your left', "1 meters"], ["2 meters", "{"], ['The "Q"', "3"]], text)
+    text = ('[{\n "intersection_idx": 0,\n"landmarks": "A \\"B\\" {C}, D: is on your left",\r\n"distance": "1 meters"}\n,\n'
+            '{"distance" : "2 meters"\n\n"landmarks": "{", },\n{"landmarks": "The "Q"",\n "other": 3 , }, ]')
+    equal(env_virl.milestones(text), [
+        {"intersection_idx": "0", "landmarks": 'A "B" {C}, D: is on your left', "distance": "1 meters"},
+        {"distance": "2 meters", "landmarks": "{"}, {"landmarks": 'The "Q"', "other": "3"}], text)
+
+
+def test_virl_optional_keys():
+    """A route may lack whatever a walk can do without; then the default is played."""
+    def read(change):
+        entry = virl_route(4)
+        change(entry)
+        return env_virl.read_route(entry, "route")
+
+    def without(key, rest=".*"):  # in the blocks
+        def change(entry):
+            entry["milestone_info"], count = re.subn(f'"{key}": {rest}\n', "", entry["milestone_info"])
+            within(2, count, 3, key)
+        return change
+    whole = read(lambda entry: None)
+    unread = [without(key) for key in ("distance", "human_heading", "intersection_idx")] + [
+        lambda entry: entry.pop("dest_place"), lambda entry: entry["route_results"].pop("landmark_list")]
+    for change in (*unread, lambda entry: [change(entry) for change in unread]):
+        equal(read(change), whole, "without a key that is not read")
+    equal(read(lambda entry: entry.pop("init_heading")), whole._replace(facing=None), "no init_heading")
+    places = read(without("landmarks", '"(?!The dest).*')).places
+    equal([place.landmark for place in places], [None] * 3 + [whole.places[3].landmark], "no landmarks")
+    with folder() as path:
+        put(path, ROUTES, json.dumps([[virl_route(4)]]).encode())  # without the index
+        equal(env_virl.load_routes(path)["all"], [whole._replace(name="route 0")], "no index")
 
 
 def test_virl_steps_between_are_left_out():
-    """Within 8 m of a leg's end, and without a panorama within 20 m; one line a folder says how many."""
+    """Within 8 m of a leg's end and, if pictures are shown, without a panorama within 20 m."""
     for length, panoramas, kept in (
             (4, None, []), (15, None, [1, 2]), (30, None, [1, 2, 3, 4]), (60, None, [1, 2, 3, 4, 5]), (15, [0], [1, 2]),
             (90, [0, 90], [1, 5]), (90, [0, 45, 90], [1, 2, 3, 4, 5])):
         points = {meters: (40.7 + meters / 111_195, -74.0) for meters in (0, 45, 90, length)}
-        read, said = read_one([points[0], points[length]], ["0 (north)"], ["The destination X is on your left"],
-                              mapping=panoramas and {points[meters]: "id" for meters in panoramas})
-        left_out = re.findall(r"route_infos\.json: (\d+) steps .*\n", said)
-        expected = kept, [str(5 - len(kept))] * (length > 5 > len(kept))
-        equal(([round(6 * (p[0] - 40.7) / length * 111_195) for p in read.between[0]], left_out), expected, (length, panoramas))
+        read = read_one([points[0], points[length]], ["0 (north)"], ["The destination X is on your left"],
+                        mapping=panoramas and {points[meters]: "pano" for meters in panoramas})
+        equal([round(6 * (p[0] - 40.7) / length * 111_195) for p in read.between[0]], kept, (length, panoramas))
 
 
 def test_virl_ood_routes_are_played_in_order():
@@ -1067,11 +1091,17 @@ def test_virl_ood_routes_are_played_in_order():
         write_data(path, [virl_route(k) for k in range(20)])
         write_data(f"{path}/ood", [virl_route(k) for k in range(30, 48)])
         env = VIRL(data=path, visual="ood", split="all")
-        played, again = ([(env.reset(f"eval/{i}"), env.route.name, env.positions)[1:] for i in range(36)] for _ in "12")
+
+        def play(i):
+            one = VIRL(data=path, visual="ood", split="all", route=i)
+            return (one.reset(f"eval/{i}"), one.route.name, one.positions)[1:]
+        played, again = (list(map(play, range(36))) for _ in "12")
         equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)] * 2), "order")
         equal(again, played, "again")
         within(7, len({positions[0].turn[0] for _, positions in played[::3]}), 12, "headings drawn")
-        within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "1/x", *range(20))}), 18)
+        within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "eval/7", *range(20))}), 18)
+        for more in ({}, {"data": path}, {"split": "all"}):
+            refused("needs data and split='all'", lambda: VIRL(route=0, **more))
         for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "all"}):
             equal(VIRL(**more).fixed_routes, None, more)
         for look in RULES:  # whichever is trained on: its ID has no route of it
@@ -1089,33 +1119,24 @@ def damage(evil):
     """Rows of (file, what it holds instead, words of the error): all damage to a folder of five routes."""
     good, nan = virl_route(3), float("nan")
     whole, heading, nowhere = good["milestone_info"], '"to_next_intersection_heading": ', "No landmark nearby"
-    landmark = good["route_results"]["landmark_list"][0]
-    start, points, landmarks = "start_place.relocated_geocode", "route_results.geocode_list", "route_results.landmark_list"
-    values = [(key, value, key) for key in (start, points, landmarks, "init_heading", "dest_place", "milestone_info",
-                                            "start_place", "route_results")
-              for value in (None, "x", [], [1], [1, 2, 3], ["1", "2"], [91, 0], [0, 181], [nan, 0], True, 1e999, nan,
-                            999, "gone", *[{"a": 1}] * (key != "dest_place"))]
-    values += [(points, [[1, 2]], landmarks)] + [(landmarks, listed, landmarks) for listed in (
-        [None], [None] * 3, *([None, bad] for bad in ({}, {"name": 1}, 7, "x", {**landmark, "geocode": None},
-                                                      {"name": "x", "geocode": [1, 2]}, {**landmark, "name": 1})))]
+    start, points = "start_place.relocated_geocode", "route_results.geocode_list"
+    values = [(key, value, key) for key in (start, points, "init_heading", "milestone_info", "start_place", "route_results")
+              for value in (None, "x", [1], [1, 2, 3], [91, 0], [0, 181], [nan, 0], [0, 1e999], True, 1e999, nan, 999,
+                            {"a": 1}, *["gone"] * (key != "init_heading"))]
+    values += [(points, [], "milestone_info: 3 blocks for 0 legs"), (points, [[1, 2]], "milestone_info: 3 blocks for 1 legs")]
     values += [("milestone_info", text, "milestone_info") for text in (
-        whole * 2, whole[:-4], whole[:len(whole) // 2], whole[len(whole) // 2:])]
-    values += [("milestone_info", old in whole and whole.replace(old, new, 1), f"milestone_info.{key}: block")
-               for key, old, new in (
-        ("intersection_idx", '"intersection_idx": 1,', '"intersection_idx": one,'),
-        ("intersection_idx", '"intersection_idx": 1,\n"', '"'), ("landmarks", '"landmarks":', '"landmark":'),
-        ("landmarks", "is on your right", "on your right"), ("landmarks", "The destination ", ""),
-        ("landmarks", nowhere, "The destination X is on your left"), ("landmarks", nowhere, ""),
-        ("landmarks", nowhere, "\ud800 is on your left"), ("landmarks", nowhere, "x" * 2000 + " is on your left"),
-        ("landmarks", 'nearby",', "nearby,"), ("distance", "16 meters", "far"),
-        ("distance", '"distance": "16 meters",', ""), ("human_heading", '"human_heading": "90 (east)",', ""),
-        ("human_heading", '"human_heading": "90 (east)"', '"human_heading": "east"'),
-        *((heading[1:-3], heading + old, heading * bool(new) + new) for old, new in (
-            ('"90 (east)"', '"(east)"'), ('"90 (east)",', ""), ('"360 (north)",', ""), ("", f'"1",\n{heading}'),
-            ('"90 (east)"', '"136 (southeast)"'), ('"90 (east)"', '"44 (northeast)"'),  # 46 degrees off
-            ('"90 (east)"', '"270 (west)"'), ('"360 (north)"', '"46 (northeast)"'), ('"360 (north)"', '"180 (south)"'))
+        whole * 2, whole[:len(whole) // 2], whole[len(whole) // 2:], whole.replace(nowhere, "\ud800 is on your left"))]
+    values += [("milestone_info", old in whole and whole.replace(old, new, 1), f"milestone_info.{key}: block {i}: ")
+               for i, key, old, new in (
+        (0, "landmarks", "is on your right", "on your right"), (2, "landmarks", "The destination ", ""),
+        (1, "landmarks", nowhere, ""), (2, "landmarks", '"landmarks": "The', '"landmark": "The'),
+        *((i, heading[1:-3], heading + old, new and heading + new) for i, old, new in (
+            (1, '"90 (east)"', '"(east)"'), (1, '"90 (east)",', ""), (2, '"360 (north)",', ""), (1, '"90 (east)"', '"nan (east)"'),
+            (1, '"90 (east)"', '"136 (southeast)"'), (1, '"90 (east)"', '"44 (northeast)"'),  # 46 degrees off
+            (1, '"90 (east)"', '"270 (west)"'), (2, '"360 (north)"', '"46 (northeast)"'), (2, '"360 (north)"', '"180 (south)"'))
           ))]
-    entries = [(entry, f"{start}: it is missing") for entry in (None, 7, [], "x", {}, [{}])]
+    entries = [(entry, f"{start}: cannot be read") for entry in (None, 7, [], "x", {}, [{}])]
+    entries += [({**good, "route_results": {"geocode_list": []}, "milestone_info": ""}, "milestone_info: 0 blocks for 0 legs")]
     for key, value, words in values:
         *outer, inner = key.split(".")
         entry = virl_route(3)
@@ -1124,8 +1145,9 @@ def damage(evil):
         entries.append((entry, words))
     rows = [(ROUTES, json.dumps([[*map(virl_route, range(3)), entry, virl_route(4)], 7]).encode(), f"route 3: {words}")
             for entry, words in entries]
-    rows += [(ROUTES, content, "not [[route, ...], index]") for content in (
-        b"{}", b"[]", b"[[], 0]", b"[[1]]", b"null", b"[1, 2]", b'[{"a": 1}, 2]')]
+    rows += [(ROUTES, content, words) for words, contents in (
+        ("not [[route, ...], index]", (b"[[], 0]", b"[1, 2]", b'[{"a": 1}, 2]')), ("", (b"{}", b"[]", b"null")),
+        ("route 0: start_place", (b"[[1]]",))) for content in contents]
     rows += [(name, content, words) for name, words in ((ROUTES, ""), (MAPPING, ""), (PICTURE, ""), (ANGLE, "rotation: "))
              for content in (None, b"", b"junk", b"{", b"\xff\xfe", b"\xff\xd8\xff", b"[" * 100_000, b"9" * 5000)]
     rows += [(ANGLE, content, "rotation: ") for content in (b"[]", b"null", b"{}", *(
@@ -1134,9 +1156,8 @@ def damage(evil):
     more = lambda value, key=(1.0, 2.0): {**exact, key: value}
     lost, objects = virl_points(3)[2], np.dtype("O")
     rows += [(MAPPING, value if isinstance(value, bytes) else pickle.dumps(value), words) for value, words in (
-        (mapping_of(0.00019), "route 0: geocode"), (mapping_of(0, 0.00025), "route 0: geocode"),  # 21 m off
-        ({}, "route 0: geocode"), ({p: "pano" for p in exact if p != lost}, f"route 3: geocode {lost}: no panorama"),
-        (dict.fromkeys(exact, "../x"), "geocode (40.7, -74.0): '../x' is no panorama id"),
+        (mapping_of(0.00019), "geocode"), (mapping_of(0, 0.00025), "geocode"),  # 21 m off
+        ({}, "geocode"), ({p: "pano" for p in exact if p != lost}, f"geocode {lost}: no panorama"),
         *((value, "it holds posix.mkdir") for value in (evil, more(evil), more(pickled(scalar, [], evil)))),
         *((value, "a scalar of dtype") for value in (
             more(pickled(scalar, objects, pickle.dumps(evil))), more(pickled(scalar, objects, pickle.dumps(7))),
@@ -1146,7 +1167,7 @@ def damage(evil):
         *((value, "") for value in (
             pickle.dumps(exact)[:-20], b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\x95" + b"\xff" * 8,
             None, 7, [1], {1: "x"}, {(1.0,): "x"}, {("a", "b"): "x"}, {(1.0, 2.0): 3}, {(91.0, 0.0): "x"}, {(nan, 0.0): "x"},
-            more(np.float64(3)), more("x", (1.0, np.dtype("f8"))))))]
+            more("x", (1.0, np.dtype("f8"))))))]
     return rows
 
 
@@ -1173,13 +1194,17 @@ def test_virl_damaged_data():
             except Exception as e:
                 raise AssertionError(f"{name} = {content!r:.60}: {e}") from None
             assert not os.path.exists(f"{path}/evil"), f"{content!r:.60} ran"
-        write_data(f"{path}/near", [virl_route(0)], {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): "b"})
-        found = [env_virl.panorama_at((lat, 0.0), f"{path}/near/{MAPPING}") for lat in (0.0, 0.00006, -0.0001, 0.001)]
-        equal(found, ["a", "b", "a", None], "the exact place, else the nearest within 20 m")
+        near = write_data(f"{path}/near", [virl_route(3)], {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): "b"})
+        for name, kind in itertools.product("ab", ("jpg", "metadata.json")):
+            shutil.copy(f"{near}/street_views/pano.{kind}", f"{near}/street_views/{name}.{kind}")
+        found = [env_virl.street_view((lat, 0.0), near) for lat in (0.0, 0.00006, -0.0001, 0.001)]
+        equal(found, [(f"{near}/street_views/{name}.jpg", 0) for name in "aba"] + [None], "the nearest within 20 m")
+        refused(f"{near}/{ROUTES}: route 0: {near}/{MAPPING}: geocode {virl_points(3)[0]}", lambda: VIRL(data=near, vl=True))
+        equal(len(VIRL(data=near, split="all").routes), 1, "text needs no panoramas")
         os.truncate(f"{data}/{PICTURE}", 1500)
         env = VIRL(data=data, vl=True)  # its header can be read
         raises(env_virl.DataError, f"{data}/{PICTURE}: cannot be read", lambda: env.reset(0))
-        refused(f"{data}/ood: not there; visual=", lambda: VIRL(data=data, visual="ood"))
+        refused(f"{data}/ood/{ROUTES}: cannot be read", lambda: VIRL(data=data, visual="ood"))
         write_data(f"{path}/one", [virl_route(1)])
         split = "unseen" if env_virl.load_routes(f"{path}/one")["train"] else "train"
         refused(f"none is in the {split} split", lambda: VIRL(split=split, data=f"{path}/one"))
