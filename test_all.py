@@ -145,8 +145,7 @@ def records(path, key=""):
 
 
 SMALL = ["--evaluations", "1", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3", "--verify", "2"]
-for _table in (sft.BASE, sft.INIT, sft.SFT, rl.PPO):
-    _table["eval_episodes"] = 4
+sft.EVERY["eval_episodes"] = 4
 
 
 def flags(out, steps=1, batch=4, tokens="1e9", **more):
@@ -1380,7 +1379,8 @@ def test_batches():
     rng = random.Random(0)
     for budget in (1, 50, 400, 10 ** 9):
         segments = [ev.Segment([0] * rng.randint(1, 100)) for _ in range(60)]
-        parts = list(ev.micro_batches(segments, budget))
+        parts, weights = zip(*sft.micro_batches(segments, budget, cpu()))
+        equal(set(weights), {1.0}, "weights of one process")
         equal(sorted(id(s) for part in parts for s in part), sorted(map(id, segments)), "segments")
         lengths = [[len(s.ids) for s in part] for part in parts]
         equal(sum(lengths, []), sorted(len(s.ids) for s in segments), "lengths in order")
@@ -1454,21 +1454,6 @@ def test_evaluate_counts_positions():
             near([got["p"], got["se"], got["n"]], [p, math.sqrt(p * (1 - p) / of), of], 1e-9, f"{column}: p, error, n")
         near(cell["verdicts"]["correct"], (n - 60) / n, 1e-9, "share of right first answers")
         near(sum(cell["verdicts"].values()), 1, 1e-9, "shares of verdicts")
-
-
-def test_kl_to():
-    """Nats per first answer: a hand's sum of log-ratios, a batch in parts; 0 for the model itself."""
-    (model, tok), other = tiny(), other_model()
-    for temperature in (1.0, 0.7):
-        args = table_args("--temperature", str(temperature), "--micro_tokens", "200")
-        episodes, expected = played(temperature=temperature), []
-        for e in episodes:
-            ids, start = torch.tensor([e.segments[0].ids]), e.segments[0].action_mask.index(1)
-            a, b = (m(ids).logits[0].div(temperature).log_softmax(-1) for m in (model, other))
-            expected.append(sum((a - b)[at - 1, ids[0, at]].item() for at in range(start, start + e.turns[0]["tokens"])))
-        assert all(len(e.turns) > 1 for e in episodes) and sum(expected) > 1
-        near(ev.kl_to(other, model, tok, episodes, args, cpu()), sum(expected) / len(expected), 1e-4, f"KL at T = {temperature}")
-        equal(ev.kl_to(model, model, tok, episodes, args, cpu()), 0.0, "KL to itself")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1711,46 +1696,70 @@ def test_memory_flags_change_no_gradient():
 
 
 def test_resume_is_the_uninterrupted_run():
-    """Stopped and resumed: the same weights, to the bit, and metrics; with two optimizers and pictures too."""
-    for main, name, place, extra in ((sft.main, "sft", "gp/id/sft", []), (rl.main, "rl", "gp/id/rl", ["--minibatches", "2"]),
-                                     (sft.main, "base", "gp-vl/base", ["--stage", "base", "--vl"])):
+    """A signal in the middle of a step: the step is finished and saved, exit code 130. --resume, which needs no other flags, gives
+    the weights of an uninterrupted run to the bit, and its records. Evaluations and saves are due at equal shares of the budget."""
+    clocks = ("tokens_per_s", "sampling_seconds", "episodes_per_s", "memory_gb")
+    for module, place, tokens, pressed, extra in ((sft, "gp/id/sft", 3e3, signal.SIGTERM, []), (rl, "gp/id/rl", 3e4, signal.SIGTERM, []),
+                                                  (sft, "gp-vl/base", 5e3, signal.SIGINT, ["--stage", "base", "--vl"])):
         with folder(init=True) as one, folder(init=True) as two:
-            quick(main, flags(one, 4) + extra)
-            quick(main, flags(two, 2) + extra)
-            error_of("--resume", main, flags(two, 4) + extra)
-            again = flags(two, 4) + extra + ["--resume"]
-            at = again.index("--max_new_tokens")
-            del again[at:at + 2]  # a run remembers it
-            quick(main, again)
-            assert same(*(weights(f"{out}/{place}") for out in (one, two))), f"{name}: other weights"
-            key = "reward" if name == "rl" else "loss"
-            a, b = ([(r["step"], r[key], r["flops"]) for r in records(f"{out}/{place}", key)] for out in (one, two))
-            equal((b, len(a)), (a, 4), f"{name}: step, {key}, flops; records")
+            argv, saved, logs = lambda out: flags(out, None, tokens=tokens) + [*extra, "--evaluations", "3"], [], []
+            with watching(module, "save_checkpoint", lambda _, folder, model, tok, machine, state, *__: saved.append(state["step"])):
+                quick(module.main, argv(one))
+            [header, *_], steps = records(f"{one}/{place}"), records(f"{one}/{place}", "grad_norm")
+            start = state_of(f"{one}/gp/id/init")["flops"] * ("base" not in place)
+            used = [(r["flops"] - start) / 6 / header["n"] / tokens for r in steps]  # shares of the budget, after each step
+            due = lambda n: sorted({next(k for k, x in enumerate(used, 1) if x >= i / n) for i in range(1, n)})
+            evaluated = [r["step"] for r in records(f"{one}/{place}", "seen")]
+            equal(evaluated, [0] * ("base" not in place) + due(3) + [len(used)], f"{place}: evaluations, the last one in the table")
+            equal((saved, len(due(3))), (due(4) + [len(used)], 2), f"{place}: saves, evaluations on the way")
+
+            def press(_, parameters, optimizers, scaler, where):
+                if where.split()[1] == str(due(3)[0] - 1):
+                    signal.raise_signal(pressed)
+            with watching(module, "clip_and_step", press):
+                equal(raises(SystemExit, "", lambda: quick(module.main, argv(two))), "130", "exit code")
+            equal(state_of(f"{two}/{place}")["step"], due(3)[0], "saved step")
+            error_of("--resume", module.main, argv(two))
+            quick(module.main, ["--out", two, "--resume", *extra])
+            assert same(*(weights(f"{out}/{place}") for out in (one, two))), f"{place}: other weights"
+            for out in (one, two):
+                logs.append([{k: x for k, x in r.items() if k not in clocks} for r in records(f"{out}/{place}")[1:]])
+            equal(logs[1], logs[0], f"{place}: records")
 
 
-def test_interrupt_saves():
-    """Ctrl-C or SIGTERM: the step is finished and saved, exit code 130, --resume goes on; a second Ctrl-C stops at once."""
-    before, at_term = signal.default_int_handler, signal.getsignal(signal.SIGTERM)
+def test_signals():
+    """One in the last save counts too. A second Ctrl-C stops at once. Then the handlers are the old ones."""
+    before = signal.default_int_handler, signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, before[0])  # a process in the background may begin with Ctrl-C ignored
     with folder(init=True) as out:
-        for name, pressed, kind in (("once", [signal.SIGINT], SystemExit), ("term", [signal.SIGTERM], SystemExit),
-                                    ("late", [signal.SIGTERM] * 2, SystemExit),
-                                    ("twice", [signal.SIGINT] * 2, KeyboardInterrupt)):
-            path, late = f"{out}/gp/id/{name}", name == "late"  # in the last save
+        for name, place, pressed, kind, words in (("late", "save_checkpoint", signal.SIGTERM, SystemExit, "130"),
+                                                  ("twice", "clip_and_step", signal.SIGINT, KeyboardInterrupt, "")):
+            with watching(sft, place, lambda *_: [signal.raise_signal(pressed) for _ in range(2)]):
+                raises(kind, words, lambda: quick(sft.main, flags(out, name=name)))
+            equal((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), before, f"{name}: handlers afterwards")
+        equal((state_of(f"{out}/gp/id/late")["step"], ev.checkpoint_at(f"{out}/gp/id/twice")), (1, None), "what is saved")
+    equal(raises(SystemExit, "", lambda: ev.script(lambda: signal.raise_signal(signal.SIGINT))), "130")
 
-            def press(*arguments):
-                for number in pressed * (late or arguments[-1] == "step 1"):
-                    signal.raise_signal(number)
-            signal.signal(signal.SIGINT, before)  # a process in the background may begin with Ctrl-C ignored
-            with watching(sft, "save" if late else "clip_and_step", press):
-                error = raises(kind, "", lambda: quick(sft.main, flags(out, 2 if late else 9, name=name)))
-            equal(signal.getsignal(signal.SIGINT), before, "handler afterwards")
-            if kind is SystemExit:
-                equal((error, signal.getsignal(signal.SIGTERM)), ("130", at_term), "exit code, handler afterwards")
-                equal(ev.load_state(path)["step"], 2, "saved step")
-                quick(sft.main, flags(out, 4, name=name) + ["--resume"])
-                equal(ev.load_state(path)["step"], 4, "step after --resume")
-        assert ev.checkpoint_at(path) is None
-        equal(raises(SystemExit, "", lambda: ev.script(lambda: signal.raise_signal(signal.SIGINT))), "130")
+
+def test_muon():
+    """Two steps are torch.optim.Muon's, to the rounding of its bfloat16. Most singular values of a step come near 1."""
+    rng = torch.Generator().manual_seed(0)
+    mine, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((128, 320), (320, 128), (128, 320), (64, 64), (16, 128))]
+                    for _ in range(2))
+    optimizers = [Muon([{"params": matrices[:2], "lr": 0.02}, {"params": matrices[2:], "lr": 0.1}], lr=0.02, **more)
+                  for Muon, matrices, more in ((sft.Muon, mine, {}), (torch.optim.Muon, theirs, {"weight_decay": 0}))]
+    for step in range(2):
+        before = [p.detach().clone() for p in mine + theirs]
+        for p, q in zip(mine, theirs):
+            p.grad = q.grad = torch.randn(p.shape, generator=rng) * torch.rand(p.shape[1], generator=rng) ** 2
+        for optimizer in optimizers:
+            optimizer.step()
+        moves = [(new - old).detach() for new, old in zip(mine + theirs, before)]
+        for i, (move, expected) in enumerate(zip(moves, moves[len(mine):])):
+            what, lr = f"step {step}, {tuple(move.shape)}", (0.02 if i < 2 else 0.1) * max(1, move.shape[0] / move.shape[1]) ** 0.5
+            within(0, ((move - expected).norm() / expected.norm()).item(), 0.025, f"{what}: share that differs from torch's")
+            sizes = torch.linalg.svdvals(move / lr)
+            within(0.7, ((sizes > 0.7) & (sizes < 1.2)).float().mean().item(), 1, f"{what}: share of singular values near 1")
 
 
 def test_learning_rates():
