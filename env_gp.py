@@ -121,21 +121,11 @@ def is_unseen(numbers):
 
 
 @lru_cache(maxsize=None)
-def training_hands(rule, target=24):
+def training_hands(rule):
     """The TRAIN_HANDS multisets that fine-tuning sees: as many under both rules, so that equal compute is an
     equal number of passes over them. Stable, as is_unseen() is."""
-    hands = [h for h in all_hands(max(RULES[rule])) if solutions(h, target) and not is_unseen(h)]
+    hands = [h for h in all_hands(max(RULES[rule])) if solutions(h) and not is_unseen(h)]
     return frozenset(sorted(hands, key=lambda h: hashlib.sha256(str(h).encode()).digest())[:TRAIN_HANDS])
-
-
-def face_rules(rule, count):
-    """`count` rules of J, Q, K -> [(j, q, k), ...], the trained one first, never the held-out one."""
-    rng, rules = random.Random("rules"), [RULES[rule]]
-    while len(rules) < count:
-        faces = tuple(rng.randint(1, 13) for _ in "JQK")
-        if faces not in [*rules, RULES[OTHER[rule]]]:
-            rules.append(faces)
-    return rules
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -227,8 +217,7 @@ class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with a J, Q or K, where the rules
     differ). verify: attempts per hand, at least 1. seed: fixes the expert's solutions, and the hands until
     reset(seed). vl: show the cards in a picture. visual: its look, "id" | "ood". pixels: its side, at least
-    40. These three change no hand. rules: how many face-card rules the deals come under, see face_rules();
-    above 1 the hands are those of rule "ood". Raises ValueError on any other value."""
+    40. These three change no hand. Raises ValueError on any other value."""
     title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     visual_names = {"id": "black suits", "ood": "red suits"}
@@ -240,16 +229,16 @@ class GeneralPoints:
     picture_document = staticmethod(lambda *args, **kwargs: picture_document(*args, **kwargs))  # see below
     fragments = staticmethod(fragments)
 
-    def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, target=24, vl=False,
-                 visual="id", pixels=80, rules=1):
+    def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, vl=False, visual="id",
+                 pixels=80):
         if data is not None:
             raise ValueError("GeneralPoints deals its own hands and reads no --data")
-        if rule not in RULES or split not in ("train", "unseen", "faces") or min(verify, target, rules) < 1:
-            raise ValueError(f"GeneralPoints: bad {rule=}, {split=}, {verify=}, {target=} or {rules=}")
+        if rule not in RULES or split not in ("train", "unseen", "faces") or verify < 1:
+            raise ValueError(f"GeneralPoints: bad {rule=}, {split=} or {verify=}")
         if visual not in SUITS or pixels < 40:
             raise ValueError(f"GeneralPoints: bad {visual=} or {pixels=}")
-        self.rule, self.split, self.verify, self.seed, self.target = rule, split, verify, seed, target
-        self.vl, self.visual, self.pixels, self.rules = vl, visual, pixels, face_rules(rule, rules)
+        self.rule, self.split, self.verify, self.seed = rule, split, verify, seed
+        self.vl, self.visual, self.pixels = vl, visual, pixels
         self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
@@ -263,31 +252,30 @@ class GeneralPoints:
         return columns
 
     def reset(self, seed=None):
-        """Deal a hand: four ranks uniform over 13, again until it is in the split and can make the target."""
+        """Deal a hand: four ranks uniform over 13, again until it is in the split and can make 24."""
         if seed is not None:
             self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
         self.dealt += 1
         while True:
             self.cards = self.rng.choices(RANKS, k=4)
-            faces = self.rng.choice(self.rules) if len(self.rules) > 1 else self.rules[0]
-            self.numbers = numbers_of(self.cards, faces)
+            self.numbers = numbers_of(self.cards, RULES[self.rule])
             key = tuple(sorted(self.numbers))
             if self.split == "train":
-                in_split = key in training_hands(self.rule if len(self.rules) == 1 else "ood", self.target)
+                in_split = key in training_hands(self.rule)
             else:
-                in_split = is_unseen(key) and solutions(key, self.target)
+                in_split = is_unseen(key) and solutions(key)
             if in_split and (self.split != "faces" or set(self.cards) & set("JQK")):
                 break
         self.attempts, self.images = 0, []
         if self.vl:  # the picture has a generator of its own: the deals go on as they do without pictures
             self.images = [picture(self.cards, self.visual, self.pixels, f"{self.stream}/{self.dealt}")]
-        content = fill(PROMPT, [] if self.vl else self.cards, faces, target=self.target)
+        content = fill(PROMPT, [] if self.vl else self.cards, RULES[self.rule])
         self.messages = [{"role": "user", "content": content}]
         return self.messages, self.images
 
     def step(self, text):
         """Judge an attempt. A failed one is answered with feedback until `verify` attempts are used up."""
-        verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+        verdict = judge_gp(text, self.numbers, cards=self.cards if self.vl else None)
         self.attempts += 1
         solved = verdict.kind == "correct"
         done = solved or self.attempts == self.verify
@@ -302,7 +290,7 @@ class GeneralPoints:
 
     def expert(self, demonstrator="expert"):
         """A right answer as JSON, the same for a hand's numbers and a seed. demonstrator: see the module."""
-        options = solutions(tuple(sorted(self.numbers)), self.target)
+        options = solutions(tuple(sorted(self.numbers)))
         chosen = random.Random(f"expert/{self.seed}/{sorted(self.numbers)}").choice(options)
         return answer_text(self.cards, self.numbers, options[0] if demonstrator == "habit" else chosen)
 

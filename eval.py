@@ -256,20 +256,6 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
 # ------------------------------------------------------------------------------------------------------------
 # Scores: the log-probabilities of what was said.
 
-def micro_batches(segments, budget):
-    """Cut segments, shortest first, into lists of at most `budget` tokens, padding included, or one segment.
-
-        lengths 9 3 4 3, budget 10   ->   [3 3] [4] [9]"""
-    part = []
-    for s in sorted(segments, key=lambda s: len(s.ids)):
-        if part and len(s.ids) * (len(part) + 1) > budget:
-            yield part
-            part = []
-        part.append(s)
-    if part:
-        yield part
-
-
 def forward(model, segments, pad_id, machine, **options):
     """Run a model over a batch of segments -> (output, its logits at the positions that score an action token
     [N, V] in fp32, those positions [B, T] bool, the action tokens [N]). options: more for the model.
@@ -430,7 +416,7 @@ def table(paths, args, machine):
     rows = []
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
-        if args.vl and saved.get("pixels", args.pixels) != args.pixels:
+        if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
@@ -568,7 +554,7 @@ def all_gather(x, machine):
 
 def all_sum(values, machine):
     """Sum a list of numbers over all ranks -> list of floats."""
-    return [float(sum(numbers)) for numbers in zip(*all_gather(values, machine))]
+    return [float(sum(numbers)) for numbers in zip(*all_gather(list(values), machine))]
 
 
 def all_mean(means, machine):
@@ -581,9 +567,11 @@ def in_turn(machine):
     """The ranks run the block one after another, so that host memory holds one whole model and not eight."""
     for _ in range(machine.rank):
         all_gather(None, machine)
-    yield
-    for _ in range(machine.rank, machine.world):
-        all_gather(None, machine)
+    try:
+        yield
+    finally:  # a bad file fails on every rank in its turn: one clear line from each, no traceback
+        for _ in range(machine.rank, machine.world):
+            all_gather(None, machine)
 
 
 def unshard(model):
@@ -764,7 +752,7 @@ def main(argv=None):
     if not args.episodes:
         fail("--episodes 0 leaves nothing to print")
     if args.vl:
-        args.pixels = args.pixels or saved_args(next(iter(paths.values()))).get("pixels", 1200)
+        args.pixels = args.pixels or saved_args(next(iter(paths.values()))).get("pixels") or 1200
     result = table(paths, args, machine)
     if machine.rank == 0:
         os.makedirs(home, exist_ok=True)

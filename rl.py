@@ -197,7 +197,8 @@ def train(args, machine, stop):
          {"params": value_head.parameters(), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
     if tensors:
-        restore(optimizer, tensors.pop("optimizer"))
+        restore(optimizer, tensors["optimizer"])
+    del tensors  # else the file stays mapped, and on the disk
     parameters = [*policy.parameters(), *value_head.parameters()]
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
     if state["scaler"]:

@@ -679,7 +679,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
         fail(f"--resume: {args.folder} was made by stage {saved.get('stage')}, not {args.stage}")
     if lost := vars(args).keys() - saved.keys():
         fail(f"{file} is damaged: it has no {min(lost)}")
-    now = parse(parser, argv, SimpleNamespace(**saved))
+    now = parse(parser, argv, SimpleNamespace(**{**saved, "steps": None}))  # without --steps: to its budget
     for name, value in saved.items():
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
@@ -700,15 +700,16 @@ def ensure(stage, args, machine):
     if not any(all_gather(os.path.exists(folder), machine)):
         print0(machine, f"[{args.stage}] needs {folder}, so first: python sft.py {flags}")
         main(shlex.split(flags))
-    checkpoint = checkpoint_at(folder)
-    if checkpoint is None or not read_json(os.path.join(checkpoint, "state.json")).get("done"):
-        fail(f"{folder} is not finished. If no other command is at work there, go on with it first: "
-             f"python sft.py {flags} --resume")
-    saved = saved_args(folder)
+    saved = read_json(os.path.join(folder, "args.json"))
     for name in ("model", "seed", "pixels", "data")[:3 if stage == "base" else 4]:
         if saved.get(name) != getattr(args, name):
             fail(f"{folder} was made with --{name} {saved.get(name)}, not {getattr(args, name)}; "
                  "choose another --out")
+    checkpoint = checkpoint_at(folder)
+    if checkpoint is None or not read_json(os.path.join(checkpoint, "state.json")).get("done"):
+        flags = task_flags(SimpleNamespace(**{**saved, "out": args.out}))  # its own: a base serves all rules
+        fail(f"{folder} is not finished. If no other command is at work there, go on with it first: "
+             f"python sft.py --stage {stage} {flags} --resume")
     return folder
 
 
