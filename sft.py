@@ -357,7 +357,7 @@ def train(args, machine, stop):
         step, flops, before = step + 1, flops + 6 * n * tokens, progress
         progress = (flops - start_flops) / budget
         seconds = time.perf_counter() - start
-        minutes = seconds * (1 - progress) / (progress - before) / 60
+        minutes = seconds * max(0, 1 - progress) / (progress - before) / 60
         log(args, machine,
             {"step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
              "lr": args.lr * factor, "tokens_per_s": tokens / seconds},
@@ -742,11 +742,10 @@ def command(args, train):
 def report(args, machine):
     """Evaluate the run and the models to compare it with, and print the table. It is also the run's
     eval.json, and the run's row is the last record of metrics.jsonl."""
-    others = ["base", "init", "sft" if args.stage == "rl" else "rl"] * (args.stage != "base")
-    paths = {name: path for name, path in found_models(args).items() if name in others}
-    if args.stage in ("sft", "rl") and args.init != paths.get("init"):
-        paths = {"init": args.init}  # the usual models did not begin there
-    paths.pop(args.name, None)       # this run's row is the last one
+    others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
+    paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
+    if args.stage in ("sft", "rl") and args.init != paths.get("init"):  # the usual models did not begin there
+        paths = {os.path.basename(os.path.normpath(args.init)): args.init}
     result = table({**paths, args.name: args.folder}, args, machine)
     if machine.rank == 0:
         write_json(os.path.join(args.folder, "eval.json"), result)
