@@ -309,7 +309,7 @@ def train(args, machine, stop):
         record = all_mean({
             "reward": sum(t["reward"] for t in turns) / len(episodes),  # per episode, unscaled; rises
             "success": sum(t["position_solved"] for t in turns) / sum(t["position_done"] for t in turns),
-            **({"recognized": sum(read) / max(1, len(read))} if args.vl else {}),  # parts of pictures, at first
+            **({"recognized": sum(read) / max(1, len(read))} if args.vl else {}),  # parts of pictures
             "kl1": k1.sum().item() / len(k1),  # KL(pi_old || pi_ref) a token, by two estimators that should
             "kl3": k3.sum().item() / len(k3),  # agree
             "turns": len(turns) / len(episodes), "tokens_per_answer": len(k1) / len(turns),

@@ -745,7 +745,8 @@ def report(args, machine):
     others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
     paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
     if args.stage in ("sft", "rl") and args.init != paths.get("init"):  # the usual models did not begin there
-        paths = {os.path.basename(os.path.normpath(args.init)): args.init}
+        name = os.path.basename(os.path.normpath(args.init))
+        paths = {name if name != args.name else "init": args.init}
     result = table({**paths, args.name: args.folder}, args, machine)
     if machine.rank == 0:
         write_json(os.path.join(args.folder, "eval.json"), result)
