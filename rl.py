@@ -182,7 +182,7 @@ def estimate_advantages(episode, reward_scale, beta, gamma, lam):
 
 
 def train(args, machine, stop):
-    """PPO in the folder args.folder -> whether a signal stopped it. stop: the Event it sets."""
+    """PPO in the folder args.folder. stop: the Event that a signal sets."""
     # ---- load: a new run's policy, or the newest checkpoint of a resumed one; the reference is the init
     source, state, tensors = load_checkpoint(args, machine)
     policy, tok = load_model(source, args, machine)
@@ -213,7 +213,7 @@ def train(args, machine, stop):
 
     while True:
         # ==== EVALUATE, SAVE, STOP. Something is due when int(progress * how often) has changed ====
-        ending = progress >= 1 or step == args.steps
+        ending = progress >= 1 or step >= (args.steps or math.inf)
         stopping = all_sum([stop.is_set()], machine)[0] > 0    # all ranks leave at the same iteration
         if int(progress * args.evaluations) > int(before * args.evaluations) and not ending:
             cells = evaluate(policy, tok, args, machine, args.eval_episodes)
@@ -228,7 +228,7 @@ def train(args, machine, stop):
                             {"value_head": value_head.state_dict(), "optimizer": optimizer.state_dict()})
         if ending or stopping:
             bar.close()
-            return stopping
+            return
 
         # ==== ROLLOUT: an episode in each environment. Randomness: a function of (seed, step, rank) ====
         rng = random.Random(f"rl/{args.seed}/{step}/{machine.rank}")

@@ -283,7 +283,7 @@ def make_optimizers(model, args):
 
 
 def train(args, machine, stop):
-    """Train one stage in the folder args.folder -> whether a signal stopped it. stop: the Event it sets.
+    """Train one stage in the folder args.folder. stop: the Event that a signal sets.
 
     metrics.jsonl gets a record a step: loss (nats per answer token; it falls, to the entropy of the
     demonstrations), grad_norm (before clipping), lr, tokens_per_s, flops and tokens (X and X / 6N, with the
@@ -309,7 +309,7 @@ def train(args, machine, stop):
 
     while True:
         # ---- evaluate, save, stop. Something is due when int(progress * how often) has changed
-        ending = progress >= 1 or step == args.steps
+        ending = progress >= 1 or step >= (args.steps or math.inf)
         stopping = all_sum([stop.is_set()], machine)[0] > 0    # all ranks leave at the same step
         if int(progress * args.evaluations) > int(before * args.evaluations) and not ending:
             cells = evaluate(model, tok, args, machine, args.eval_episodes)
@@ -324,7 +324,7 @@ def train(args, machine, stop):
                             {"optimizers": [o.state_dict() for o in optimizers]})
         if ending or stopping:
             bar.close()
-            return stopping
+            return
 
         # ---- batch
         start = time.perf_counter()
@@ -684,6 +684,8 @@ def parse_run(argv, doc, tables, numbers, others=()):
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
     now.folder = args.folder
+    if saved["init"] == run_folder(SimpleNamespace(**saved), "init"):
+        now.init = None  # the usual one, found again by command(): --out may have been moved
     return now
 
 
@@ -727,7 +729,8 @@ def command(args, train):
         args.init = args.init or ensure("init", args, machine)
     start = time.perf_counter()
     with stop_signals() as stop:
-        stopped = train(args, machine, stop)
+        train(args, machine, stop)
+        stopped = all_sum([stop.is_set()], machine)[0] > 0     # also in the last save
     print0(machine, f"[{args.stage}] {time.perf_counter() - start:.0f} s, peak memory "
                     f"{peak_memory_gb(machine):.1f} GB")
     if stopped:

@@ -1699,8 +1699,8 @@ def test_resume_is_the_uninterrupted_run():
     """A signal in the middle of a step: the step is finished and saved, exit code 130. --resume, which needs no other flags, gives
     the weights of an uninterrupted run to the bit, and its records. Evaluations and saves are due at equal shares of the budget."""
     clocks = ("tokens_per_s", "sampling_seconds", "episodes_per_s", "memory_gb")
-    for module, place, tokens, pressed, extra in ((sft, "gp/id/sft", 3e3, signal.SIGTERM, []), (rl, "gp/id/rl", 3e4, signal.SIGTERM, []),
-                                                  (sft, "gp-vl/base", 5e3, signal.SIGINT, ["--stage", "base", "--vl"])):
+    for module, place, tokens, pressed, extra in ((sft, "gp/id/sft", 1400, signal.SIGTERM, []), (rl, "gp/id/rl", 6e3, signal.SIGTERM, []),
+                                                  (sft, "gp-vl/base", 4e3, signal.SIGINT, ["--stage", "base", "--vl"])):
         with folder(init=True) as one, folder(init=True) as two:
             argv, saved, logs = lambda out: flags(out, None, tokens=tokens) + [*extra, "--evaluations", "3"], [], []
             with watching(module, "save_checkpoint", lambda _, folder, model, tok, machine, state, *__: saved.append(state["step"])):
