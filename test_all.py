@@ -234,7 +234,8 @@ def speaking(model, tok, envs, choose):
     def generate(self, input_ids=None, **kw):
         ids = [tok(choose(env), add_special_tokens=False).input_ids + [tok.eos_token_id] for env in playing]
         longest = max(map(len, ids))
-        return torch.cat([input_ids, torch.tensor([i + [tok.pad_token_id] * (longest - len(i)) for i in ids])], 1)
+        ids = torch.tensor([i + [tok.pad_token_id] * (longest - len(i)) for i in ids])
+        return SimpleNamespace(sequences=torch.cat([input_ids, ids], 1), cache=None)
     with mock.patch.object(type(model), "generate", generate), \
             mock.patch.object(model.generation_config, "eos_token_id", [tok.eos_token_id]), \
             watching(type(envs[0]), "step", lambda step, env, _: step.done and playing.remove(env)):
@@ -1024,7 +1025,7 @@ def test_virl_released_format():
             within(201, expert_plays(env, 20), 999, (rule, split))
             names[split] = {route.name for route in env.routes}
             for i in range(150):
-                [prompt, *_], _, _ = ev.demonstrations(env, i)[-1]
+                [prompt, *_], _, _ = sft.demonstrations(env, i)[-1]
                 k, moves = int(env.route.name[6:]), [p.instruction for p in env.positions if p.action == "forward()"]
                 a, b, c = (NAMES[(k + i) % 9] for i in range(3))
                 goals = (f"next intersection where {a} is on your right", f"next intersection where {b} is on your left"
@@ -1135,7 +1136,8 @@ def damage(evil):
             (1, '"90 (east)"', '"136 (southeast)"'), (1, '"90 (east)"', '"44 (northeast)"'),  # 46 degrees off
             (1, '"90 (east)"', '"270 (west)"'), (2, '"360 (north)"', '"46 (northeast)"'), (2, '"360 (north)"', '"180 (south)"'))
           ))]
-    entries = [(entry, f"{start}: cannot be read") for entry in (None, 7, [], "x", {}, [{}])]
+    entries = [(entry, f"{start}: cannot be read") for entry in (None, 7, [], "x", [{}])]
+    entries += [({}, f"{start}: 'start_place' is missing")]
     entries += [({**good, "route_results": {"geocode_list": []}, "milestone_info": ""}, "milestone_info: 0 blocks for 0 legs")]
     for key, value, words in values:
         *outer, inner = key.split(".")
@@ -1239,7 +1241,7 @@ def test_virl_street_views():
             panorama = env_virl.load_panorama(f"{name}/{PICTURE}", pixels // 2)
             equal(panorama.shape, (2 * pixels, 4 * pixels, 3), "no larger than views show")
             for i in range(6):
-                for (_, [image], _), position in zip(ev.demonstrations(env, i), env.positions, strict=True):
+                for (_, [image], _), position in zip(sft.demonstrations(env, i), env.positions, strict=True):
                     views = [env_virl.perspective(panorama, position.heading + turn, rotation, pixels // 2)
                              for turn in (0, 90, 180, 270)]
                     equal([(a != b).sum() for a, b in zip(views_of(image).values(), views)], [0] * 4, "pixels")
@@ -1275,11 +1277,11 @@ def test_score_is_what_was_sampled():
         calls, generate, ambiguous = [], type(model).generate, 0
 
         def spy(self, **kw):
-            kw["generation_config"].return_dict_in_generate = kw["generation_config"].output_scores = True
+            kw["generation_config"].output_scores = True
             out = generate(self, **kw)
             read = [ids[mask.bool()].tolist() for ids, mask in zip(kw["input_ids"], kw["attention_mask"])]
             calls.append((read, out.sequences[:, kw["input_ids"].shape[1]:], torch.stack(out.scores, 1).log_softmax(-1)))
-            return out.sequences
+            return out
         with mock.patch.object(type(model), "generate", spy):
             episodes = played(family, 5, temperature)
         equal([len(ids) for _, ids, _ in calls], [5] * 3, "conversations in each batch")
@@ -1388,6 +1390,20 @@ def test_batches():
         assert all(len(part) == 1 or max(part) * len(part) <= budget for part in lengths), (budget, lengths)
         for part, after in zip(lengths, lengths[1:]):
             assert after[0] * (len(part) + 1) > budget, f"budget {budget}: {after[0]} had room in {part}"
+
+
+def test_later_attempts_go_on_from_the_cache():
+    """The same episodes as without it, where a conversation goes on and the cache is plain: not behind a sliding window, nor
+    with other pictures than LLaVA's. The compute counts what is read."""
+    for family, used in (("gp", True), ("llava", True), ("virl", False), ("qwen2_5_vl", False)):
+        model, calls = tiny(family)[0], []
+        with watching(type(model), "generate", lambda *_, **inputs: calls.append("cache" in inputs)):
+            episodes = played(family, 5)
+        equal((calls[0], any(calls)), (False, used), f"{family}: is a cache used at first, later")
+        with mock.patch.object(ev, "continued", lambda *_: None):
+            again = played(family, 5)
+        equal([[s.ids for s in e.segments] for e in episodes], [[s.ids for s in e.segments] for e in again], family)
+        assert used == all(a.forwarded < b.forwarded for a, b in zip(episodes, again)), family
 
 
 def test_rollout_of_the_expert():
@@ -1918,11 +1934,16 @@ def test_compute_is_the_papers_formula():
     """X = 6 N D_trained + 2 N D_buffer, counted again by hand: every token that went through a model, once each time."""
     (model, tok), read, lengths = tiny(), [], []
 
-    def count(out, _, input_ids, attention_mask, **more):
-        ends = out[:, input_ids.shape[1]:] == tok.eos_token_id
-        read.append((attention_mask.sum() + (ends.cumsum(1) - ends.long() == 0).sum()).item())  # up to the first end, with it
+    def count(self, input_ids, attention_mask, cache=None, **more):
+        new = 0 if cache is None else cache.get_seq_length() + 1  # what an attempt before has read, or said
+        out = generate(self, input_ids=input_ids, attention_mask=attention_mask, cache=cache, **more)
+        ends = out.sequences[:, input_ids.shape[1]:] == tok.eos_token_id
+        said = (ends.cumsum(1) - ends.long() == 0).sum()  # up to the first end, with it
+        read.append((attention_mask[:, new:].sum() + said).item())
+        return out
+    generate = type(model).generate
     look = lambda episodes, *_: lengths.extend(len(s.ids) for e in episodes for s in e.segments)
-    with folder(init=True) as out, watching(type(model), "generate", count), watching(rl, "rollout", look), \
+    with folder(init=True) as out, mock.patch.object(type(model), "generate", count), watching(rl, "rollout", look), \
             mock.patch.dict(rl.PPO, target_kl=1e9):
         start, n = state_of(f"{out}/gp/id/init")["flops"], sum(p.numel() for p in model.parameters())
         assert start > 0
@@ -2307,13 +2328,13 @@ def test_help_explains_every_flag():
     """With its default: the one that a run gets."""
     for main, table in ((ev.main, {}), (sft.main, {**sft.EVERY, **sft.SFT}), (rl.main, {**sft.EVERY, **rl.PPO})):
         parsers, module = [], sys.modules[main.__module__]
-        with watching(module, "new_parser", lambda parser, *_: parsers.append(parser)), \
+        with watching(ev if main is ev.main else sft, "new_parser", lambda parser, *_: parsers.append(parser)), \
                 contextlib.redirect_stdout(io.StringIO()) as out:
             equal(raises(SystemExit, "", lambda: main(["--help"])), "0", "exit code")
-        text, explained = " ".join(out.getvalue().split()), 0
-        assert " ".join(module.__doc__.split()) in text, "the docstring"
+        text, explained = "".join(out.getvalue().split()), 0  # argparse breaks lines at hyphens too
+        assert "".join(module.__doc__.split()) in text, "the docstring"
         for action in parsers[0]._actions:
-            assert action.help and " ".join((action.help % vars(action)).split()) in text, f"{module.__name__} {action.dest}"
+            assert action.help and "".join((action.help % vars(action)).split()) in text, f"{module.__name__} {action.dest}"
             default = table.get(action.dest) if action.default is None else action.default
             if default not in (None, "auto", "==SUPPRESS==") and default is not False:
                 first = default[0] if isinstance(default, tuple) else default
@@ -2388,7 +2409,7 @@ def test_torchrun_is_one_process():
     def rollout_of_both(policy, tok, envs, seeds, *more):
         episodes = []
         for rank in (0, 1):
-            mine = [seed.replace(f"/0/{i}", f"/{rank}/{i}") for i, seed in enumerate(seeds[:4])]
+            mine = [f"{seed.rsplit('/', 2)[0]}/{rank}/{i}" for i, seed in enumerate(seeds[:4])]
             torch.manual_seed(random.Random(mine[0].rpartition("/")[0]).randrange(2 ** 31))
             episodes += real_rollout(policy, tok, envs[:4], mine, *more)
         return episodes
@@ -2484,7 +2505,7 @@ def test_bad_input_gets_one_clear_line():
             error_of(words, main, argv)
         equal(tree(out), kept, "files")
         assert not os.path.exists(f"{out}/nothing")
-        for words, main in (("not finited|loss is", sft.main), ("not finite", rl.main)):
+        for words, main in (("not finite|loss is", sft.main), ("not finite", rl.main)):
             error_of(words, main, flags(out, 9, name="wild", lr="1e20"))
             shutil.rmtree(f"{out}/gp/id/wild")
         equal(tree(out), kept, "files")
