@@ -10,13 +10,14 @@ An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     its keywords                        verify, seed, data, vl, pixels and those in cells()
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
-    expert(demonstrator) -> str               a right answer to the current state. Writers: "expert": any one of the
-        hand's solutions, canonical, the same for a hand; "habit": what the base would write, the shortest
+    expert(demonstrator) -> str         a right answer to the current state, the same for a state. "expert":
+        any one of the hand's solutions; "habit": what the base would write, the shortest
     cells(rule, visual) -> dict         the table's columns: {column: keywords}
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
     fragments(vl) -> list of str        the fixed phrases of all texts, for the tokenizer
-    title, rule_names, visual_names, reward_scale, default_verify, verdicts, demonstrators; fixed_routes: see VIRL
+    title, rule_names, visual_names, reward_scale, default_verify, verdicts, demonstrators
+    fixed_routes                        only V-IRL's: see VIRL
 A third environment is one class and one line in eval.py's ENVS.
 """
 import hashlib

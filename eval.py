@@ -32,6 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
                           AutoTokenizer, GenerationConfig, logging as hf_logging)
+from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS
 
 from env_gp import GeneralPoints
@@ -171,7 +172,7 @@ def collate(segments, pad_id, device, left=False):
 class Episode:
     segments: list = field(default_factory=list)  # conversations, in order
     turns: list = field(default_factory=list)     # per answer: its info + {"text", "tokens", "reward", "cut"}
-    forwarded: int = 0  # tokens through the model while sampling; a later turn reads all before it again
+    forwarded: int = 0  # tokens that went through the model while sampling
 
     def positions(self):
         """The turns grouped by position: [[turn, ...], ...]. A hand is one position, a route has many."""
@@ -195,7 +196,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
-    padded on the left. Environments that are done leave the batch. machine: what setup() returns.
+    padded on the left. Environments that are done leave the batch, and a next attempt goes on from the cache
+    of the attempt before it, where the model allows that. machine: what setup() returns.
     keep_pictures: False drops the pictures of finished conversations, which only training needs."""
     model.eval()
     unshard(model)
@@ -203,54 +205,86 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     config = GenerationConfig(
         do_sample=temperature > 0, temperature=temperature or None, top_k=0, top_p=1.0,
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
-        suppress_tokens=model.generation_config.suppress_tokens)
+        suppress_tokens=model.generation_config.suppress_tokens, return_dict_in_generate=True)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    playing = []  # (environment, its episode, the messages so far)
+    players = []  # (environment, its episode, the messages so far)
     for env, seed in zip(envs, seeds):
         messages, images = env.reset(seed)
-        playing.append((env, Episode([prompt(tok, messages, images)]), messages))
-    episodes = [episode for _, episode, _ in playing]
-    while playing:
-        still, size = [], batch_size([e.segments[-1] for _, e, _ in playing], max_new_tokens)
-        for start in range(0, len(playing), size):
-            part = playing[start:start + size]
-            inputs, _ = collate([e.segments[-1] for _, e, _ in part], tok.pad_token_id, machine.device, True)
-            width = inputs["input_ids"].shape[1]
-            if width + max_new_tokens > limit:
-                fail(f"the model's context of {limit} tokens is too short: {width} of conversation + "
-                     f"{max_new_tokens} of answer; lower --verify or --max_new_tokens")
-            try:
-                with machine.amp():
-                    out = model.generate(**inputs, generation_config=config, synced_gpus=False)
-            except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
-                if "probability tensor" in str(e) or "device-side assert" in str(e):
-                    fail("the model's logits are not finite, so it cannot be sampled from (dtype "
-                         f"{machine.dtype}); checkpoints saved before are intact")
-                raise
-            for (env, episode, messages), row in zip(part, out[:, width:].tolist()):
-                stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
-                said = row[:stop]                        # the end token, if any, is an action too
-                cut = said[-1] not in ends
-                text = tok.decode(said if cut else said[:-1], skip_special_tokens=False)
-                segment = episode.segments[-1]
-                segment.add(said, 1)
-                step = env.step(text)
-                episode.forwarded += len(segment.ids)
-                segment.reward[-1] = step.reward         # on the turn's last action token
-                episode.turns.append({**step.info, "text": text, "tokens": stop, "reward": step.reward,
-                                      "cut": cut})
-                if step.info["position_done"] and not keep_pictures:
-                    segment.pictures = {}
-                if step.done:
-                    continue
-                still.append((env, episode, step.messages))
-                if step.messages[:len(messages)] == messages:   # the conversation goes on
-                    segment.add(glue_ids(tok, step.messages, None if cut else said[-1]), 0)
-                else:                                           # a fresh one begins
-                    episode.segments.append(prompt(tok, step.messages, step.images))
-        playing = still
+        players.append((env, Episode([prompt(tok, messages, images)]), messages))
+    episodes = [episode for _, episode, _ in players]
+    batches = [(players, None)] if players else []  # (some players, inputs with a cache, None: read all)
+    while batches:
+        players, inputs = batches.pop()
+        size = batch_size([e.segments[-1] for _, e, _ in players], max_new_tokens)
+        if len(players) > size:
+            batches += [(players[size:], None), (players[:size], None)]
+            continue
+        cached = inputs["cache"].get_seq_length() + 1 if inputs else 0
+        inputs = inputs or collate([e.segments[-1] for _, e, _ in players], tok.pad_token_id, machine.device,
+                                   left=True)[0]
+        mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
+        if width + max_new_tokens > limit:
+            fail(f"the model's context of {limit} tokens is too short: {width} of conversation + "
+                 f"{max_new_tokens} of answer; lower --verify or --max_new_tokens")
+        try:
+            with machine.amp():
+                out = model.generate(**inputs, generation_config=config, synced_gpus=False)
+        except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
+            if "probability tensor" in str(e) or "device-side assert" in str(e):
+                fail("the model's logits are not finite, so it cannot be sampled from (dtype "
+                     f"{machine.dtype}); checkpoints saved before are intact")
+            raise
+        rows = zip(players, mask[:, cached:].sum(1).tolist(), out.sequences[:, width:].tolist())
+        on, glue = [], []  # of the players that are not done: (row, tokens said, player); and what comes next
+        for i, ((env, episode, messages), read, row) in enumerate(rows):
+            stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
+            said = row[:stop]                               # the end token, if any, is an action too
+            cut = said[-1] not in ends
+            text = tok.decode(said if cut else said[:-1], skip_special_tokens=False)
+            segment = episode.segments[-1]
+            segment.add(said, 1)
+            step = env.step(text)
+            episode.forwarded += read + stop
+            segment.reward[-1] = step.reward                # on the turn's last action token
+            episode.turns.append({**step.info, "text": text, "tokens": stop, "reward": step.reward,
+                                  "cut": cut})
+            if step.info["position_done"] and not keep_pictures:
+                segment.pictures = {}
+            if step.done:
+                continue
+            on.append((i, stop, (env, episode, step.messages)))
+            if step.messages[:len(messages)] == messages:   # the conversation goes on
+                glue.append(glue_ids(tok, step.messages, None if cut else said[-1]))
+                segment.add(glue[-1], 0)
+            else:                                           # a fresh one begins
+                episode.segments.append(prompt(tok, step.messages, step.images))
+        if on:
+            all_go_on = len(glue) == len(on)
+            batches.append(([player for *_, player in on],
+                            continued(out, inputs, on, glue, tok.pad_token_id) if all_go_on else None))
     reshard(model)
     return episodes
+
+
+def continued(out, inputs, on, glue, pad_id):
+    """Inputs with which generate() goes on from its cache, so that no conversation is read again -> dict, or
+    None where that does not work: a sliding window would count the holes, and other pictures than LLaVA's
+    have positions of their own. out: what generate() returned for inputs. on: (row, tokens said, ...) of the
+    players that go on.
+
+        read, said, glue    p p a a e . . . g g g     . is masked: behind an answer's end, and before the glue
+                            p p a a a a e g g g g"""
+    cache, mask, width = out.cache, inputs["attention_mask"], inputs["input_ids"].shape[1]
+    plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+    if not plain or inputs.keys() - {"input_ids", "attention_mask", "cache", "pixel_values"}:
+        return None
+    rows = torch.tensor([i for i, *_ in on], device=mask.device)
+    lengths = torch.tensor([[stop] for _, stop, _ in on], device=mask.device)
+    cache.batch_select_indices(rows)
+    said = torch.arange(out.sequences.shape[1] - width, device=mask.device) < lengths
+    glued, _ = collate([Segment(ids) for ids in glue], pad_id, mask.device, left=True)
+    return {"input_ids": torch.cat([out.sequences[rows], glued["input_ids"]], 1), "cache": cache,
+            "attention_mask": torch.cat([mask[rows], said.long(), glued["attention_mask"]], 1)}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -416,7 +450,7 @@ def table(paths, args, machine):
     rows = []
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
-        if args.vl and saved.get("pixels", args.pixels) != args.pixels:
+        if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
@@ -567,9 +601,11 @@ def in_turn(machine):
     """The ranks run the block one after another, so that host memory holds one whole model and not eight."""
     for _ in range(machine.rank):
         all_gather(None, machine)
-    yield
-    for _ in range(machine.rank, machine.world):
-        all_gather(None, machine)
+    try:
+        yield
+    finally:  # a bad file fails on every rank in its turn: one clear line from each, no traceback
+        for _ in range(machine.rank, machine.world):
+            all_gather(None, machine)
 
 
 def unshard(model):
@@ -750,7 +786,7 @@ def main(argv=None):
     if not args.episodes:
         fail("--episodes 0 leaves nothing to print")
     if args.vl:
-        args.pixels = args.pixels or saved_args(next(iter(paths.values()))).get("pixels", 1200)
+        args.pixels = args.pixels or saved_args(next(iter(paths.values()))).get("pixels") or 1200
     result = table(paths, args, machine)
     if machine.rank == 0:
         os.makedirs(home, exist_ok=True)

@@ -197,7 +197,8 @@ def train(args, machine, stop):
          {"params": value_head.parameters(), "rate": args.lr * args.value_rate}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
     if tensors:
-        restore(optimizer, tensors.pop("optimizer"))
+        restore(optimizer, tensors["optimizer"])
+    del tensors  # else the file stays mapped, and on the disk
     parameters = [*policy.parameters(), *value_head.parameters()]
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
     if state["scaler"]:
@@ -308,7 +309,7 @@ def train(args, machine, stop):
         record = all_mean({
             "reward": sum(t["reward"] for t in turns) / len(episodes),  # per episode, unscaled; rises
             "success": sum(t["position_solved"] for t in turns) / sum(t["position_done"] for t in turns),
-            **({"recognized": sum(read) / len(read)} if args.vl else {}),  # of a picture's parts, at first
+            **({"recognized": sum(read) / max(1, len(read))} if args.vl else {}),  # parts of pictures
             "kl1": k1.sum().item() / len(k1),  # KL(pi_old || pi_ref) a token, by two estimators that should
             "kl3": k3.sum().item() / len(k3),  # agree
             "turns": len(turns) / len(episodes), "tokens_per_answer": len(k1) / len(turns),
@@ -326,7 +327,7 @@ def train(args, machine, stop):
         record["verdicts"] = {v: record.pop(v) for v in envs[0].verdicts}
         step, flops, before = step + 1, flops + record["flops"], progress
         progress = (flops - start_flops) / budget
-        minutes = seconds * (1 - progress) / (progress - before) / 60
+        minutes = seconds * max(0, 1 - progress) / (progress - before) / 60
         key = {"reward": ".2f", "success": ".2f", "kl1": ".4f", "clip_fraction": ".3f", "entropy": ".3f",
                "explained_var": ".2f", "episodes_per_s": ".0f"}
         log(args, machine, {**record, "step": step, "flops": flops, "tokens": flops / 6 / n},

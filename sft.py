@@ -357,7 +357,7 @@ def train(args, machine, stop):
         step, flops, before = step + 1, flops + 6 * n * tokens, progress
         progress = (flops - start_flops) / budget
         seconds = time.perf_counter() - start
-        minutes = seconds * (1 - progress) / (progress - before) / 60
+        minutes = seconds * max(0, 1 - progress) / (progress - before) / 60
         log(args, machine,
             {"step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
              "lr": args.lr * factor, "tokens_per_s": tokens / seconds},
@@ -679,7 +679,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
         fail(f"--resume: {args.folder} was made by stage {saved.get('stage')}, not {args.stage}")
     if lost := vars(args).keys() - saved.keys():
         fail(f"{file} is damaged: it has no {min(lost)}")
-    now = parse(parser, argv, SimpleNamespace(**saved))
+    now = parse(parser, argv, SimpleNamespace(**{**saved, "steps": None}))  # without --steps: to its budget
     for name, value in saved.items():
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
@@ -702,15 +702,16 @@ def ensure(stage, args, machine):
     if not any(all_gather(os.path.exists(folder), machine)):
         print0(machine, f"[{args.stage}] needs {folder}, so first: python sft.py {flags}")
         main(shlex.split(flags))
-    checkpoint = checkpoint_at(folder)
-    if checkpoint is None or not read_json(os.path.join(checkpoint, "state.json")).get("done"):
-        fail(f"{folder} is not finished. If no other command is at work there, go on with it first: "
-             f"python sft.py {flags} --resume")
-    saved = saved_args(folder)
+    saved = read_json(os.path.join(folder, "args.json"))
     for name in ("model", "seed", "pixels", "data")[:3 if stage == "base" else 4]:
         if saved.get(name) != getattr(args, name):
             fail(f"{folder} was made with --{name} {saved.get(name)}, not {getattr(args, name)}; "
                  "choose another --out")
+    checkpoint = checkpoint_at(folder)
+    if checkpoint is None or not read_json(os.path.join(checkpoint, "state.json")).get("done"):
+        flags = task_flags(SimpleNamespace(**{**saved, "out": args.out}))  # its own: a base serves all rules
+        fail(f"{folder} is not finished. If no other command is at work there, go on with it first: "
+             f"python sft.py --stage {stage} {flags} --resume")
     return folder
 
 
@@ -744,11 +745,11 @@ def command(args, train):
 def report(args, machine):
     """Evaluate the run and the models to compare it with, and print the table. It is also the run's
     eval.json, and the run's row is the last record of metrics.jsonl."""
-    others = ["base", "init", "sft" if args.stage == "rl" else "rl"] * (args.stage != "base")
-    paths = {name: path for name, path in found_models(args).items() if name in others}
-    if args.stage in ("sft", "rl") and args.init != paths.get("init"):
-        paths = {"init": args.init}  # the usual models did not begin there
-    paths.pop(args.name, None)       # this run's row is the last one
+    others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
+    paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
+    if args.stage in ("sft", "rl") and args.init != paths.get("init"):  # the usual models did not begin there
+        name = os.path.basename(os.path.normpath(args.init))
+        paths = {name if name != args.name else "init": args.init}
     result = table({**paths, args.name: args.folder}, args, machine)
     if machine.rank == 0:
         write_json(os.path.join(args.folder, "eval.json"), result)

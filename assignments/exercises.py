@@ -3,8 +3,8 @@
     python assignments/make.py check . gae        # checks one exercise of this folder
 
 A test gets the module that holds the function. It calls no function of another exercise: where the function
-needs one, a stand-in takes its place. So an exercise can be checked before the others are solved.
-What a test expects is written as numbers. A failed test says what was expected and what came.
+needs one, the test replaces that one with a stub. So an exercise can be checked before the others are solved.
+The expected results are written as numbers. A failed test says what was expected and what the function gave.
 """
 import contextlib
 import importlib
@@ -25,7 +25,7 @@ from unittest import mock
 # Helpers.
 
 def equal(actual, expected, what):
-    """Two values of one type. Of long ones, the first difference is shown."""
+    """Two values of one type must be equal. Of long values the first difference is shown."""
     if actual == expected and type(actual) is type(expected):
         return
     if type(actual) is type(expected) and isinstance(expected, (list, tuple, dict)):
@@ -39,7 +39,7 @@ def equal(actual, expected, what):
 
 
 def near(actual, expected, what, tolerance=1e-4):
-    """Two tensors, lists of numbers or numbers. Shapes must agree, and every number to within `tolerance`."""
+    """Two tensors, lists of numbers or numbers. Shapes must agree, and all numbers to within `tolerance`."""
     import torch
     assert torch.is_tensor(actual) or isinstance(actual, (int, float, list, tuple)), (
         f"{what}: expected numbers, got {actual!r}")
@@ -56,14 +56,14 @@ def near(actual, expected, what, tolerance=1e-4):
 
 
 def one_process():
-    """What eval.setup() gives on one CPU."""
+    """What eval.setup() returns on one CPU."""
     import torch
     return SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, rank=0, world=1,
                            amp=contextlib.nullcontext)
 
 
 def small_model():
-    """A random Llama over 24 tokens that is sure of some things."""
+    """A random Llama over 24 tokens. Its weights are large, so that it is sure of some tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
@@ -76,18 +76,18 @@ def small_model():
 
 
 def two_conversations(segment_class):
-    """The longer one first. In each, the answers are two, with feedback between them or not; token 0, the one
-    that pads, is also said."""
+    """The longer one comes first. Each has two answers, with feedback between them. Token 0, which pads, is
+    also a token that the model says."""
     return [segment_class([5, 6, 7, 8, 9, 0, 3, 11, 0], [0, 0, 1, 1, 0, 0, 0, 1, 1], [0.0] * 9),
             segment_class([12, 4, 13, 14, 0], [0, 0, 1, 0, 1], [0.0] * 5)]
 
 
-SAID = [[(2, 7), (3, 8), (7, 11), (8, 0)], [(2, 13), (4, 0)]]  # of both: (its place, the token)
+SAID = [[(2, 7), (3, 8), (7, 11), (8, 0)], [(2, 13), (4, 0)]]  # the action tokens of both: (position, token)
 
 
 def log_probs(model, segments, temperature=1.0, never=()):
-    """The distribution behind every action token, in reading order -> [N, V], and the tokens said, [N]. One
-    row at a time, so that nothing is padded."""
+    """The distribution that each action token was drawn from, in reading order -> [N, V], and the action
+    tokens, [N]. It runs one row at a time, so that nothing is padded."""
     import torch
     rows, tokens = [], []
     for segment, said in zip(segments, SAID):
@@ -100,8 +100,8 @@ def log_probs(model, segments, temperature=1.0, never=()):
     return torch.stack(rows), torch.tensor(tokens)
 
 
-def forward_of_two(model, segments, pad_id, run, **options):
-    """Stands in for forward(), for these two conversations alone: where they speak is read off SAID."""
+def forward_of_two(model, segments, pad_id, machine, **options):
+    """A stub for forward() that knows only these two conversations: SAID says where the model speaks."""
     import torch
     places = [SAID[0] if len(s.ids) == 9 else SAID[1] for s in segments]
     ids = torch.full((len(segments), max(len(s.ids) for s in segments)), pad_id)
@@ -178,7 +178,7 @@ def test_solutions(m):
 
 
 def game(m, cards, numbers, verify, **more):
-    """An episode in its first state, dealt by hand: reset() would call the solver."""
+    """An episode in its first state, with a hand of our own: reset() would call the solver."""
     env = m.GeneralPoints(verify=verify, **more)
     env.cards, env.numbers, env.attempts = cards, numbers, 0
     env.images = ["a picture"] if env.vl else []
@@ -273,11 +273,11 @@ def test_glue_ids(m):
 
 def test_forward(m):
     import torch
-    model, run = small_model(), one_process()
+    model, machine = small_model(), one_process()
     segments = two_conversations(m.Segment)
     for part in ([0, 1], [1]):
         what = f"of {len(part)} conversations"
-        out, logits, keep, said = m.forward(model, [segments[i] for i in part], 0, run)
+        out, logits, keep, said = m.forward(model, [segments[i] for i in part], 0, machine)
         expected = [[token for _, token in SAID[i]] for i in part]
         near(said, sum(expected, []), f"the action tokens {what}")
         width = max(len(segments[i].ids) for i in part)
@@ -289,7 +289,7 @@ def test_forward(m):
         near(logits, rows, f"the logits {what}", 1e-3)
     assert logits.requires_grad, "logits: expected a gradient to the model, got none"
     equal(logits.dtype, torch.float32, "the dtype of the logits")
-    out = m.forward(model, segments, 0, run, output_hidden_states=True)[0]
+    out = m.forward(model, segments, 0, machine, output_hidden_states=True)[0]
     equal(list(out.hidden_states[-1].shape), [2, 9, 16], "the last hidden states' shape, by an option")
 
 
@@ -300,26 +300,26 @@ def test_score(m):
 
 def score_is_right(m):
     import torch
-    model, run = small_model(), one_process()
+    model, machine = small_model(), one_process()
     segments = two_conversations(m.Segment)
     for temperature in (1.0, 0.7):
-        got = m.score(model, segments, 0, run, temperature)
+        got = m.score(model, segments, 0, machine, temperature)
         rows, tokens = log_probs(model, segments, temperature)
         near(got[0], rows[range(6), tokens], f"logp at temperature {temperature}", 1e-3)
         near(got[1], -(rows.exp() * rows).sum(-1), f"entropy at temperature {temperature}", 1e-3)
         equal(got[2], None, "value without a head")
     for column, what in ((0, "logp"), (1, "entropy")):
         assert got[column].requires_grad, f"{what}: expected a gradient to the model, got none"
-    got = m.score(model, segments, 0, run, temperature, entropy_grad=False)
+    got = m.score(model, segments, 0, machine, temperature, entropy_grad=False)
     equal((got[0].requires_grad, got[1].requires_grad), (True, False), "gradients with entropy_grad=False")
     equal((got[0].dtype, got[1].dtype), (torch.float32,) * 2, "the dtypes of logp and entropy")
     head = torch.nn.Linear(16, 1)
     states = [model(torch.tensor([s.ids]), output_hidden_states=True).hidden_states[-1][0] for s in segments]
     expected = torch.stack([head(h[place - 1])[0] for h, said in zip(states, SAID) for place, _ in said])
-    near(m.score(model, segments, 0, run, 1.0, head)[2], expected, "value", 1e-3)
+    near(m.score(model, segments, 0, machine, 1.0, head)[2], expected, "value", 1e-3)
     model.generation_config.suppress_tokens = [7, 20]
     rows, _ = log_probs(model, segments, 1.0, never=(7, 20))
-    got = m.score(model, segments[1:], 0, run)
+    got = m.score(model, segments[1:], 0, machine)
     near(got[0], rows[[4, 5], [13, 0]], "logp where rollout() never samples the tokens 7 and 20", 1e-3)
     near(got[1], -(rows.exp() * rows).sum(-1)[4:], "entropy, where 7 and 20 are never sampled", 1e-3)
 
@@ -330,14 +330,14 @@ def test_sft_loss(m):
 
 
 def sft_loss_is_right(m):
-    model, run = small_model(), one_process()
+    model, machine = small_model(), one_process()
     rows = two_conversations(m.Segment)
     logp, tokens = log_probs(model, rows)
     each = -logp[range(6), tokens]
     for part, expected, what in (([0], each[:4], "one row"), ([1], each[4:], "a shorter row"),
                                  ([0, 1], each, "both rows, padded")):
         for denominator in (1, 10):
-            got = m.sft_loss(model, [rows[i] for i in part], denominator, 0, run)
+            got = m.sft_loss(model, [rows[i] for i in part], denominator, 0, machine)
             near(got, expected.sum() / denominator, f"loss of {what}, denominator {denominator}", 1e-3)
     assert got.requires_grad, "loss: expected a gradient to the model, got none"
 
@@ -348,7 +348,7 @@ def test_dft_loss(m):
 
 
 def dft_loss_is_right(m):
-    model, run = small_model(), one_process()
+    model, machine = small_model(), one_process()
     rows = two_conversations(m.Segment)
 
     def gradient(loss):
@@ -358,7 +358,7 @@ def dft_loss_is_right(m):
     for part, behind, what in (([0, 1], slice(0, 6), "both rows"), ([1], slice(4, 6), "the shorter row")):
         logp, tokens = log_probs(model, rows)
         logp = logp[range(6), tokens][behind]
-        got = m.dft_loss(model, [rows[i] for i in part], 10, 0, run)
+        got = m.dft_loss(model, [rows[i] for i in part], 10, 0, machine)
         near(got, (logp.exp() * -logp).sum() / 10, f"loss of {what}, denominator 10", 1e-3)
         assert got.requires_grad, "loss: expected a gradient to the model, got none"
         slope = gradient(got)  # p times the gradient of -log p is the gradient of -p
@@ -385,9 +385,9 @@ def test_token_rewards(m):
     s.logp = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])
     s.ref_logp = torch.tensor([-1.5, -1.0, -0.5, -3.5, -3.0])
 
-    def k1_alone(logp, ref_logp):
+    def only_k1(logp, ref_logp):
         return logp - ref_logp, torch.full_like(logp, 9.0)
-    with mock.patch.object(m, "kl_estimators", k1_alone):
+    with mock.patch.object(m, "kl_estimators", only_k1):
         near(m.token_rewards(s, 1.0, 0.0), [0, 0, -1, 0, 5], "rewards at scale 1, beta 0")
         near(m.token_rewards(s, 5.0, 0.0), [0, 0, -0.2, 0, 1], "rewards at scale 5, beta 0")
         near(m.token_rewards(s, 5.0, 0.1), [-0.05, 0.1, -0.2, -0.05, 0.8], "rewards at scale 5, beta .1, "
@@ -433,7 +433,7 @@ def test_estimate_advantages(m):
     import torch
     from eval import Segment
     asked = []
-    rewards = [[0.0, -1.0], [0.0, 0.5, 2.0], [4.0]]      # of three conversations, by the stand-in
+    rewards = [[0.0, -1.0], [0.0, 0.5, 2.0], [4.0]]      # of three conversations, from the stub
     values = [[0.1, 0.2], [0.3, 0.4, 0.5], [0.6]]
     segments = []
     for i, of_tokens in enumerate(values):
@@ -450,12 +450,12 @@ def test_estimate_advantages(m):
         asked.append(("answer_discounts", segment.ids[0], gamma))
         return torch.tensor([1.0] * (len(segment.ids) - 2) + [0.5])
 
-    def gae(rewards, values, discounts, lam):  # a sum of all that follows, not GAE
+    def gae(rewards, values, discounts, lam):  # not GAE: the sum of all later rewards
         asked.append(("gae", [round(v, 3) for v in values.tolist()], discounts.tolist(), lam))
         total = rewards.flip(0).cumsum(0).flip(0)
         return total, total + values
-    stand_ins = dict(token_rewards=token_rewards, answer_discounts=answer_discounts, gae=gae)
-    with mock.patch.multiple(m, **stand_ins):
+    stubs = dict(token_rewards=token_rewards, answer_discounts=answer_discounts, gae=gae)
+    with mock.patch.multiple(m, **stubs):
         m.estimate_advantages(SimpleNamespace(segments=segments), 5.0, 0.02, 0.9, 0.8)
     equal([call for call in asked if call[0] == "gae"],
           [("gae", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1.0, 0.5, 1.0, 1.0, 0.5, 0.5], 0.8)],
@@ -465,21 +465,21 @@ def test_estimate_advantages(m):
     equal(sorted(call for call in asked if call[0] == "answer_discounts"),
           [("answer_discounts", i, 0.9) for i in range(3)], "the calls of answer_discounts()")
     for i, expected in enumerate(([5.5, 5.5], [6.5, 6.5, 6.0], [4.0])):
-        near(segments[i].advantage, expected, f".advantage of conversation {i}, by the stand-in gae()")
+        near(segments[i].advantage, expected, f".advantage of conversation {i}, from a stub for gae()")
         returns = [a + v for a, v in zip(expected, values[i])]
         near(segments[i].returns, returns, f".returns of conversation {i}")
 
 
 def test_whiten(m):
     import torch
-    run = one_process()
-    near(m.whiten(torch.tensor([1.0, 2.0, 3.0, 6.0]), run), [-1.069045, -0.534522, 0.0, 1.603567],
+    machine = one_process()
+    near(m.whiten(torch.tensor([1.0, 2.0, 3.0, 6.0]), machine), [-1.069045, -0.534522, 0.0, 1.603567],
          "whitened [1, 2, 3, 6]", 1e-3)
-    near(m.whiten(torch.full((5,), 2.0), run), [0] * 5, "whitened [2, 2, 2, 2, 2]")
+    near(m.whiten(torch.full((5,), 2.0), machine), [0] * 5, "whitened [2, 2, 2, 2, 2]")
     barrier, given, results = threading.Barrier(2, timeout=10), [None, None], [None, None]
 
-    def all_sum(numbers, run):  # of two ranks: threads that wait for each other
-        given[run.rank] = list(numbers)
+    def all_sum(values, machine):  # two ranks are two threads that wait for each other
+        given[machine.rank] = list(values)
         barrier.wait()
         total = [float(a + b) for a, b in zip(*given)]
         barrier.wait()
@@ -537,7 +537,7 @@ def test_group_baseline(m):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The table. added: the repository has no such function; a student adds it to the file.
+# The table. added: the repository does not have this function, and a student adds it to the file.
 
 Exercise = namedtuple("Exercise", "name sheet file points test added", defaults=(False,))
 EXERCISES = {exercise.name: exercise for exercise in (
@@ -563,7 +563,8 @@ EXERCISES = {exercise.name: exercise for exercise in (
 
 
 def complaint(error, file):
-    """One line about what went wrong -> str. file: the student's; the innermost of its lines is shown."""
+    """One line about what went wrong -> str. file: the student's; the traceback's last line in it is
+    shown."""
     if isinstance(error, AssertionError) and error.args:
         return str(error)
     if isinstance(error, NotImplementedError):
@@ -583,15 +584,15 @@ class Tail(io.TextIOBase):
 
 
 def main(name):
-    """Run one test in this process and write the verdict. make.py calls this in a process of its own. It
-    sends the file's name through a pipe: a verdict counts only if it stands there, so an exit is no pass."""
+    """Run one test in this process and write the verdict. make.py calls this in a separate process and sends
+    the name of the verdict's file through a pipe. Only that file counts, so an exit is not a pass."""
     file, exercise, printed = sys.stdin.readline().strip(), EXERCISES[name], Tail()
     why, passed = "", False
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             exercise.test(importlib.import_module(exercise.file.removesuffix(".py")))
             passed = True
-        except BaseException as error:  # SystemExit too: it costs the exercise and not the grading
+        except BaseException as error:  # also SystemExit: it fails this exercise and does not end the grading
             why = complaint(error, exercise.file)
     with open(file, "w") as f:
         json.dump({"passed": passed, "why": why, "printed": printed.text}, f)

@@ -1,18 +1,19 @@
-"""make.py: hand the class out, and grade it. Standard library alone (the tests themselves want torch).
+"""make.py: hand the class out, and grade it. It needs only the standard library; the tests need torch.
 
     python assignments/make.py starter DIR                  # the repository without the solutions
-    python assignments/make.py starter DIR gae score        # only these two are taken out
+    python assignments/make.py starter DIR gae score        # only these two are left blank
     python assignments/make.py check .                      # in a starter: all exercises of this folder
     python assignments/make.py check . gae Segment.add      # some of them
     python assignments/make.py check DIR --gradescope results.json     # the instructor, on a student's folder
 
-check takes one function at a time from DIR and puts it into a copy of the files beside this script: in the
-instructor's copy all other functions are the solution's, so one mistake costs one exercise. From DIR it takes
+check takes one function at a time from DIR and puts it into a copy of the repository that this script is in.
+In the instructor's copy all other functions are solutions, so one mistake costs one exercise. check takes
     the function, by its name, with its decorators
-    what it names (and what that names) of the file's top level, if the copy does not have that name:
-    helper functions, constants, imports; a changed helper of the repository's is not taken
-Each check is a process of its own with a time limit (--seconds). A hang, an exit, a print or a file that does
-not parse costs the exercises concerned.
+    the helper functions, constants and imports that the function uses, and those that the helpers use, if they
+    are at the top level of the student's file and the copy does not have a name like theirs. So a helper of
+    the repository that the student has changed is not taken
+Each check runs in its own process with a time limit (--seconds). A hang, an exit, a print or a file that does
+not parse costs only the exercises concerned.
 
 RUN A STUDENT'S CODE ONLY WHERE YOU WOULD RUN IT BY HAND: in a container, or as a user who owns nothing. The
 processes are no sandbox: such code can read your files and use your memory, and can forge its own points.
@@ -33,13 +34,13 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from exercises import EXERCISES  # noqa: E402
 
-# Of a starter. results/raw is not, and results/variants.py would tell the two additions.
+# The files of a starter. results/raw is large, and results/variants.py would show the two additions.
 COPIED = ["*.py", "*.txt", "README.md", "LICENSE", ".gitignore", "results/*.md", "results/*.png",
           "results/figures.py", "assignments/README.md", "assignments/make.py", "assignments/exercises.py"]
 
 
 class Unusable(Exception):
-    """A student's file cannot be used; the message says why. It costs the exercise."""
+    """A student's file cannot be used, and the message says why. The exercise has no points then."""
 
 
 def fail(message):
@@ -47,10 +48,10 @@ def fail(message):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Source files: lines, and what ast says about them.
+# Source files: their lines and their syntax trees.
 
 def read(path):
-    """-> (lines of a file with their ends, its tree). Raises Unusable."""
+    """-> (lines of a file with their line ends, its syntax tree). Raises Unusable."""
     name = os.path.basename(path)
     if not os.path.isfile(path):
         raise Unusable(f"{name} is not in the folder")
@@ -93,7 +94,7 @@ def names_in(node):
 
 
 def helpers(function, theirs, known):
-    """The lines of what a function names of its file's top level and the solution's file does not know."""
+    """The lines of the top-level names that a function uses and the solution's file does not know."""
     wanted, taken = names_in(function), {}
     for _ in theirs.body:  # helpers of helpers: as often as there are statements is enough
         for i, node in enumerate(theirs.body):
@@ -102,7 +103,7 @@ def helpers(function, theirs, known):
             if i not in taken and new & wanted and (is_import or new == bound(node)):
                 taken[i] = node
                 wanted |= names_in(node)
-                if is_import:  # of an import that was made longer, the new names
+                if is_import:  # only the new names, if an import was made longer
                     node.names = [a for a in node.names if (a.asname or a.name.split(".")[0]) in new]
     return [ast.unparse(taken[i]) + "\n" for i in sorted(taken)]
 
@@ -111,7 +112,7 @@ def helpers(function, theirs, known):
 # starter
 
 def blanked(lines, tree, name):
-    """The lines of a file with one function's body taken out. Signature and docstring stay."""
+    """The lines of a file without one function's body. Signature and docstring stay."""
     node = find(tree, name)
     if node is None:
         raise Unusable(f"there is no function {name} to take out")
@@ -144,7 +145,7 @@ def starter(folder, chosen):
 # check
 
 def assembled(exercise, student):
-    """The text of the file beside this script with the student's function in it. Raises Unusable."""
+    """The text of the repository's file with the student's function in it. Raises Unusable."""
     their_lines, theirs = read(os.path.join(student, exercise.file))
     lines, tree = read(os.path.join(ROOT, exercise.file))
     function, ours = find(theirs, exercise.name), find(tree, exercise.name)
@@ -154,9 +155,9 @@ def assembled(exercise, student):
     first, last = span(function)
     text = "".join(their_lines[first:last])
     extra = helpers(function, theirs, known)
-    if ours is None:  # an addition stands at the end
+    if ours is None:  # an addition goes to the end
         return "".join(lines + extra) + text
-    if function.col_offset != ours.col_offset:  # a method in a file that was indented anew
+    if function.col_offset != ours.col_offset:  # a method in a file with another indentation
         text = textwrap.indent(textwrap.dedent(text), " " * ours.col_offset)
     outer = find(tree, exercise.name) if "." not in exercise.name else next(
         node for node in tree.body if bound(node) == {exercise.name.split(".")[0]})
@@ -165,7 +166,7 @@ def assembled(exercise, student):
 
 
 def check(exercise, student, seconds):
-    """Check one exercise in a process of its own -> (passed, what was wrong, what it printed)."""
+    """Check one exercise in its own process -> (passed, what was wrong, what it printed)."""
     try:
         text = assembled(exercise, student)
     except Unusable as e:
@@ -176,7 +177,7 @@ def check(exercise, student, seconds):
             shutil.copy(os.path.join(ROOT, path), folder)
         with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as f:
             f.write(text)
-        handle, verdict = tempfile.mkstemp(dir=verdicts)  # a random name, told through a pipe
+        handle, verdict = tempfile.mkstemp(dir=verdicts)  # a random name, sent through a pipe
         os.close(handle)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         clean["OMP_NUM_THREADS"] = "1"  # small tensors: more threads only wait for each other
@@ -190,7 +191,7 @@ def check(exercise, student, seconds):
             return False, f"no verdict within {seconds:g} seconds", ""
         finally:
             try:
-                os.killpg(process.pid, signal.SIGKILL)  # and what it started
+                os.killpg(process.pid, signal.SIGKILL)  # also the processes that it started
             except (ProcessLookupError, PermissionError):  # all have ended
                 pass
             process.wait()
@@ -198,7 +199,7 @@ def check(exercise, student, seconds):
             with open(verdict) as f:
                 found = json.load(f)
             return found["passed"] is True, " ".join(found["why"].split()), found["printed"]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # empty, as a rule
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # mostly an empty file
             return False, f"the process ended before the test did (exit code {process.returncode})", ""
 
 
@@ -209,7 +210,7 @@ def grade(folder, chosen, seconds, gradescope):
     if not gradescope and not any(os.path.isfile(os.path.join(folder, e.file)) for e in chosen):
         fail(f"{folder} has no {' and no '.join(sorted({e.file for e in chosen}))}")
     if gradescope:
-        open(gradescope, "w").close()  # before the work: can it be written?
+        open(gradescope, "w").close()  # before the work, to see whether it can be written
     results, points = [], 0
     for e in chosen:
         passed, why, printed = check(e, folder, seconds)

@@ -3,16 +3,17 @@
     python assignments/test_class.py             # a minute or two; the last line is "N passed, N failed"
     python assignments/test_class.py -v          # also what each wrong answer is told
 
-Below stand wrong answers as a student would give them, whole function bodies, each with its reason; and
-right answers that are not the repository's. Tests assert that each wrong one fails its exercise, and that
-each right one and the solution pass. The bodies look names up in their exercise's module, so names that this
-file does not define are meant (forward, torch, ...). For the instructor alone.
+Below are wrong answers as a student would give them: whole function bodies, each with its reason. After them
+come right answers that differ from the repository's. The tests assert that each wrong one fails its exercise,
+and that each right one and the solution pass. The bodies look names up in their exercise's module, so they
+use names that this file does not define (forward, torch, ...). Only the instructor gets this file.
 """
 import contextlib
 import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def _(old, new):
     return ("slightly " if abs(delta) < 45 else "") + ("left" if delta < 0 else "right")
 
 
-@wrong("relative_word", "a turn about is right: (-180, 180] in place of [-180, 180)")
+@wrong("relative_word", "a turn by 180 degrees is right: (-180, 180] in place of [-180, 180)")
 def _(old, new):
     delta = 180 - (old - new + 180) % 360
     return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
@@ -319,7 +320,7 @@ def _(self, ids, action):
     self.reward = [0.0] * len(self.ids)
 
 
-@wrong("glue_ids", "the end of turn is repeated where the model said it")
+@wrong("glue_ids", "the end of turn is repeated where the model has said it")
 def _(tok, messages, last_id=None):
     marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
     text = chat_text(tok, marked, add_generation_prompt=True)
@@ -356,15 +357,15 @@ def _(tok, messages, last_id=None):
 
 
 @wrong("forward", "the mask is shifted by one: token t is scored by position t, which has read it")
-def _(model, segments, pad_id, run, **options):
-    inputs, action = collate(segments, pad_id, run.device)
+def _(model, segments, pad_id, machine, **options):
+    inputs, action = collate(segments, pad_id, machine.device)
     out = model(**inputs, **options)
     return out, out.logits[action], action, inputs["input_ids"][action]
 
 
 @wrong("forward", "the mask of the position and not of the token that it scores")
-def _(model, segments, pad_id, run, **options):
-    inputs, action = collate(segments, pad_id, run.device)
+def _(model, segments, pad_id, machine, **options):
+    inputs, action = collate(segments, pad_id, machine.device)
     out = model(**inputs, **options)
     keep = action.clone()
     keep[:, -1] = False
@@ -372,8 +373,8 @@ def _(model, segments, pad_id, run, **options):
 
 
 @wrong("forward", "all tokens are scored, the prompt's too")
-def _(model, segments, pad_id, run, **options):
-    inputs, action = collate(segments, pad_id, run.device)
+def _(model, segments, pad_id, machine, **options):
+    inputs, action = collate(segments, pad_id, machine.device)
     out = model(**inputs, **options)
     keep = inputs["attention_mask"].bool()
     keep = torch.nn.functional.pad(keep[:, 1:], (0, 1))
@@ -381,24 +382,24 @@ def _(model, segments, pad_id, run, **options):
 
 
 @wrong("forward", "tokens with the id of padding are left out: here that id also ends a turn")
-def _(model, segments, pad_id, run, **options):
-    inputs, action = collate(segments, pad_id, run.device)
+def _(model, segments, pad_id, machine, **options):
+    inputs, action = collate(segments, pad_id, machine.device)
     out = model(**inputs, **options)
     keep = torch.nn.functional.pad((action & (inputs["input_ids"] != pad_id))[:, 1:], (0, 1))
     return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
 
 
 @wrong("forward", "rolled around: a row's last position would score its first token")
-def _(model, segments, pad_id, run, **options):
-    inputs, action = collate(segments, pad_id, run.device)
+def _(model, segments, pad_id, machine, **options):
+    inputs, action = collate(segments, pad_id, machine.device)
     out = model(**inputs, **options)
     keep = action.roll(1, 1)
     return out, out.logits[keep], keep, inputs["input_ids"].roll(-1, 1)[keep]
 
 
 @wrong("score", "the temperature is left out")
-def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     unsaid = model.generation_config.suppress_tokens or []
     if unsaid:
         logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
@@ -409,8 +410,8 @@ def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_gr
 
 
 @wrong("score", "multiplied by the temperature")
-def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     logits = logits * temperature
     unsaid = model.generation_config.suppress_tokens or []
     if unsaid:
@@ -422,8 +423,8 @@ def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_gr
 
 
 @wrong("score", "the value is read behind the token, which it then knows")
-def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     logits = logits / temperature
     unsaid = model.generation_config.suppress_tokens or []
     if unsaid:
@@ -435,8 +436,8 @@ def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_gr
 
 
 @wrong("score", "tokens that rollout() never samples keep their probability")
-def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     logprobs = (logits / temperature).log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
     value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
@@ -444,8 +445,8 @@ def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_gr
 
 
 @wrong("score", "the sign of the entropy")
-def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, run, output_hidden_states=True)
+def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     logits = logits / temperature
     unsaid = model.generation_config.suppress_tokens or []
     if unsaid:
@@ -457,31 +458,31 @@ def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_gr
 
 
 @wrong("sft_loss", "the mean over all tokens, the prompt's too")
-def _(model, rows, denominator, pad_id, run):
+def _(model, rows, denominator, pad_id, machine):
     losses = [model(torch.tensor([r.ids]), labels=torch.tensor([r.ids])).loss for r in rows]
     return torch.stack(losses).mean()
 
 
 @wrong("sft_loss", "the mean over this batch: the denominator is not used")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     return torch.nn.functional.cross_entropy(logits, said)
 
 
 @wrong("sft_loss", "the mean, and divided once more")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     return torch.nn.functional.cross_entropy(logits, said) / denominator
 
 
 @wrong("sft_loss", "tokens with the id of padding carry no loss: here that id also ends a turn")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     return torch.nn.functional.cross_entropy(logits, said, ignore_index=pad_id, reduction="sum") / denominator
 
 
 @wrong("sft_loss", "not shifted: position t is asked for token t, which it has read")
-def _(model, rows, denominator, pad_id, run):
+def _(model, rows, denominator, pad_id, machine):
     total = 0.0
     for r in rows:
         keep = torch.tensor(r.action_mask).bool()
@@ -491,35 +492,35 @@ def _(model, rows, denominator, pad_id, run):
 
 
 @wrong("sft_loss", "the sign: likely answers would be made unlikely")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     return logits.log_softmax(-1).gather(-1, said[:, None]).sum() / denominator
 
 
 @wrong("dft_loss", "the weight is not a constant: it has a gradient of its own")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
     return (losses * (-losses).exp()).sum() / denominator
 
 
 @wrong("dft_loss", "divided by the probability, as importance sampling would")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
     return (losses * losses.exp().detach()).sum() / denominator
 
 
 @wrong("dft_loss", "one weight for all tokens, their mean probability")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
     return (losses * (-losses).exp().detach().mean()).sum() / denominator
 
 
 @wrong("dft_loss", "plain SFT")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model, rows, pad_id, machine)
     return torch.nn.functional.cross_entropy(logits, said, reduction="sum") / denominator
 
 
@@ -570,7 +571,7 @@ def _(segment, reward_scale, beta):
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[1]
 
 
-@wrong("token_rewards", "the verifier's rewards, one answer's after another's, stand at the front")
+@wrong("token_rewards", "the verifier's rewards are all put on the first tokens")
 def _(segment, reward_scale, beta):
     verifier = torch.zeros(len(segment.logp))
     paid = [r for r in segment.reward if r]
@@ -595,7 +596,7 @@ def _(segment, gamma):
     return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action_mask, following) if now])
 
 
-@wrong("answer_discounts", "gamma behind the segment's last answer alone")
+@wrong("answer_discounts", "gamma only behind the segment's last answer")
 def _(segment, gamma):
     return torch.tensor([1.0] * (sum(segment.action_mask) - 1) + [gamma])
 
@@ -621,7 +622,7 @@ def _(rewards, values, discounts, lam):
     return advantages, advantages + values
 
 
-@wrong("gae", "the end leaks: behind the last token stands the value of the first, as of a next episode")
+@wrong("gae", "the end leaks: behind the last token comes the value of the first, as if of a next episode")
 def _(rewards, values, discounts, lam):
     advantages, next_value, next_advantage = torch.zeros_like(values), values[0], 0.0
     for t in reversed(range(len(rewards))):
@@ -631,7 +632,7 @@ def _(rewards, values, discounts, lam):
     return advantages, advantages + values
 
 
-@wrong("gae", "the discount is missing in the recursion, where lambda stands")
+@wrong("gae", "the discount is missing in the recursion: only lambda is there")
 def _(rewards, values, discounts, lam):
     advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
     for t in reversed(range(len(rewards))):
@@ -641,7 +642,7 @@ def _(rewards, values, discounts, lam):
     return advantages, advantages + values
 
 
-@wrong("gae", "returns are sums of rewards: right at lambda 1 alone")
+@wrong("gae", "returns are sums of rewards: right only at lambda 1")
 def _(rewards, values, discounts, lam):
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     next_value, next_advantage, total = 0.0, 0.0, 0.0
@@ -675,7 +676,7 @@ def _(episode, reward_scale, beta, gamma, lam):
     rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])
     discounts = torch.cat([answer_discounts(s, lam) for s in episode.segments])
     advantage, returns = gae(rewards, joined(episode.segments, "value"), discounts, gamma)
-    hand_out(episode.segments, advantage=advantage, returns=returns)
+    split_back(episode.segments, advantage=advantage, returns=returns)
 
 
 @wrong("estimate_advantages", "conversations are joined from the last to the first")
@@ -684,7 +685,7 @@ def _(episode, reward_scale, beta, gamma, lam):
     rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in segments])
     discounts = torch.cat([answer_discounts(s, gamma) for s in segments])
     advantage, returns = gae(rewards, joined(segments, "value"), discounts, lam)
-    hand_out(segments, advantage=advantage, returns=returns)
+    split_back(segments, advantage=advantage, returns=returns)
 
 
 @wrong("estimate_advantages", "advantages and returns are swapped")
@@ -692,10 +693,10 @@ def _(episode, reward_scale, beta, gamma, lam):
     rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])
     discounts = torch.cat([answer_discounts(s, gamma) for s in episode.segments])
     returns, advantage = gae(rewards, joined(episode.segments, "value"), discounts, lam)
-    hand_out(episode.segments, advantage=advantage, returns=returns)
+    split_back(episode.segments, advantage=advantage, returns=returns)
 
 
-@wrong("estimate_advantages", "the last conversation alone")
+@wrong("estimate_advantages", "only the last conversation")
 def _(episode, reward_scale, beta, gamma, lam):
     s = episode.segments[-1]
     rewards = token_rewards(s, reward_scale, beta)
@@ -703,28 +704,28 @@ def _(episode, reward_scale, beta, gamma, lam):
 
 
 @wrong("whiten", "each rank by itself")
-def _(x, run):
+def _(x, machine):
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt()
 
 
 @wrong("whiten", "divided by the variance")
-def _(x, run):
-    total, count = all_sum([x.double().sum().item(), x.numel()], run)
-    variance = all_sum([(x.double() - total / count).square().sum().item()], run)[0] / count
+def _(x, machine):
+    total, count = all_sum([x.double().sum().item(), x.numel()], machine)
+    variance = all_sum([(x.double() - total / count).square().sum().item()], machine)[0] / count
     return (x - total / count) / (variance + 1e-8)
 
 
-@wrong("whiten", "no small number below the root: equal advantages give NaN")
-def _(x, run):
-    total, count = all_sum([x.double().sum().item(), x.numel()], run)
-    variance = all_sum([(x.double() - total / count).square().sum().item()], run)[0] / count
+@wrong("whiten", "no small number under the root: equal advantages give NaN")
+def _(x, machine):
+    total, count = all_sum([x.double().sum().item(), x.numel()], machine)
+    variance = all_sum([(x.double() - total / count).square().sum().item()], machine)[0] / count
     return (x - total / count) / torch.tensor(variance).sqrt()
 
 
 @wrong("whiten", "the mean stays")
-def _(x, run):
-    total, count = all_sum([x.double().sum().item(), x.numel()], run)
-    variance = all_sum([(x.double() - total / count).square().sum().item()], run)[0] / count
+def _(x, machine):
+    total, count = all_sum([x.double().sum().item(), x.numel()], machine)
+    variance = all_sum([(x.double() - total / count).square().sum().item()], machine)[0] / count
     return x / math.sqrt(variance + 1e-8)
 
 
@@ -733,7 +734,7 @@ def _(logp, old_logp, advantages, clip):
     return -advantages * (logp - old_logp).exp()
 
 
-@wrong("policy_loss", "the clipped term alone: a bad step is not taken back")
+@wrong("policy_loss", "only the clipped term: a bad step is not taken back")
 def _(logp, old_logp, advantages, clip):
     return -advantages * (logp - old_logp).exp().clamp(1 - clip, 1 + clip)
 
@@ -790,7 +791,7 @@ def _(rewards, groups):
     return rewards - rewards.mean()
 
 
-@wrong("group_baseline", "groups are taken to lie side by side and to be equally large")
+@wrong("group_baseline", "it assumes that groups are contiguous and equally large")
 def _(rewards, groups):
     count = len(set(groups.tolist()))
     rows = rewards.reshape(count, -1)
@@ -802,14 +803,14 @@ def _(rewards, groups):
     return torch.stack([rewards[groups == g].mean() for g in groups]) - rewards
 
 
-@wrong("group_baseline", "the mean of the others: an episode alone has none")
+@wrong("group_baseline", "the mean of the other episodes: a group of one has none")
 def _(rewards, groups):
     same = (groups[:, None] == groups[None, :]).float()
     return rewards - (same @ rewards - rewards) / (same.sum(1) - 1)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Right answers that are not the repository's: a test must not ask for one way.
+# Right answers that differ from the repository's: a test must not demand one way.
 
 @right("solutions", "looked up, without the shortcut")
 def _(numbers, target=24):
@@ -835,9 +836,9 @@ def _(self, ids, action):
 
 
 @right("forward", "row by row, without padding")
-def _(model, segments, pad_id, run, **options):
-    inputs, _ = collate(segments, pad_id, run.device)
-    with run.amp():
+def _(model, segments, pad_id, machine, **options):
+    inputs, _ = collate(segments, pad_id, machine.device)
+    with machine.amp():
         out = model(**inputs, **options)
     keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     said = []
@@ -850,8 +851,8 @@ def _(model, segments, pad_id, run, **options):
 
 
 @right("score", "without forward()")
-def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_grad=True):
-    inputs, action = collate(segments, pad_id, run.device)
+def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+    inputs, action = collate(segments, pad_id, machine.device)
     out = model(**inputs, output_hidden_states=True)
     keep = action[:, 1:]
     logits = out.logits[:, :-1][keep].float() / temperature
@@ -864,17 +865,17 @@ def _(model, segments, pad_id, run, temperature=1.0, value_head=None, entropy_gr
 
 
 @right("sft_loss", "without forward()")
-def _(model, rows, denominator, pad_id, run):
+def _(model, rows, denominator, pad_id, machine):
     from eval import collate
-    inputs, action = collate(rows, pad_id, run.device)
+    inputs, action = collate(rows, pad_id, machine.device)
     logp = model(**inputs).logits[:, :-1].float().log_softmax(-1)
     logp = logp.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
     return -(logp * action[:, 1:]).sum() / denominator
 
 
-@right("dft_loss", "under no_grad")
-def _(model, rows, denominator, pad_id, run):
-    _, logits, _, said = forward(model, rows, pad_id, run)
+@right("dft_loss", "under no_grad, keywords in place of positions")
+def _(model, rows, denominator, pad_id, machine):
+    _, logits, _, said = forward(model=model, segments=rows, pad_id=pad_id, machine=machine)
     logp = logits.log_softmax(-1).gather(-1, said[:, None])[:, 0]
     with torch.no_grad():
         p = logp.exp()
@@ -925,9 +926,9 @@ def _(episode, reward_scale, beta, gamma, lam):
         at += len(s.value)
 
 
-@right("whiten", "one sum over the ranks: mean of squares less square of the mean")
-def _(x, run):
-    total, squares, n = all_sum([x.sum().item(), x.square().sum().item(), len(x)], run)
+@right("whiten", "one sum over the ranks: the mean of squares less the square of the mean")
+def _(x, machine):
+    total, squares, n = all_sum(values=[x.sum().item(), x.square().sum().item(), len(x)], machine=machine)
     variance = max(0.0, squares / n - (total / n) ** 2)
     return (x - total / n) / (variance + 1e-8) ** 0.5
 
@@ -961,7 +962,7 @@ def module_of(exercise):
 
 @contextlib.contextmanager
 def put(exercise, function):
-    """Within, the exercise's function is this one. Its global names are those of the exercise's module."""
+    """Inside the block the exercise's function is this one, with the global names of its module."""
     module = module_of(exercise)
     *owner, name = exercise.name.split(".")
     body = types.FunctionType(function.__code__, vars(module), name, function.__defaults__)
@@ -970,7 +971,7 @@ def put(exercise, function):
 
 
 def solved(exercise):
-    """Within, the exercise has its solution: an addition's is put where a student would add it."""
+    """Inside the block the exercise is solved: an addition is put where a student would add it."""
     return put(exercise, getattr(additions, exercise.name)) if exercise.added else contextlib.nullcontext()
 
 
@@ -1012,7 +1013,7 @@ def test_every_wrong_answer_fails():
 
 
 def test_no_test_runs_another_exercise():
-    """With all other exercises' functions blank, in every module that has them, the solution still passes."""
+    """The solution passes although the functions of all other exercises are blank, in every module."""
     modules = list(map(importlib.import_module, ("verifier", "env_gp", "env_virl", "eval", "sft", "rl")))
 
     def blank(*arguments, **keywords):
@@ -1064,13 +1065,14 @@ TODO = '    raise NotImplementedError("exercise {}")\n'
 
 
 def test_starter():
-    """What is in it, what is not; bodies are blank, signatures and docstrings are not; the rest as it was."""
+    """What a starter has and what it lacks. Bodies are blank; signatures, docstrings and the rest stay."""
     with folder() as path:
         assert run("starter", path) == (f"{path}: 17 functions are to be written, 2 are to be added\n", None)
         there = {os.path.relpath(os.path.join(at, f), path) for at, _, files in os.walk(path) for f in files}
         assert {"README.md", "rl.py", "test_all.py", "requirements.txt", "results/figures.py",
                 "assignments/README.md", "assignments/make.py", "assignments/exercises.py"} <= there, there
-        hidden = ("instructor", "solutions", "test_class", "results/raw", "variants", ".git/", "out/", "__pycache__")
+        hidden = ("instructor", "solutions", "test_class", "results/raw", "variants", ".git/", "out/",
+                  "__pycache__")
         assert not [f for f in there for word in hidden if word in f], there
         for e in EXERCISES.values():
             lines, tree = make.read(os.path.join(path, e.file))
@@ -1092,7 +1094,7 @@ def test_starter():
         lines, tree = make.read(os.path.join(ROOT, "rl.py"))
         body = make.find(tree, "gae").body
         lines[body[0].end_lineno:body[-1].end_lineno] = [TODO.format("gae")]
-        assert make.read(os.path.join(below, "rl.py"))[0] == lines, "rl.py changed beside gae"
+        assert make.read(os.path.join(below, "rl.py"))[0] == lines, "rl.py changed outside gae"
 
 
 def test_check_in_a_starter():
@@ -1123,7 +1125,7 @@ def test_check_in_a_starter():
 
 
 def test_one_mistake_costs_one_exercise():
-    """Prints, exits, hangs, crashes, changed helpers and files that do not parse cost no other exercise."""
+    """A print, exit, hang, crash, changed helper or file that does not parse costs no other exercise."""
     with folder() as path:
         run("starter", path, "relative_word", "solutions", "GeneralPoints.step", "judge_gp")
         for body, told in (("    print('passed')\n    import sys\n    sys.exit(0)\n", "SystemExit: 0"),
@@ -1142,7 +1144,7 @@ def test_one_mistake_costs_one_exercise():
                 got = points(run("check", copy, "relative_word", *more)[0])
                 assert got["relative_word"][0] == 0 and told in got["relative_word"][1], (told, got)
                 assert "while" in body or got["solutions"] == (0, "not done yet: exercise solutions"), got
-        change(f"{path}/env_gp.py", TODO.format("solutions"),  # right, under the decorator that stands there
+        change(f"{path}/env_gp.py", TODO.format("solutions"),  # right, under the decorator that is there
                "    found = map(write, reachable(numbers).get(Fraction(target), ()))\n"
                "    return tuple(sorted(found, key=lambda s: (len(s), s)))\n")
         with open(f"{path}/verifier.py", "a") as f:
@@ -1168,7 +1170,7 @@ def test_gradescope():
 
 
 def test_the_repository_has_all_points_but_the_additions():
-    """Graded as a student's folder: each file comes out as it was, each exercise goes through its process."""
+    """Graded as a student's folder: each file comes out unchanged, and each exercise has its process."""
     with ThreadPoolExecutor() as pool:
         verdicts = list(pool.map(lambda e: make.check(e, ROOT, 60), EXERCISES.values()))
     for e, verdict in zip(EXERCISES.values(), verdicts):
@@ -1176,6 +1178,32 @@ def test_the_repository_has_all_points_but_the_additions():
         if not e.added:
             assert make.assembled(e, ROOT) == "".join(make.read(os.path.join(ROOT, e.file))[0]), e.name
     assert sum(e.points for e, verdict in zip(EXERCISES.values(), verdicts) if verdict[0]) == 140
+
+
+def test_the_handout_agrees_with_the_code():
+    """Names, files and points of the exercises; the banners to stop at; the flags of all commands."""
+    texts = {}
+    for name in ("README.md", "instructor.md"):
+        with open(os.path.join(HERE, name), encoding="utf-8") as f:
+            texts[name] = f.read()
+    headings = re.findall(r"^### (\S+), (in|new in) (\S+): (\d+) points", texts["README.md"], re.M)
+    assert headings == [(e.name, "new in" if e.added else "in", e.file, str(e.points))
+                        for e in EXERCISES.values()], headings
+    banners = re.findall(r'^\| \d+ \| (\w+\.py)\b.*banner "([^"]+)"', texts["README.md"], re.M)
+    assert len(banners) == 4, banners
+    for file, banner in banners:
+        text = "".join(make.read(os.path.join(ROOT, file))[0])
+        assert re.search(rf"^# -{{20,}}\n# {banner}\b", text, re.M), (file, banner)
+    commands = [found for text in texts.values()
+                for found in re.findall(r"python (rl|sft|eval)\.py((?: -?[-\w./]+)+)", text)]
+    assert len(commands) > 10, commands
+    for script in ("rl", "sft", "eval"):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            importlib.import_module(script).main(["--help"])
+        flags = {flag for of, words in commands if of == script for flag in re.findall(r"--\w+", words)}
+        unknown = flags - set(re.findall(r"^ +(--\w+)", out.getvalue(), re.M))
+        assert flags and not unknown, (script, unknown)
 
 
 def test_bad_input():

@@ -39,31 +39,33 @@ def differing_answers(episodes):
 def measure(argv):
     import torch
     import eval as ev
+    from sft import micro_batches
     parser = ev.new_parser(__doc__)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser.add_argument("--models", nargs="+", required=True, metavar="PATH", help="the init, then the runs")
     args = ev.parse(parser, argv)
-    run, rows = ev.setup(args), []
-    init, tok = ev.load(args.models[0], run.device, run.dtype)
-    longest = args.max_new_tokens or ev.longest_answer(tok, init, args, args.models[0])
+    machine, rows = ev.setup(args), []
+    init, tok = ev.load(args.models[0], machine.device, machine.frozen)
+    longest = args.max_new_tokens or ev.saved_args(args.models[0]).get("max_new_tokens", 256)
     keywords = ev.columns(args)["id"]
 
     def distance(sampler, other):
+        """KL(sampler || other) by the sampler's answers: the mean of their summed log-ratios -> (nats, answers)."""
         torch.manual_seed(args.seed)
         envs = [ev.make(args, verify=1, **keywords) for _ in range(EPISODES)]
         answers = differing_answers(ev.rollout(sampler, tok, envs, [f"eval/{i}" for i in range(EPISODES)],
-                                               args.temperature, longest, run))
+                                               args.temperature, longest, machine))
         total = 0.0
         with torch.no_grad():
-            for part in ev.micro_batches(answers, args.micro_tokens or 2048):
-                a, b = (ev.score(m, part, tok.pad_token_id, run, args.temperature)[0] for m in (sampler, other))
+            for part, _ in micro_batches(answers, 2048, machine):
+                a, b = (ev.score(m, part, tok.pad_token_id, machine, args.temperature)[0] for m in (sampler, other))
                 total += (a - b).sum().item()
         return total / len(answers), len(answers)
     for path in args.models[1:]:
-        model, _ = ev.load(path, run.device, run.dtype)
+        model, _ = ev.load(path, machine.device, machine.frozen)
         (forward, n), (reverse, _) = distance(init, model), distance(model, init)
         rows.append({"name": os.path.basename(os.path.normpath(path)), "forward": forward, "reverse": reverse, "n": n})
         print(f"{rows[-1]['name']:20} forward {forward:7.3f}  reverse {reverse:7.3f}  {n} answers", flush=True)
-    file = os.path.join(ev.trained_on(args), "distance.json")
+    file = os.path.join(os.path.dirname(ev.run_folder(args, "rl")), "distance.json")
     ev.write_json(file, {"env": args.env, "trained_rule": args.rule, "seed": args.seed, "rows": rows})
     print("written:", file)
 

@@ -8,7 +8,7 @@
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
     python results/figures.py curves results/curves.png results/raw/gp-{id,ood}-s?-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/gp-id-s?-rl-1e-4.jsonl   # ranges of PPO's metrics
-    python results/figures.py speed out/gp/base                    # a training step, of a matrix product
+    python results/figures.py speed out/gp/base                    # training steps against a matrix product
     python results/figures.py memory                               # what a GPU must hold, by size of the model
 
 A difference between two models is paired by seed. With n seeds it is called established when its t passes
@@ -132,8 +132,8 @@ def read_metrics(file):
 
 def points_of(file):
     """metrics.jsonl -> (header, the records in which success was measured on the way). The init's and the run's
-    own row come from the larger table beside it, raw/main-gp-id-s0.json or raw/dose-gp-id-s0.json for
-    raw/gp-id-s0-NAME.jsonl, where there is one."""
+    own row come from the larger table in the same folder, raw/main-gp-id-s0.json or raw/dose-gp-id-s0.json
+    for raw/gp-id-s0-NAME.jsonl, where there is one."""
     header, records = read_metrics(file)
     folder, task = os.path.split(file.removesuffix(f"-{header['name']}.jsonl"))
     points = list({r["step"]: r for r in records if "seen" in r}.values())  # a resume may measure one again
@@ -151,7 +151,7 @@ def points_of(file):
 
 
 def print_course(files, part):
-    """One run over several seeds: success at each of its monitors, a line a monitor."""
+    """One run over several seeds: success at each of its evaluations, a line an evaluation."""
     runs = [points_of(file)[1] for file in files]
     print("share of the budget | percent: each seed | mean; OOD's change since the first, in standard errors")
     spent = [p["flops"] - runs[0][0]["flops"] for p in runs[0]]
@@ -241,13 +241,13 @@ def pyplot():
 
 def bars(picture, files):
     """ID and OOD of init, SFT and RL at the chosen rates: a panel a task and rule, a bar the mean over seeds, a dot
-    a seed. V-IRL in the paper's counting."""
+    a seed. V-IRL by the paper's metric."""
     plt, groups = pyplot(), {}
     for file in files:
         with open(file) as f:
             t = json.load(f)
         groups.setdefault((t["env"], t["trained_rule"]), []).append(t)
-    titles = {"gp": "GeneralPoints", "virl": "V-IRL, the paper's counting"}
+    titles = {"gp": "GeneralPoints", "virl": "V-IRL, the paper's metric"}
     fig, axes = plt.subplots(1, len(groups), figsize=(3.3 * len(groups), 3.3), sharey=True, squeeze=False)
     for ax, ((env, rule), tables) in zip(axes[0], groups.items()):
         for i, (name, color) in enumerate(zip(CHOSEN[env], ("0.6", "C3", "C0"))):
@@ -283,38 +283,77 @@ def ppo_ranges(files):
 
 
 def speed(path):
-    """FLOP/s of 16 rows, forward and backward, as a share of a bare fp32 product of the layers' shape."""
+    """Run the loops of sft.py and rl.py for a few steps, from nothing and from the tiny base at `path`, on the
+    CPU in fp32. Prints the FLOP/s of a step (6 N a trained token) as a share of a bare matrix product of the
+    model's shape, and the shares of its time that go into the rows and into clipping and the optimizer. PPO's
+    step is one iteration's updates, without playing and scoring. Medians. Nothing else should run."""
+    import contextlib
+    import tempfile
+    from statistics import median
     import torch
-    from eval import Segment, load, setup
-    from sft import sft_loss
-    from types import SimpleNamespace
-    run = setup(SimpleNamespace(device="cpu", dtype="fp32"))
-    model, tok = load(path)
+    import rl
+    import sft
+    from eval import load, saved_args
+    saved, steps, minibatch = saved_args(path), [], {}
+    if saved.get("stage") != "base":
+        fail(f"{path} is not the folder of a base")
+    model = load(path)[0]
     n, config = sum(p.numel() for p in model.parameters()), model.config.get_text_config()
-    rows = [Segment(torch.randint(5, 300, (128,)).tolist(), [0] + [1] * 127) for _ in range(16)]
     a, b = torch.randn(4096, config.hidden_size), torch.randn(config.hidden_size, config.intermediate_size)
+    times = []
+    for _ in range(200):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    product = 2 * a.numel() * b.shape[1] / median(times)
+    print(f"matrix product {list(a.shape)} x {list(b.shape)}: {product / 1e9:.0f} GFLOP/s")
 
-    def seconds(work, times):
-        for _ in range(3):
-            work()
-        start = time.perf_counter()
-        for _ in range(times):
-            work()
-        return (time.perf_counter() - start) / times
-    step = 6 * n * 16 * 128 / seconds(
-        lambda: sft_loss(model.train(), rows, 2048, tok.pad_token_id, run).backward(), 20)
-    product = 2 * a.numel() * b.shape[1] / seconds(lambda: a @ b, 200)
-    print(f"{step / 1e9:.0f} GFLOP/s of {product / 1e9:.0f} = {100 * step / product:.0f}% of the matrix "
-          "product")
+    def clocked(module, name):
+        function = getattr(module, name)
+
+        def run(*args, **keywords):
+            begin = time.perf_counter()
+            result, end = function(*args, **keywords), time.perf_counter()
+            if name == "batch_rows":        # a step of sft.py begins
+                steps.append({"begin": begin, "rows": end - begin, "optimizer": 0, "tokens": 0})
+            elif name == "whiten":          # the last thing before PPO's updates
+                steps.append({"begin": end, "rows": 0, "optimizer": 0, "tokens": 0})
+            elif name == "micro_batches":
+                minibatch["tokens"] = sum(len(s.ids) for part, _ in result for s in part)
+            else:                           # clip_and_step, an update's last part
+                steps[-1]["end"] = end
+                steps[-1]["optimizer"] += end - begin
+                steps[-1]["tokens"] += minibatch["tokens"]
+            return result
+        setattr(module, name, run)
+    sft.EVERY["eval_episodes"] = 1
+    for module, start in ((sft, "batch_rows"), (rl, "whiten")):
+        for name in (start, "micro_batches", "clip_and_step"):
+            clocked(module, name)
+    task = f"--env {saved['env']} --episodes 0 --device cpu --dtype fp32".split()
+    task += ["--vl", "--visual", saved["visual"]] if saved["vl"] else []
+    for title, script, flags in (("base", sft, ["--stage", "base", "--steps", "12"]),
+                                 ("SFT", sft, ["--init", path, "--steps", "12"]),
+                                 ("PPO's updates", rl, ["--init", path, "--steps", "3"])):
+        steps.clear()
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
+            script.main([*task, "--out", out, *flags])
+        warm = [{**s, "seconds": s["end"] - s["begin"]} for s in steps[len(steps) // 3:]]
+        rate = median(6 * n * s["tokens"] / s["seconds"] for s in warm)
+        rows, optimizer = (median(s[part] / s["seconds"] for s in warm) for part in ("rows", "optimizer"))
+        print(f"{title:14} {rate / 1e9:4.0f} GFLOP/s, {100 * rate / product:3.0f}% of the product; "
+              f"of the time rows {100 * rows:3.0f}%, clipping and optimizer {100 * optimizer:3.0f}%")
 
 
 def state_bytes(n, ppo, ranks=1):
-    """Bytes on each GPU for n parameters in bf16 -> (held all the time, the most). ranks: of --shard.
+    """Bytes on each GPU while a model of n parameters is trained in bf16 -> (all the time, at most). ranks: the
+    GPUs that torchrun spreads the model over.
 
-    Held: weights, gradient and AdamW's two moments in fp32, and PPO's reference in bf16. The most adds all
-    weights in bf16: autocast's copies in an update, or what --shard lends for sampling. Activations, the
-    cache of generate() and PPO's value head come on top; several whole models sum their gradients in 4 n
-    bytes more. The final table holds two models in bf16, and nothing else."""
+    All the time, for each parameter: the weight (4 bytes), its gradient (4) and AdamW's two moments (8), in
+    fp32; with PPO also the reference's weight in bf16 (2). At most: all weights in bf16 (2) come on top. On one
+    GPU these are autocast's copies in an update; with torchrun they are the weights that each rank gathers to
+    sample. Not counted: activations, the cache of generate(), PPO's value head. The final table needs less: it
+    holds one model at a time, in bf16."""
     held = n * (4 + 4 + 8 + 2 * ppo) / ranks
     return held, held + 2 * n
 
@@ -325,7 +364,7 @@ def memory():
     print("| held, and the most, GB | " + " | ".join(sizes) + " |\n|---|" + "---|" * len(sizes))
     for method, ranks in (("SFT", 1), ("PPO", 1), ("SFT", 8), ("PPO", 8)):
         pairs = [state_bytes(n, method == "PPO", ranks) for n in sizes.values()]
-        print(f"| {method}, " + ("one GPU" if ranks == 1 else "eight GPUs, `--shard`") + " | "
+        print(f"| {method}, " + ("one GPU" if ranks == 1 else "eight GPUs (torchrun)") + " | "
               + " | ".join(f"{held / 1e9:.0f}, {most / 1e9:.0f}" for held, most in pairs) + " |")
 
 
@@ -335,7 +374,7 @@ def main():
                                             "speed", "memory"])
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--part", choices=PARTS, default="")          # of the three printed tables: what counts
-    parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: these models alone
+    parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: only these models
     args = parser.parse_args()
     needed = {"memory": 0, "bars": 2, "curves": 2}.get(args.command, 1)
     if len(args.files) < needed:

@@ -1,30 +1,41 @@
 #!/usr/bin/env bash
 # results/make.sh NAME: make the raw files of a section of results/README.md again, from nothing, below out/study.
-# It goes on where it was stopped: a finished run is not trained again. Do not edit it while it runs.
+# It goes on where it was stopped, and a finished run is not trained again. Do not edit it while it runs.
 #   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh main-gp
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:-} seeds=${SEEDS:-} rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw
 mkdir -p $raw
 
-# Of metrics the header, success rates and every fourth step; of the chosen runs all of PPO's iterations. Six
+# Of metrics.jsonl the header, the success rates and every fourth step; of PPO at the chosen rates every iteration. Six
 # decimals, no indent.
 thin() { awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0' $1 | six > $2; }
 six() { sed -E 's/([.][0-9]{6})[0-9]+/\1/g; s/^ +//'; }
 
-# One run: script, task, rule, seed, name, more flags. Its table is made later, together with all others'. Success is
-# measured on the way (for the curves) at the chosen rates alone. VARIANT: of results/variants.py.
+# A base or an init that was stopped goes on, before a run that needs it. Its folder, its stage, the task's flags.
+go_on() {
+  local folder=$1 stage=$2; shift 2
+  if [ -d $folder ] && ! grep -qs '"done": true' $folder/checkpoint-*/state.json; then
+    $python -u sft.py --stage $stage "$@" --resume
+  fi
+}
+
+# One run: script, task, rule, seed, name, more flags. Its table is made later, together with the other runs' rows.
+# Only at the chosen rates is success evaluated more than once on the way, for the curves. VARIANT: see variants.py.
 train() {
-  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py monitors=1 prefix=; shift 5
-  local folder=$study/s$seed/$env/$rule/$run
+  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py evaluations=1 prefix=; shift 5
+  local home=$study/s$seed/$env task="--env $env --seed $seed --out $study/s$seed"
+  local folder=$home/$rule/$run
   [ -z "${VARIANT:-}" ] || command="results/variants.py $VARIANT $script"
-  if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then monitors=4; fi
-  if ! [ -f $folder/eval.json ]; then
-    $python -u $command --env $env --rule $rule --seed $seed --out $study/s$seed --name $run --episodes 2 \
-      --monitors $monitors "$@" $([ -d $folder/checkpoint ] && echo --resume)
+  if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then evaluations=4; fi
+  if ! [ -f $folder/eval.json ]; then  # else it is finished
+    go_on $home/base base $task
+    go_on $home/$rule/init init $task --rule $rule
+    $python -u $command $task --rule $rule --name $run --episodes 2 --evaluations $evaluations "$@" \
+      $([ -d $folder ] && echo --resume)
   fi
   [ $study = out/study ] || prefix=${study#out/}-
-  thin $folder/metrics.jsonl $raw/$prefix$env-$rule-s$seed-$run.jsonl $((monitors == 4))
+  thin $folder/metrics.jsonl $raw/$prefix$env-$rule-s$seed-$run.jsonl $((evaluations == 4))
 }
 
 # One table: its section's name, task, rule, seed, the runs in it. 300 hands or 200 routes a cell.
@@ -57,7 +68,7 @@ rates() {  # every cell of the grid, rule id
   done
 }
 
-writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many routes. Under ood habit alone
+writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many routes. Under rule ood only habit
   local seed lr runs n
   for seed in ${seeds:-0 1 2}; do
     train sft $env ood $seed sft-$SFT_LR --lr $SFT_LR
@@ -67,8 +78,8 @@ writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many
     for lr in $SFT_LR $SECOND_LR; do
       train sft $env id $seed sft-$lr --lr $lr
       train sft $env id $seed habit-$lr --demos habit --lr $lr
-      train sft $env id $seed own-$lr --demos own --lr $lr
-      VARIANT=own10 train sft $env id $seed own10-$lr --demos own --lr $lr
+      VARIANT=own train sft $env id $seed own-$lr --lr $lr
+      VARIANT=own10 train sft $env id $seed own10-$lr --lr $lr
       runs="$runs sft-$lr habit-$lr own-$lr own10-$lr"
     done
     for n in $ROUTES; do
@@ -87,11 +98,11 @@ prompts() {  # demonstrations under more than one face-card rule
   done
 }
 
-dose() {  # SFT to three times the compute, eight monitors
+dose() {  # SFT to three times the compute, eight evaluations
   local seed
   for seed in ${seeds:-0 1 2}; do
     train sft $env id $seed sft-$SFT_LR --lr $SFT_LR
-    train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --monitors 8
+    train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --evaluations 8
     tabulate dose $env id $seed init sft-$SFT_LR dose
   done
 }
@@ -115,7 +126,7 @@ scratch() {  # RL without the short SFT
   done
 }
 
-noform() {  # RL from a base that never saw the task's form: alone, after the short SFT, after a budget of SFT
+noform() {  # RL from a base that never saw the task's form: directly, after the short SFT, after a budget of SFT
   local seed study=out/noform
   for seed in ${seeds:-0 1 2}; do
     VARIANT=noform train rl gp id $seed rl --lr $RL_LR
@@ -150,7 +161,7 @@ distance() {  # no training: KL from the init of all runs that are there
   local seed home models
   for seed in ${seeds:-0 1 2}; do
     home=$study/s$seed/$env/id
-    models=$(ls -d $home/*/checkpoint | grep -v /init/ | xargs -n1 dirname)
+    models=$(ls -d $home/*/checkpoint-* | xargs -n1 dirname | uniq | grep -v '/init$')
     $python -u results/distance.py measure --env $env --seed $seed --out $study/s$seed --models $home/init $models
     six < $home/distance.json > $raw/distance-$env-id-s$seed.json
   done
@@ -166,14 +177,19 @@ ppo() {  # PPO's settings, one change at a time
   done
 }
 
-pictures() {  # one run of each method, rule id, look id (LOOK=ood: the other one)
-  local seed look=${LOOK:-id} run
+pictures() {  # one run of each method, rule id, visual variation id (VISUAL=ood: the other one)
+  local seed visual=${VISUAL:-id} run folder task
   for seed in ${seeds:-0 1 2}; do
-    local folder=$study/s$seed/$env-vl/id-$look
-    $python -u rl.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes 2
-    $python -u sft.py --env $env --vl --visual $look --seed $seed --out $study/s$seed --episodes $EPISODES
-    six < $folder/sft/eval.json > $raw/pictures-$env-vl-$look-s$seed.json
-    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$look-s$seed-$run.jsonl 0; done
+    folder=$study/s$seed/$env-vl/id-$visual task="--env $env --vl --visual $visual --seed $seed --out $study/s$seed"
+    for run in rl sft; do
+      if [ -f $folder/$run/eval.json ]; then continue; fi
+      go_on $folder/../base$([ $visual = ood ] && echo -ood) base $task
+      go_on $folder/init init $task
+      $python -u $run.py $task --episodes $([ $run = sft ] && echo $EPISODES || echo 2) \
+        $([ -d $folder/$run ] && echo --resume)
+    done
+    six < $folder/sft/eval.json > $raw/pictures-$env-vl-$visual-s$seed.json
+    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$visual-s$seed-$run.jsonl 0; done
   done
 }
 

@@ -1,19 +1,22 @@
-"""results/variants.py: one change to a script, and then that script. Each change is a few lines beside the loop.
+"""results/variants.py: one change to a script, and then that script. Each change replaces a few functions.
 
-    python results/variants.py dft sft --env gp --rule id --name dft    # flags of sft.py or rl.py as ever
+    python results/variants.py dft sft --env gp --rule id --name dft    # flags of sft.py or rl.py, as usual
     python results/variants.py rules=8 sft --env gp --rule id --name rules8
     python results/variants.py group rl --env gp --rule id --name group --coef_value 0
 
     dft         SFT: each token's loss times the probability that the model gives it (arXiv 2508.05629)
     kl=1        SFT: plus this times KL(model || init), exact, at the scored positions
-    own10       SFT on the model's own right answers, sampled anew every 10 steps (arXiv 2510.18874). Give --demos own
-    rules=8     GeneralPoints: training deals come under this many face-card rules (arXiv 2510.00237)
+    own         SFT on self-generated demonstrations: the init's right first answers to 4,096 training episodes
+    own10       the same, sampled anew from the current model every 10 steps, 512 episodes (arXiv 2510.18874)
+    rules=8     GeneralPoints: training deals come under this many face-card rules, 2 or more (arXiv 2510.00237)
     routes=16   V-IRL: the number of training routes
     noform      pretraining without the task's chat form. Give an --out of its own
     group       PPO without the critic: eight episodes a hand, and the mean of their rewards as the baseline
-dft and kl are meant for a run whose init is there: on the way they would change the init too.
+The change is made when the last stage, sft or rl, begins to train. A base and an init that are made on the way are
+the usual ones; noform changes only the base. Give --resume together with the same variant: args.json names it.
 """
 import os
+import random
 import sys
 
 import torch
@@ -33,54 +36,109 @@ def dft(_):
 
 
 def kl(beta):
-    plain, initial = sft.sft_loss, {}
+    plain, load_model, initial = sft.sft_loss, sft.load_model, {}
 
-    def remember(path, device="cpu", dtype=torch.float32):
-        if os.path.basename(path) == "checkpoint":
-            ev.fail("kl does not resume: its init would be the checkpoint. Remove the run's folder")
-        model, tok = ev.load(path, device, dtype)
-        initial["model"] = ev.load(path, device, dtype)[0].requires_grad_(False)
-        return model, tok
+    def load_both(path, args, machine):
+        initial["model"], _ = load_model(args.init, args, machine, trained=False)
+        return load_model(path, args, machine)
 
-    def loss(model, rows, denominator, pad_id, run):
-        logp = ev.forward(model, rows, pad_id, run)[1].log_softmax(-1)                # [N, V]
+    def loss(model, rows, denominator, pad_id, machine):
+        logp = ev.forward(model, rows, pad_id, machine)[1].log_softmax(-1)            # [N, V]
         with torch.no_grad():
-            ref_logp = ev.forward(initial["model"], rows, pad_id, run)[1].log_softmax(-1)
+            ref_logp = ev.forward(initial["model"], rows, pad_id, machine)[1].log_softmax(-1)
         distance = (logp.exp() * (logp - ref_logp)).sum()
-        return plain(model, rows, denominator, pad_id, run) + float(beta) * distance / denominator
-    sft.sft_loss, sft.load = loss, remember
+        return plain(model, rows, denominator, pad_id, machine) + float(beta) * distance / denominator
+    sft.sft_loss, sft.load_model = loss, load_both
+
+
+def own(_, episodes=4096, every=None):
+    """Sampling counts as compute: the first sample in the flops that the run starts with, later ones in the tokens
+    of their step, a third of a token for each token that was forwarded (2 N of 6 N)."""
+    load_checkpoint, all_sum, pool, shared = sft.load_checkpoint, sft.all_sum, [], {"uncounted": 0}
+
+    def sample(model, tok, args, machine, label):
+        """Put the rows of an episode's right first answers into pool, an entry an episode -> tokens forwarded."""
+        seeds = [f"own/{args.seed}{label}/{i}" for i in range(machine.rank, episodes, machine.world)]
+        envs = [ev.make(args, rule=args.rule, split="train", verify=1) for _ in seeds]
+        played = ev.rollout(model, tok, envs, seeds, 1.0, args.max_new_tokens, machine)
+        right = [[s for s, turns in zip(e.segments, e.positions()) if turns[0]["position_solved"]] for e in played]
+        pool[:] = [rows for rows in right if rows] or pool
+        return sum(e.forwarded for e in played)
+
+    def seeded(args, step, rank):
+        rng = random.Random(f"{args.stage}/{args.seed}/{step}/{rank}")
+        torch.manual_seed(rng.randrange(2 ** 31))
+        return rng
+
+    def first_sample(args, machine):
+        path, state, tensors = load_checkpoint(args, machine)
+        model, tok = sft.load_model(args.init, args, machine, trained=False)
+        torch.manual_seed(args.seed + machine.rank)
+        forwarded = all_sum([sample(model, tok, args, machine, "")], machine)[0]
+        if not pool:
+            ev.fail(f"{args.init} solves no training episode, so it has nothing to learn from")
+        if forwarded / 3 >= args.tokens:
+            ev.fail(f"sampling costs as much as {forwarded / 3:,.0f} tokens of training: --tokens must be more")
+        if state["step"] == 0:  # the flops of a resumed run have it already
+            state["flops"] += 2 * sum(p.numel() for p in model.parameters()) * forwarded
+        shared["machine"] = machine
+        ev.print0(machine, f"{sum(map(len, pool))} right answers of the init in {episodes} episodes")
+        return path, state, tensors
+
+    def batch_rows(args, env, tok, model, step, rank):
+        if every and step and step % every == 0:
+            seeded(args, step - 1, rank)
+            shared["uncounted"] = sample(model, tok, args, shared["machine"], f"/{step}") / 3
+        rng = seeded(args, step, rank)
+        return [row for rows in rng.sample(pool, min(args.batch, len(pool))) for row in rows]
+
+    def count(values, machine):
+        if len(values) == 2:  # tokens with loss, all tokens: the sum that a step's compute is made of
+            values = [values[0], values[1] + shared["uncounted"]]
+            shared["uncounted"] = 0
+        return all_sum(values, machine)
+    sft.load_checkpoint, sft.batch_rows, sft.all_sum = first_sample, batch_rows, count
 
 
 def own10(_):
-    class Loop(sft.Loop):
-        def goes_on(self):
-            if self.step and self.step % 10 == 0:
-                args = self.args
-                envs = [ev.make(args, rule=args.rule, split="train", verify=1) for _ in range(512)]
-                seeds = [f"own/{args.seed}/{self.step}/{i}" for i in range(512)]
-                played = ev.rollout(self.model, self.tok, envs, seeds, 1.0, args.max_new_tokens, self.run)
-                right = [[s for s, t in zip(e.segments, e.positions()) if t[0]["position_solved"]] for e in played]
-                rows[:] = [r for r in right if r] or rows
-                self.flops += 2 * self.n * sum(e.forwarded for e in played)
-            return super().goes_on()
-    rows, first = [], sft.own_demonstrations
+    own(_, episodes=512, every=10)
 
-    def demonstrations(*args):
-        found, forwarded = first(*args)
-        rows.extend(found)
-        return rows, forwarded
-    sft.Loop, sft.own_demonstrations, sft.OWN_EPISODES = Loop, demonstrations, 512
+
+def face_rules(rule, count):
+    """`count` rules of J, Q, K -> [(j, q, k), ...], the trained one first, never the held-out one."""
+    rng, rules = random.Random("rules"), [env_gp.RULES[rule]]
+    while len(rules) < count:
+        faces = tuple(rng.randint(1, 13) for _ in "JQK")
+        if faces not in [*rules, env_gp.RULES[env_gp.OTHER[rule]]]:
+            rules.append(faces)
+    return rules
 
 
 def rules(count):
     class ManyRules(env_gp.GeneralPoints):
-        def __init__(self, split="train", **keywords):
-            super().__init__(split=split, rules=int(count) if split == "train" else 1, **keywords)
+        """Training deals come under one of the rules each. Their hands are those of rule "ood"."""
+
+        def reset(self, seed=None):
+            if self.split != "train":
+                return super().reset(seed)
+            if self.vl:
+                ev.fail("rules=N deals cards in words: leave out --vl")
+            if seed is not None:
+                self.rng = random.Random(f"gp/{seed}")
+            stated, self.numbers = face_rules(self.rule, int(count)), []
+            while tuple(sorted(self.numbers)) not in env_gp.training_hands("ood"):
+                self.cards = self.rng.choices(env_gp.RANKS, k=4)
+                faces = self.rng.choice(stated)
+                self.numbers = env_gp.numbers_of(self.cards, faces)
+            self.attempts, self.images = 0, []
+            self.messages = [{"role": "user", "content": env_gp.fill(env_gp.PROMPT, self.cards, faces)}]
+            return self.messages, self.images
     ev.ENVS["gp"] = ManyRules
 
 
 def routes(count):
     env_virl.TRAIN_ROUTES = int(count)
+    env_virl.training_routes.cache_clear()  # an init that was made on the way has filled it
 
 
 def noform(_):
@@ -108,15 +166,29 @@ def group(_):
     rl.rollout, rl.estimate_advantages = in_groups, advantages
 
 
-VARIANTS = {f.__name__: f for f in (dft, kl, own10, rules, routes, noform, group)}
+VARIANTS = {f.__name__: f for f in (dft, kl, own, own10, rules, routes, noform, group)}
 
 
 def main(argv):
     name, _, value = (argv or [""])[0].partition("=")
-    if name not in VARIANTS or len(argv) < 2 or argv[1] not in ("sft", "rl"):
-        raise SystemExit(f"error: python results/variants.py VARIANT sft|rl FLAGS; variants: {', '.join(VARIANTS)}")
-    VARIANTS[name](value)
-    ev.script(lambda: {"sft": sft, "rl": rl}[argv[1]].main(argv[2:]))
+    if name not in VARIANTS or len(argv) < 2 or argv[1] not in ("sft", "rl") or "--stage" in argv:
+        raise SystemExit("error: python results/variants.py VARIANT sft|rl FLAGS, without --stage; variants: "
+                         + ", ".join(VARIANTS))
+    script = {"sft": sft, "rl": rl}[argv[1]]
+    train = script.train
+
+    def changed(args, machine, stop):
+        if args.stage == argv[1]:  # else it is an earlier stage
+            if args.resume and getattr(args, "variant", None) != argv[0]:
+                ev.fail(f"--resume: {args.folder} was made by variant {getattr(args, 'variant', None)}")
+            args.variant = argv[0]
+            if name != "noform":
+                VARIANTS[name](value)
+        return train(args, machine, stop)
+    script.train = changed
+    if name == "noform":  # before the flags are read: the base is an earlier stage
+        noform(value)
+    ev.script(lambda: script.main(argv[2:]))
 
 
 if __name__ == "__main__":
