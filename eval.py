@@ -364,15 +364,18 @@ def evaluate(model, tok, args, machine, episodes):
     def solved(among):
         return {**rate([turns[-1]["position_solved"] for turns in among]),
                 "first": rate([turns[0]["position_solved"] for turns in among])}
-    cells = {}
+    plan = []  # (column, environment, seed) of this rank's share of each column's episodes
     for column, keywords in columns(args).items():
-        torch.manual_seed(1_000_003 * (args.seed + 1) + machine.rank)
         fixed = getattr(make(args, **keywords), "fixed_routes", None)       # --data may have a fixed number
-        mine = range(machine.rank, fixed or episodes, machine.world)        # each rank plays its share
-        envs = [make(args, **keywords, **({"route": i} if fixed else {})) for i in mine]
-        played = rollout(model, tok, envs, [f"eval/{i}" for i in mine], args.temperature,
-                         args.max_new_tokens, machine, keep_pictures=False)
-        routes = sum(all_gather([e.positions() for e in played], machine), [])
+        plan += [(column, make(args, **keywords, **({"route": i} if fixed else {})), f"eval/{i}")
+                 for i in range(machine.rank, fixed or episodes, machine.world)]
+    torch.manual_seed(1_000_003 * (args.seed + 1) + machine.rank)
+    played = rollout(model, tok, [env for _, env, _ in plan], [seed for *_, seed in plan], args.temperature,
+                     args.max_new_tokens, machine, keep_pictures=False)     # all at once: large batches
+    cells = {}
+    for column in columns(args):
+        mine = [episode.positions() for (c, *_), episode in zip(plan, played) if c == column]
+        routes = sum(all_gather(mine, machine), [])
         positions = [turns for route in routes for turns in route]
         differing = [turns for turns in positions if turns[0]["rule_matters"]]
         verdicts = [turns[0]["verdict"] for turns in positions]

@@ -61,7 +61,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "minibatches":      4,                             # optimizer steps an epoch
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; for pictured cards
-    "evaluations":      6,                             # on the way, at equal shares of the budget
+    "evaluations":      4,                             # on the way, at equal shares of the budget
     "real":             {"value_rate": 10},            # with sft.py's REAL, what differs for a model of yours
 }
 FLAGS = {  # those of PPO that are flags: type, lowest and highest value, help

@@ -79,7 +79,7 @@ BASE = {
     "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates times this; at 0.3 some never read
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
-    "evaluations":       3,                                  # on the way, at equal shares of the budget
+    "evaluations":       2,                                  # on the way, at equal shares of the budget
 }
 SFT = {
     "tokens":            (8e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
@@ -89,7 +89,7 @@ SFT = {
     "vision_rate":       1.0,
     "warmup":            5,
     "decay":             0.0,
-    "evaluations":       6,
+    "evaluations":       4,
 }
 INIT = {
     **SFT,
