@@ -736,10 +736,10 @@ def command(args, train):
     if stopped:
         print0(machine, "stopped and saved; go on with --resume")
         raise SystemExit(130)
-    if args.episodes:
+    if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)
-    print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
-           + f" --tokens {args.tokens:g}    # at the same compute" * (args.stage in ("sft", "rl")))
+        print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
+               + f" --tokens {args.tokens:g}    # at the same compute" * (args.stage in ("sft", "rl")))
 
 
 def report(args, machine):

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -212,8 +213,8 @@ def grade(folder, chosen, seconds, gradescope):
     if gradescope:
         open(gradescope, "w").close()  # before the work, to see whether it can be written
     results, points = [], 0
-    for e in chosen:
-        passed, why, printed = check(e, folder, seconds)
+    checks = ThreadPoolExecutor(os.cpu_count()).map(lambda e: check(e, folder, seconds), chosen)
+    for e, (passed, why, printed) in zip(chosen, checks):
         points += e.points * passed
         why, printed = (x.encode("utf-8", "replace").decode() for x in (why, printed))  # half a surrogate
         print(f"{e.name:20} {e.points * passed:3d} / {e.points:<3d} {why}", flush=True)
