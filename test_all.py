@@ -13,6 +13,7 @@ import contextlib
 import copy
 import fnmatch
 import functools
+import gc
 import io
 import itertools
 import json
@@ -2207,7 +2208,8 @@ def test_a_run_is_a_folder():
         quick(rl.main, flags(out, name="r"))
         path, kept = f"{out}/gp/id/a", tree(out)
         args_json = ev.read_json(f"{path}/args.json")
-        error_of(f"{path} exists: go on with it by --resume, or choose another", sft.main, run)
+        with mock.patch.object(sft, "load_model", side_effect=AssertionError("a model is loaded first")):
+            error_of(f"{path} exists: go on with it by --resume, or choose another", sft.main, run)
         for words, main, argv in (
                 ("gp/id/none/args.json is missing", sft.main, flags(out, name="none") + ["--resume"]),
                 ("a was made with --lr 0.0002, not 0.5", sft.main, run + ["--resume", "--lr", "0.5"]),
@@ -2346,13 +2348,14 @@ def test_torchrun():
 
 def torchrun_work(machine, mine, path):
     """What two ranks do: load in turn; train, also in bf16; stop and resume. Rank 1 has no episode for the table."""
-    real_load, real_shard, refs, lock = sft.load, sft.shard, [], f"{path}/loading"
+    real_load, real_shard, refs, models, before, lock = sft.load, sft.shard, [], [], [], f"{path}/loading"
+    gc.disable()  # sharded models refer to themselves
 
     def load(*arguments, **keywords):
         os.mkdir(lock)  # an error if the other rank is here
         model, tok = real_load(*arguments, **keywords)
         refs.extend(weakref.ref(p) for p in model.parameters())
-        time.sleep(0.3)
+        time.sleep(0.1)
         return model, tok
 
     def shard(model, *arguments):
@@ -2362,18 +2365,22 @@ def torchrun_work(machine, mine, path):
             part = sum(p.to_local().untyped_storage().nbytes() for p in model.parameters())
             assert part < 0.6 * 4 * n, f"{part} bytes of {n} parameters"
             equal([ref() for ref in refs if ref() is not None], [], "whole weights that stay in memory")
+            equal([ref() for ref in before if ref() is not None], [], "models of earlier runs that stay in memory")
             refs.clear()
+            models.append(weakref.ref(model))
             os.rmdir(lock)
         return model
     for main in (sft.main, rl.main):
         def go(name, steps, *more, play=quick):
+            before.extend(models)
+            models.clear()
             play(main, flags(f"{path}/out", steps, 2, env="virl", name=f"{main.__module__}-{name}", micro_tokens=300)
                  + ["--max_new_tokens", "8", *["--minibatches", "1"] * (main is rl.main), *more])
         with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard):
             go("two", 2, "--episodes", "1", play=quiet)
-        go("bf16", 1, "--dtype", "bf16", "--activation_checkpointing")
-        go("resumed", 1)
-        go("resumed", 2, "--resume")
+            go("bf16", 1, "--dtype", "bf16", "--activation_checkpointing")
+            go("resumed", 1)
+            go("resumed", 2, "--resume")
 
 
 def test_torchrun_is_one_process():
