@@ -745,6 +745,7 @@ def command(args, train):
 def report(args, machine):
     """Evaluate the run and the models to compare it with, and print the table. It is also the run's
     eval.json, and the run's row is the last record of metrics.jsonl."""
+    gc.collect()  # a sharded model refers to itself, and would stay in memory with those of the table
     others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
     paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
     if args.stage in ("sft", "rl") and args.init != paths.get("init"):  # the usual models did not begin there
