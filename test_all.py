@@ -2376,7 +2376,8 @@ def torchrun_work(machine, mine, path):
             models.clear()
             play(main, flags(f"{path}/out", steps, 2, env="virl", name=f"{main.__module__}-{name}", micro_tokens=300)
                  + ["--max_new_tokens", "8", *["--minibatches", "1"] * (main is rl.main), *more])
-        with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard):
+        left = lambda *_: equal([ref() for ref in models if ref() is not None], [], "trained models that stay in memory with the table's")
+        with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard), watching(ev, "load", left):
             go("two", 2, "--episodes", "1", play=quiet)
             go("bf16", 1, "--dtype", "bf16", "--activation_checkpointing")
             go("resumed", 1)
