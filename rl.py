@@ -10,8 +10,9 @@
 What a run is, --name, --resume and Ctrl-C: as in sft.py.
 
 The objective. States are token prefixes, actions are tokens. An episode gives each position (a hand; a place
-on a route) up to --verify answers, with feedback in between (paper, section 3). pi_old is the policy that
-sampled, pi_ref the frozen reference (the init), eps the clip. W_t is A_t whitened: whiten().
+on a route) up to --verify answers, with feedback in between (paper, section 3). One conversation is a
+Segment. pi_old is the policy that sampled, pi_ref the frozen reference (the init), eps the clip. W_t is A_t
+whitened: whiten().
 
     ratio     ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t)                                          policy_loss()
     reward    r_t = [verifier / reward_scale if a_t ends an answer] - beta log(pi_old/pi_ref)  token_rewards()
@@ -27,7 +28,7 @@ so any right answer will do. SFT wants one text.
 
 Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of
 every epoch, D_buffer every token that went through a model without a gradient: in the scoring passes of
-policy and reference, and while sampling (a later turn reads its whole conversation again).
+policy and reference, and while sampling (a later turn reads what rollout()'s cache does not hold).
 
 Departures from the authors' release: README.md lists them. Left out: vLLM-style sampling, a second network
 for V, dropout.
@@ -208,7 +209,7 @@ def train(args, machine, stop):
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
     budget = 6 * n * args.tokens                               # FLOP
     progress = (flops - start_flops) / budget                  # share of the budget that is used up
-    before = progress if step else -1                          # the same, one iteration earlier
+    before = progress if step else -1                          # one iteration earlier; -1: evaluate the init
     rates, bar = "", open_run(args, machine, n, step)
 
     while True:
