@@ -223,8 +223,9 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
         inputs = inputs or collate([e.segments[-1] for _, e, _ in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
-        if width + max_new_tokens > limit:
-            fail(f"the model's context of {limit} tokens is too short: {width} of conversation + "
+        longest = mask.sum(1).max().item()  # width counts the holes behind short answers too
+        if longest + max_new_tokens > limit:
+            fail(f"the model's context of {limit} tokens is too short: {longest} of conversation + "
                  f"{max_new_tokens} of answer; lower --verify or --max_new_tokens")
         try:
             with machine.amp():
@@ -261,21 +262,22 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
         if on:
             all_go_on = len(glue) == len(on)
             batches.append(([player for *_, player in on],
-                            continued(out, inputs, on, glue, tok.pad_token_id) if all_go_on else None))
+                            continued(model, out, inputs, on, glue, tok.pad_token_id) if all_go_on else None))
     reshard(model)
     return episodes
 
 
-def continued(out, inputs, on, glue, pad_id):
+def continued(model, out, inputs, on, glue, pad_id):
     """Inputs with which generate() goes on from its cache, so that no conversation is read again -> dict, or
-    None where that does not work: a sliding window would count the holes, and other pictures than LLaVA's
-    have positions of their own. out: what generate() returned for inputs. on: (row, tokens said, ...) of the
-    players that go on.
+    None where that does not work: a sliding window, or a model that is not told positions, would count the
+    holes, and other pictures than LLaVA's have positions of their own. out: what generate() returned for
+    inputs. on: (row, tokens said, ...) of the players that go on.
 
         read, said, glue    p p a a e . . . g g g     . is masked: behind an answer's end, and before the glue
                             p p a a a a e g g g g"""
     cache, mask, width = out.cache, inputs["attention_mask"], inputs["input_ids"].shape[1]
     plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+    plain = plain and "position_ids" in inspect.signature(model.forward).parameters
     if not plain or inputs.keys() - {"input_ids", "attention_mask", "cache", "pixel_values"}:
         return None
     rows = torch.tensor([i for i, *_ in on], device=mask.device)

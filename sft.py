@@ -734,7 +734,7 @@ def command(args, train):
     print0(machine, f"[{args.stage}] {time.perf_counter() - start:.0f} s, peak memory "
                     f"{peak_memory_gb(machine):.1f} GB")
     if stopped:
-        print0(machine, "stopped and saved; go on with --resume")
+        print0(machine, "stopped; go on with --resume")
         raise SystemExit(130)
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)

@@ -1405,6 +1405,24 @@ def test_later_attempts_go_on_from_the_cache():
             again = played(family, 5)
         equal([[s.ids for s in e.segments] for e in episodes], [[s.ids for s in e.segments] for e in again], family)
         assert used == all(a.forwarded < b.forwarded for a, b in zip(episodes, again)), family
+    model, needed = tiny("gp")[0], []  # of context: what is said and asked, not the holes between
+    look = lambda _, self, input_ids, attention_mask, **more: needed.append((attention_mask.sum(1).max().item(), input_ids.shape[1]))
+    with watching(type(model), "generate", look):
+        played(n=3)
+    longest = max(tokens for tokens, _ in needed) + 16
+    assert longest < max(width for _, width in needed) + 16, "no holes in the sample"
+    with mock.patch.object(model.config, "max_position_embeddings", longest):
+        played(n=3)
+    with mock.patch.object(model.config, "max_position_embeddings", longest - 1):
+        raises(SystemExit, f"context of {longest - 1} tokens is too short", lambda: played(n=3))
+
+    def deaf(self, input_ids=None, attention_mask=None, **more):
+        return real(self, input_ids=input_ids, attention_mask=attention_mask, **more)
+    real, calls = type(model).forward, []
+    with mock.patch.object(type(model), "forward", deaf), \
+            watching(type(model), "generate", lambda *_, **inputs: calls.append("cache" in inputs)):
+        played(n=5)
+    equal(any(calls), False, "is a cache used by a model whose forward() takes no positions")
 
 
 def test_rollout_of_the_expert():
