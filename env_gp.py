@@ -130,12 +130,14 @@ def training_hands(rule):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The words. Fixed wording between $slots becomes a few tokens of the tiny model's tokenizer.
+# The words. Fixed wording between $slots is one token of the tiny model's tokenizer.
 
 RULE = Template("A is 1; J is $j; Q is $q; K is $k")
+# The example shows the answer's form. Its hand can not make 24, so it is never dealt, and a copy is never right.
+EXAMPLE = '{"cards": ["3", "5", "8", "10"], "number": [3, 5, 8, 10], "formula": "(3+5)*(10-8)"}'
 PROMPT = Template("Make $target from the four cards below, using the number of each card exactly once, with "
                   "+ - * / and brackets.\nRule: $rule.\nCards: $cards.\n"
-                  'Answer in JSON only: {"cards": [ranks], "number": [numbers], "formula": "..."}')
+                  "Answer in JSON only, in the form of this answer to other cards: " + EXAMPLE)
 IN_PICTURE = "in the picture"  # the prompt's $cards where a picture shows them
 GAME = Template("A game of cards. Rule: $rule.\nCards: $cards.\nNumbers: [$number], formula: $formula")
 FACT = Template("Numbers: [$number], formula: $formula")
@@ -153,7 +155,7 @@ def fill(template, cards=(), faces=(10, 10, 10), numbers=(), formula="", target=
 
 
 def fragments(vl=False):
-    """The fixed phrases of all texts -> list of str. A tokenizer trained on them makes each a few tokens."""
+    """The fixed phrases of all texts -> list of str. Each is one token of the tiny model."""
     texts = [t.template for t in (RULE, PROMPT, GAME, FACT)] + list(GP_FEEDBACK.values())
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
     out += [CAPTION.template.split(".")[0], IN_PICTURE] * vl + ['{"cards": ["', '", "', '"], "number": [']

@@ -147,7 +147,7 @@ def training_routes(towns):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The words. Fixed wording between $slots becomes a few tokens of the tiny model's tokenizer.
+# The words. Fixed wording between $slots is one token of the tiny model's tokenizer.
 
 LANDMARK = Template("$name is on your $side")
 FIRST = Template("First, turn $relative to face $absolute.")
@@ -271,11 +271,11 @@ def fragments(vl=False):
     texts = [text.template for text in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)]
     texts += [MOVE_ON, answer_text("$x", "$x", "$x"), *VIRL_FEEDBACK.values()] + [IN_PICTURE] * vl
     phrases = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
-    often = [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING, "forward()",
-             "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
-    words = [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
-    words += [LANDMARK.substitute(name=name, side=side) for name in LANDMARKS for side in RELATIVE[:2]]
-    return phrases + 20 * often + 50 * words  # what is frequent is merged first
+    phrases += [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING, "forward()",
+                "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
+    phrases += [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
+    return phrases + [LANDMARK.substitute(name=name, side=side) for name in LANDMARKS
+                      for side in RELATIVE[:2]]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -81,17 +81,24 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 
 
 def chat_text(tok, messages, images=(), **options):
-    """A conversation in the chat template's words -> str. With a processor, images stand before the first
-    user's text. A template that lets its model think before it answers is asked not to."""
-    if callable(tok.processor):
-        messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        user = next(m for m in messages if m["role"] == "user")
-        user["content"] = [{"type": "image"}] * len(images) + user["content"]
-    try:
-        return tok.apply_chat_template(messages, tokenize=False, date_string=TODAY, enable_thinking=False,
-                                       **options)
-    except Exception as e:  # a template may raise anything
-        fail(f"the model's chat template does not take this conversation: {first_line(e)}")
+    """A conversation in the chat template's words -> str. Images stand before the first user's text. Some
+    templates take a message as a list of parts only, and drop a plain text. A template that lets its model
+    think before it answers is asked not to."""
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    user = next(m for m in parts if m["role"] == "user")
+    user["content"] = [{"type": "image"}] * len(images) + user["content"]
+    troubles = []
+    for form in [parts] if callable(tok.processor) else [messages, parts]:
+        try:
+            text = tok.apply_chat_template(form, tokenize=False, date_string=TODAY, enable_thinking=False,
+                                           **options)
+        except Exception as e:  # a template may raise anything
+            troubles.append(first_line(e))
+            continue
+        if messages[-1]["content"].strip() in text:
+            return text
+        troubles.append("it leaves out what was said")
+    fail(f"the chat template of {tok.name_or_path!r} does not take this conversation: {troubles[0]}")
 
 
 def encode(tok, text, images):
@@ -116,31 +123,60 @@ def prompt(tok, messages, images=()):
     return segment
 
 
-def ids_after_mark(tok, messages, **options):
-    """Ids of what the chat template writes after MARK, which stands in the place of an answer -> [int]."""
-    text = chat_text(tok, messages, **options)
-    if MARK not in text:
-        fail("the model's chat template leaves out what the assistant said")
-    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
+def around_answer(tok, messages):
+    """The chat template's words before and behind the last answer of a conversation -> (str, str). messages:
+    [..., assistant], or [..., assistant, user], and then up to where the assistant speaks again.
+
+    MARK stands in the place of all answers: what the template writes must not hang on what the model said,
+    for some templates take answers apart, and some refuse them."""
+    marked = [{**m, "content": MARK} if m["role"] == "assistant" else m for m in messages]
+    text = chat_text(tok, marked, add_generation_prompt=messages[-1]["role"] == "user")
+    before, mark, behind = text.rpartition(MARK)
+    if not mark:
+        fail(f"the chat template of {tok.name_or_path!r} leaves out what the assistant said")
+    return before, behind
 
 
-def glue_ids(tok, messages, last_id=None):
+def turn_ends(tok, messages):
+    """The first two ids behind an answer, at the end of a conversation and where a user's turn follows
+    -> ([int], [int]). The token that ends a turn is among them; some templates put a space before it.
+    messages: [..., assistant].
+
+        most templates   <|end|>                <|end|> <|user|>
+        gpt-oss          <|return|>             <|end|> <|start|>
+        GLM-4            nothing                <|user|> \\n                the next role's mark ends a turn"""
+    return [tok(around_answer(tok, shown)[1], add_special_tokens=False).input_ids[:2]
+            for shown in (messages, messages + [{"role": "user", "content": "?"}])]
+
+
+def glue_ids(tok, model, messages, last_id=None):
     """Ids between an answer and the next one -> [int]: end of turn, feedback, "assistant:".
-    messages: [..., assistant, user]. last_id: the end-of-turn token if the model has said it (it is not
-    repeated then), None if the answer was cut off.
+    messages: [..., assistant, user]. last_id: the end-of-turn token if the model has said it (a turn ends
+    once), None if the answer was cut off.
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>"""
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    ids = ids_after_mark(tok, marked, add_generation_prompt=True)
-    return ids[ids.index(last_id) + 1:] if last_id in ids[:2] else ids  # [:2]: some put a space before it
+    ids = tok(around_answer(tok, messages)[1], add_special_tokens=False).input_ids
+    if last_id is None:
+        return ids
+    last, _ = turn_ends(tok, messages[:-1])
+    for closing, ends in ((last, model.generation_config.eos_token_id), (ids[:2], [last_id])):
+        for n, token in enumerate(closing):
+            if token in ends:
+                return ids[n + 1:]
+    return ids
 
 
 def answer_ids(tok, model, messages, text):
-    """Ids of a demonstration: the answer and the token that ends a turn in this chat template -> [int]."""
-    closing = ids_after_mark(tok, messages + [{"role": "assistant", "content": MARK}])[:2]
+    """Ids of a demonstration -> [int]: what the chat template writes before an answer but not in a prompt (a
+    space, or the name of a channel), the answer, and the token that ends a turn. messages: [..., user]."""
     eos = model.generation_config.eos_token_id
-    return tok(text, add_special_tokens=False).input_ids + [next((i for i in closing if i in eos), eos[0])]
+    shown = messages + [{"role": "assistant", "content": MARK}]
+    before, _ = around_answer(tok, shown + [{"role": "user", "content": "?"}])
+    asked = chat_text(tok, messages, add_generation_prompt=True)
+    opening = before[len(asked):] if before.startswith(asked) else ""
+    end = next((token for token in sum(turn_ends(tok, shown), []) if token in eos), eos[0])
+    return tok(opening + text, add_special_tokens=False).input_ids + [end]
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
@@ -173,6 +209,7 @@ class Episode:
     segments: list = field(default_factory=list)  # conversations, in order
     turns: list = field(default_factory=list)     # per answer: its info + {"text", "tokens", "reward", "cut"}
     forwarded: int = 0  # tokens that went through the model while sampling
+    # cut: the answer ran into --max_new_tokens, or the model's context has no room for another one
 
     def positions(self):
         """The turns grouped by position: [[turn, ...], ...]. A hand is one position, a route has many."""
@@ -191,27 +228,38 @@ def batch_size(segments, max_new_tokens):
     return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
 
 
+def sampling(model, tok, temperature, max_new_tokens, **more):
+    """generate()'s configuration: nothing but the temperature (0: greedy), without top-k and top-p."""
+    return GenerationConfig(
+        do_sample=temperature > 0, temperature=temperature or None, top_k=0, top_p=1.0,
+        max_new_tokens=max_new_tokens, eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=tok.pad_token_id, suppress_tokens=model.generation_config.suppress_tokens,
+        return_dict_in_generate=True, **more)
+
+
 @torch.no_grad()
 def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_pictures=True):
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
     padded on the left. Environments that are done leave the batch, and a next attempt goes on from the cache
-    of the attempt before it, where the model allows that. machine: what setup() returns.
+    of the attempt before it, where the model allows that. An episode ends where the model's context has no
+    room for another answer. machine: what setup() returns.
     keep_pictures: False drops the pictures of finished conversations, which only training needs."""
     model.eval()
     unshard(model)
     ends = set(model.generation_config.eos_token_id)
-    config = GenerationConfig(
-        do_sample=temperature > 0, temperature=temperature or None, top_k=0, top_p=1.0,
-        max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=tok.pad_token_id,
-        suppress_tokens=model.generation_config.suppress_tokens, return_dict_in_generate=True)
+    config = sampling(model, tok, temperature, max_new_tokens)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     players = []  # (environment, its episode, the messages so far)
     for env, seed in zip(envs, seeds):
         messages, images = env.reset(seed)
         players.append((env, Episode([prompt(tok, messages, images)]), messages))
     episodes = [episode for _, episode, _ in players]
+    longest = max((len(e.segments[0].ids) for e in episodes), default=0)
+    if longest + max_new_tokens > limit:
+        fail(f"the model's context of {limit} tokens is too short: {longest} of a prompt + {max_new_tokens} "
+             "of an answer; lower --max_new_tokens")
     batches = [(players, None)] if players else []  # (some players, inputs with a cache, None: read all)
     while batches:
         players, inputs = batches.pop()
@@ -223,10 +271,6 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
         inputs = inputs or collate([e.segments[-1] for _, e, _ in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
-        longest = mask.sum(1).max().item()  # width counts the holes behind short answers too
-        if longest + max_new_tokens > limit:
-            fail(f"the model's context of {limit} tokens is too short: {longest} of conversation + "
-                 f"{max_new_tokens} of answer; lower --verify or --max_new_tokens")
         try:
             with machine.amp():
                 out = model.generate(**inputs, generation_config=config, synced_gpus=False)
@@ -253,12 +297,20 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 segment.pictures = {}
             if step.done:
                 continue
+            goes_on, between = step.messages[:len(messages)] == messages, []
+            if goes_on:
+                between = glue_ids(tok, model, step.messages, None if cut else said[-1])
+            else:                                           # a fresh conversation begins
+                segment = prompt(tok, step.messages, step.images)
+            if len(segment.ids) + len(between) + max_new_tokens > limit:
+                episode.turns[-1].update(cut=True, position_done=True)
+                continue                                    # no room for an answer: the episode ends here
             on.append((i, stop, (env, episode, step.messages)))
-            if step.messages[:len(messages)] == messages:   # the conversation goes on
-                glue.append(glue_ids(tok, step.messages, None if cut else said[-1]))
-                segment.add(glue[-1], 0)
-            else:                                           # a fresh one begins
-                episode.segments.append(prompt(tok, step.messages, step.images))
+            if goes_on:
+                segment.add(between, 0)
+                glue.append(between)
+            else:
+                episode.segments.append(segment)
         if on:
             all_go_on = len(glue) == len(on)
             batches.append(([player for *_, player in on],
@@ -327,6 +379,26 @@ def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, en
     if value_head is None:
         return logp, entropy, None
     return logp, entropy, value_head(out.hidden_states[-1][keep].float())[:, 0]
+
+
+@torch.no_grad()
+def scoring_error(model, tok, env, machine):
+    """max |log-prob by generate() - log-prob by score()| of a few sampled tokens -> float. Two conversations
+    of unequal length, so one is padded: some models see padding, and PPO's ratios would be wrong for them."""
+    model.eval()
+    unshard(model)
+    messages, images = env.reset(0)
+    rows = [prompt(tok, messages, images), prompt(tok, messages, images)]
+    rows[1].add(answer_ids(tok, model, messages, env.expert("expert")), 0)
+    inputs, _ = collate(rows, tok.pad_token_id, machine.device, left=True)
+    out = model.generate(**inputs, generation_config=sampling(model, tok, 1.0, 8, output_scores=True))
+    said = out.sequences[:, inputs["input_ids"].shape[1]:]                              # [2, 8]
+    sampled = torch.stack(out.scores, 1).float().log_softmax(-1).gather(-1, said[..., None])[..., 0]
+    reshard(model)
+    for row, ids in zip(rows, said.tolist()):
+        row.add(ids, 1)                            # also what follows an end: padding is scored like a word
+    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})
+    return (score(model, rows, tok.pad_token_id, plain)[0] - sampled.flatten()).abs().max().item()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -708,8 +780,8 @@ def task_flags(args):
 
 
 FALLBACK_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}"
-    "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}"
+    "{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
 
 
 def load(path, device="cpu", dtype=torch.float32):
@@ -721,6 +793,10 @@ def load(path, device="cpu", dtype=torch.float32):
     model.generation_config keeps only the end and padding ids and suppress_tokens: a released model's top-p
     or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
+    if folder is None and os.path.isdir(path) and any(name.endswith(".gguf") for name in os.listdir(path)):
+        fail(f"{path!r} holds a GGUF and no transformers folder. To make one: from_pretrained(folder, "
+             "gguf_file=NAME, quantization_config=GgufConfig(dequantize=True)), then save_pretrained() of the "
+             "model and of its tokenizer")
     if folder is None and (path.count("/") != 1 or os.path.exists(os.path.dirname(path))):
         fail(f"no checkpoint at {path!r}: no config.json and no checkpoint-STEP there")
     try:
@@ -732,6 +808,7 @@ def load(path, device="cpu", dtype=torch.float32):
         model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True,
                                              ignore_mismatched_sizes=True)  # they are named below
         vocabulary = model.get_output_embeddings().out_features
+        known = len(model.get_input_embeddings().weight)  # a tokenizer may know more ids than its model
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
@@ -750,14 +827,26 @@ def load(path, device="cpu", dtype=torch.float32):
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
     # A turn may end as the model's files say, or as its chat template does: for a base model they differ.
-    turn = ids_after_mark(tok, [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}])
-    eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
+    user, assistant = {"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}
+    last, between = turn_ends(tok, [user, assistant])
     special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
-    eos = sorted(eos - {None} | set(turn[:2]) & special)
+    ending = [i for i in last if i in special] or [i for i in between if i in special]
+    eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
+    eos = sorted(i for i in eos | set(ending[:1]) if i is not None and i < known)
     if not eos:
-        fail(f"the tokenizer of {path!r} has no end-of-sequence token")
-    if tok.pad_token_id is None:
-        tok.pad_token = tok.eos_token or tok.convert_ids_to_tokens(eos[0])
+        fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
+    if tok.pad_token_id is None or tok.pad_token_id >= known:
+        tok.pad_token = tok.convert_ids_to_tokens(eos[0])  # any will do: padding is masked
+    before, _ = around_answer(tok, [user, assistant, user])
+    asked = chat_text(tok, [user], add_generation_prompt=True)
+    if unknown := [i for i in encode(tok, asked, ()).ids if i >= known]:
+        fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
+             "chat template uses; give it one by resize_token_embeddings()")
+    if not asked.startswith(before) and not before.startswith(asked):
+        fail(f"{path!r}: its chat template writes {before!r} before an answer, and {asked!r} to ask for one")
+    opened = asked[len(before):]
+    if opened.strip() and "</" not in opened:
+        print(f"{path}: its chat template begins an answer with {opened!r}: thinking is not off", flush=True)
     # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
     marks = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")}
     suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond

@@ -41,7 +41,7 @@ from collections import Counter
 
 import torch
 
-from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, script, summary
+from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, scoring_error, script, summary
 from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run,
                  parse_run, restore, save_checkpoint, shard)
 
@@ -205,6 +205,10 @@ def train(args, machine, stop):
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
+    if machine.world == 1 or machine.dtype == torch.float32:  # FSDP2 gathers in bf16
+        if (error := scoring_error(policy, tok, envs[0], machine)) > 1e-3:
+            fail(f"{source}: what generate() and score() say of the same tokens differs by {error:.1e} where "
+                 "rows are padded, so PPO's ratios would be wrong")
     n = sum(p.numel() for p in policy.parameters())
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
     budget = 6 * n * args.tokens                               # FLOP
@@ -259,7 +263,6 @@ def train(args, machine, stop):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
         updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
-        policy.train(args.activation_checkpointing)  # recomputing needs train() mode, without dropout then
         minibatches = []  # of all epochs: a fixed number, so that ranks with unequal data stay in step
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))
@@ -283,6 +286,7 @@ def train(args, machine, stop):
                     ratio_error = max(ratio_error, log_ratio.abs().max().item())
                 for name, x in (("policy_loss", actor), ("value_loss", critic), ("entropy", entropy),
                                 ("approx_kl", kl_estimators(old_logp, logp.detach())[1]),
+                                ("abs_log_ratio", log_ratio.abs()),
                                 ("clip_fraction", ((log_ratio.exp() - 1).abs() > args.clip).float())):
                     sums[name] += weight * x.sum().item()
             trained_tokens += sum(len(s.ids) for s in minibatch)
@@ -291,8 +295,10 @@ def train(args, machine, stop):
                 fail(f"the loss is not finite at iteration {step} (policy {means['policy_loss']}, value "
                      f"{means['value_loss']}; lr {args.lr:g}, dtype {machine.dtype}); "
                      "the last checkpoint is intact")
-            if machine.dtype == torch.float32 and ratio_error > 1e-3:
-                fail(f"max |log ratio| is {ratio_error:.1e} before the first step: score() is not repeatable")
+            far = ratio_error > 1e-3 if machine.dtype == torch.float32 else means["abs_log_ratio"] > 0.05
+            if far and updates == 0:  # all ratios are 1 then; in bf16 single ones are off, but not their mean
+                fail(f"|log ratio| before the first step is up to {ratio_error:.1e}, on average "
+                     f"{means['abs_log_ratio']:.1e}, in place of 0: score() is not repeatable")
             if means["approx_kl"] > args.target_kl:  # asked before the step: it is not taken then
                 break
             norm = clip_and_step(parameters, [optimizer], scaler, f"iteration {step}")

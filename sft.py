@@ -39,7 +39,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import torch
@@ -48,8 +48,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 try:
     import resource
 except ImportError:  # Windows: no peak memory
@@ -111,7 +113,7 @@ TINY_CLASS = {"virl": dict(model_type="qwen3", use_sliding_window=True, sliding_
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The tiny model: 0.6M parameters, an ordinary Llama or Qwen3 with a byte-level BPE tokenizer trained on the
+# The tiny model: 0.6M parameters, an ordinary Llama or Qwen3 with a byte-level tokenizer that knows the
 # task's phrases. With pictures: an ordinary LLaVA of 1.1M around it.
 
 CHAT_TEMPLATE = (
@@ -121,20 +123,17 @@ CHAT_TEMPLATE = (
 
 
 def build_tiny(env_name, seed, vl=False, pixels=80):
-    """-> (causal language model with random weights, tokenizer). Any text can be encoded (256 bytes are in
-    the vocabulary). The environment's phrases become a token or two each: BPE may merge across spaces here.
+    """-> (causal language model with random weights, tokenizer). The vocabulary has the 256 bytes, so any
+    text can be encoded, and each of the environment's phrases as one token.
 
     vl: -> LlavaForConditionalGeneration, the same model behind a CLIP vision tower. Patches are pixels / 4
     wide: a picture is 16 tokens. tok.processor resizes and normalises pictures with Pillow and NumPy."""
-    trainee = GPT2Tokenizer()
-    trainee.backend_tokenizer.pre_tokenizer.use_regex = False  # do not split at words before merging
-    trained = trainee.train_new_from_iterator(
-        [ENVS[env_name].fragments(vl)], vocab_size=2000, show_progress=False, min_frequency=1,
-        new_special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-        + ["<image>"] * vl)
+    letters = GPT2Tokenizer(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[])
     tok = PreTrainedTokenizerFast(
-        tokenizer_object=trained.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
+        tokenizer_object=letters.backend_tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"] + ["<image>"] * vl,
         chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+    tok.add_tokens([phrase for phrase in dict.fromkeys(ENVS[env_name].fragments(vl)) if len(phrase) > 1])
     torch.manual_seed(seed)
     text = AutoConfig.for_model(
         **TINY_CLASS.get(env_name, {"model_type": "llama"}), **TINY, vocab_size=len(tok),
@@ -411,15 +410,22 @@ def micro_batches(segments, budget, machine):
 
 def recompute_activations(model):
     """Keep only each block's input, and run the block again in the backward pass (activation checkpointing).
-    transformers does so in train() mode only. PPO wants no dropout, so it is set to 0, for SFT too."""
-    try:
-        model.activation_checkpointing_enable()
-    except ValueError as e:
-        fail(f"--activation_checkpointing: {first_line(e)}")
-    for module in model.modules():
-        for name in ("p", "dropout", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    transformers' own does so in train() mode only, which PPO avoids for its noise: dropout and its kin."""
+    def run(forward, *inputs, **more):
+        if torch.is_grad_enabled():
+            return checkpoint(forward, *inputs, use_reentrant=False, **more)
+        return forward(*inputs, **more)
+    for block in blocks(model, "--activation_checkpointing"):
+        block.forward = partial(run, block.forward)
+
+
+def blocks(model, what):
+    """The layers of a model, by the names that its class gives -> [module]."""
+    names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
+    found = [m for m in model.modules() if type(m).__name__ in (names or ())]
+    if not found:
+        fail(f"{what}: {type(model).__name__} does not name its blocks (_no_split_modules)")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -433,14 +439,11 @@ def shard(model, machine, dtype):
         return model.to(machine.device)
     if machine.dtype == torch.float16:
         fail("torchrun goes with bf16 or fp32: in fp16 the ranks' loss scalers would differ")
-    names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
-    blocks = [m for m in model.modules() if type(m).__name__ in (names or ())]
-    if not blocks:
-        fail(f"torchrun: {type(model).__name__} does not name its blocks (_no_split_modules)")
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about changes in place; there are none here
     mesh = DeviceMesh(machine.device.type, torch.arange(machine.world))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for unit in dict.fromkeys([*reversed(blocks), model]):  # inner ones first: a unit takes what is left
+    inner_first = [*reversed(blocks(model, "torchrun")), model]  # a unit takes what is left
+    for unit in dict.fromkeys(inner_first):
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         unit.set_gradient_divide_factor(1.0)          # a sum over the ranks; the default is the mean
         unit.set_force_sum_reduction_for_comms(True)  # or gloo refuses the line above

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -32,6 +33,7 @@ import time
 import traceback
 import weakref
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
 from types import SimpleNamespace
 from unittest import mock
@@ -1265,8 +1267,8 @@ def test_glue_equals_the_template():
         assert same(row.pictures, first.pictures), family
         step = env.step("hello")
         whole = ev.prompt(tok, step.messages, step.images).ids
-        equal(row.ids + ev.glue_ids(tok, step.messages, answer[-1]), whole, family)
-        equal(row.ids[:-1] + ev.glue_ids(tok, step.messages, answer[-2]), whole, f"{family}, cut")
+        equal(row.ids + ev.glue_ids(tok, model, step.messages, answer[-1]), whole, family)
+        equal(row.ids[:-1] + ev.glue_ids(tok, model, step.messages), whole, f"{family}, cut")
 
 
 def test_score_is_what_was_sampled():
@@ -1405,16 +1407,7 @@ def test_later_attempts_go_on_from_the_cache():
             again = played(family, 5)
         equal([[s.ids for s in e.segments] for e in episodes], [[s.ids for s in e.segments] for e in again], family)
         assert used == all(a.forwarded < b.forwarded for a, b in zip(episodes, again)), family
-    model, needed = tiny("gp")[0], []  # of context: what is said and asked, not the holes between
-    look = lambda _, self, input_ids, attention_mask, **more: needed.append((attention_mask.sum(1).max().item(), input_ids.shape[1]))
-    with watching(type(model), "generate", look):
-        played(n=3)
-    longest = max(tokens for tokens, _ in needed) + 16
-    assert longest < max(width for _, width in needed) + 16, "no holes in the sample"
-    with mock.patch.object(model.config, "max_position_embeddings", longest):
-        played(n=3)
-    with mock.patch.object(model.config, "max_position_embeddings", longest - 1):
-        raises(SystemExit, f"context of {longest - 1} tokens is too short", lambda: played(n=3))
+    model = tiny("gp")[0]
 
     def deaf(self, input_ids=None, attention_mask=None, **more):
         return real(self, input_ids=input_ids, attention_mask=attention_mask, **more)
@@ -1446,7 +1439,7 @@ def test_rollout_of_the_expert():
                     row.reward[-1] = step.reward
                     equal((turn["text"], turn["cut"]), (text, False), "what was said, and whether it was cut")
                     if not step.info["position_done"]:
-                        row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
+                        row.add(ev.glue_ids(tok, model, step.messages, tok.eos_token_id), 0)
                 equal((segment.ids, segment.action_mask, segment.reward), (row.ids, row.action_mask, row.reward), turns)
                 attempts.add(len(turns))
                 messages = step.messages
@@ -2083,24 +2076,46 @@ QWEN = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-
 GEMMA = ("{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
          "{{ raise_exception('roles must alternate user/assistant, and there is no system role') }}{% endif %}"
          "<|{{ m.role }}|>{{ m.content }} <|eot|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+GPT_OSS = ("{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}{% if '<|channel|>' in m.content or not "
+           "m.content %}{{ raise_exception('no such answer') }}{% endif %}<|channel|>final{% endif %}<|message|>{{ m.content }}"
+           "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|eot|>' }}{% endfor %}"
+           "{% if add_generation_prompt %}<|start|>assistant{% endif %}")
+GLM = ("{% for m in messages %}<|{{ m.role }}|>{{ '\n' + m.content }}{% endfor %}"
+       "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+R1 = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}"
+      "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")
+SMOLVLM = ("{% for m in messages %}{{ m.role + ':' }}{% for part in m.content %}{{ ' ' + part.text }}{% endfor %}<|eot|>\n"
+           "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
+MARKS = ("<|eot|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>")
+
+
+def with_template(template, adds_bos=False):
+    """load() of a tiny model that has this chat template -> the model, its tokenizer, what was printed."""
+    from tokenizers.processors import TemplateProcessing
+    model, tok = sft.build_tiny("gp", 0)
+    tok.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": list(MARKS)})
+    model.resize_token_embeddings(len(tok))
+    if adds_bos:
+        bos = tok.convert_tokens_to_ids("<s>")
+        tok.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    tok.chat_template = template
+    with folder() as out, contextlib.redirect_stdout(io.StringIO()) as said:
+        save(f"{out}/m", model, tok)
+        return *ev.load(f"{out}/m"), said.getvalue()
 
 
 def test_templates():
-    """Prompts are the same every day, begin with BOS once if at all, do not think; turns end as the template ends them, once."""
-    from tokenizers.processors import TemplateProcessing
-    for name, template, adds_bos in (("llama", LLAMA, True), ("qwen", QWEN, False), ("gemma", GEMMA, True), ("base", None, True)):
-        model, tok = sft.build_tiny("gp", 0)
-        tok.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<|eot|>"]})
-        model.resize_token_embeddings(len(tok))
-        bos, eot, end = tok.convert_tokens_to_ids(["<s>", "<|eot|>", "<|end|>"])
-        if adds_bos:
-            tok.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
-        tok.chat_template = template
-        with folder() as out:
-            save(f"{out}/m", model, tok)
-            with contextlib.redirect_stdout(io.StringIO()):
-                model, tok = ev.load(f"{out}/m")
-        equal(model.generation_config.eos_token_id, sorted({end, eot} if template else {end}), f"{name}: ends of a turn")
+    """Prompts are the same every day, begin with BOS once if at all, do not think, or a line says so. prompt + demonstration +
+    glue is the template's own rendering, and a turn ends once, whatever the model said."""
+    for name, template, adds_bos, end, line in (
+            ("llama", LLAMA, True, "<|eot|>", ""), ("qwen", QWEN, False, "<|eot|>", ""), ("gemma", GEMMA, True, "<|eot|>", ""),
+            ("gpt-oss", GPT_OSS, False, "<|return|>", ""), ("glm", GLM, False, "<|user|>", ""),
+            ("r1", R1, False, "<|eot|>", "thinking is not off"), ("smolvlm", SMOLVLM, False, "<|eot|>", ""),
+            ("base", None, True, "<|end|>", "no chat template")):
+        model, tok, printed = with_template(template, adds_bos)
+        assert line in printed and bool(line) == bool(printed), (name, printed)
+        ids = tok.convert_tokens_to_ids
+        equal(model.generation_config.eos_token_id, sorted({ids("<|end|>"), ids(end)}), f"{name}: ends of a turn")
         env, prompts = GeneralPoints(verify=3), []
         for day in (1, 2):
             with mock.patch("transformers.utils.chat_template_utils.datetime") as clock:
@@ -2108,27 +2123,95 @@ def test_templates():
                 messages, _ = env.reset(0)
                 prompts.append(ev.prompt(tok, messages).ids)
         equal(prompts[1], prompts[0], f"{name}: tomorrow's prompt")
-        equal([i for i, token in enumerate(prompts[0]) if token == bos], [0] * adds_bos, f"{name}: places of BOS")
+        equal([i for i, token in enumerate(prompts[0]) if token == ids("<s>")], [0] * adds_bos, f"{name}: places of BOS")
         assert ("<think></think>" in tok.decode(prompts[0])) == (name == "qwen"), tok.decode(prompts[0])
+        assert messages[0]["content"] in tok.decode(prompts[0]), f"{name}: the prompt lacks the task"
         answer, step = ev.answer_ids(tok, model, messages, "hello"), env.step("hello")
-        equal(answer[-1], eot if template else end, f"{name}: the end of a demonstration's turn")
-        whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, step.messages, answer[-1])
-        space = tok(" ").input_ids[adds_bos:] * (name == "gemma")  # its template writes one before the end of a turn
-        if name != "qwen":  # which leaves the empty thinking out of what was said before
-            equal(prompts[0] + answer[:-1] + space + answer[-1:] + glue, whole, f"{name}: prompt + answer + glue")
-        assert eot not in glue[:1] and end not in glue[:1], f"{name}: the end of a turn comes twice: {tok.decode(glue)}"
+        equal(answer[-1], ids(end), f"{name}: the end of a demonstration's turn")
+        whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, model, step.messages, answer[-1])
+        space = tok(" ", add_special_tokens=False).input_ids * (name == "gemma")  # its template puts one before the end
+        if name not in ("qwen", "r1"):  # which leave the thinking out of what was said before
+            ended = [ids("<|eot|>") if name == "gpt-oss" else answer[-1]]  # "return" ends the last turn, and that alone
+            equal(tok.decode(prompts[0] + answer[:-1] + space + ended + glue), tok.decode(whole), f"{name}: in three turns")
+            equal(prompts[0] + answer[:-1] + ev.glue_ids(tok, model, step.messages), whole, f"{name}: the answer was cut off")
+        for said in ("", "<|channel|>final", "</think> x", ev.MARK):  # some templates would refuse these, or take them apart
+            step.messages[1]["content"] = said
+            equal(ev.glue_ids(tok, model, step.messages, answer[-1]), glue, f"{name}: glue behind {said!r}")
         if name == "llama":  # a template that asks for the date, and templates by name: the default one
-            tok.chat_template = "{{ date_string }}"
-            equal(ev.chat_text(tok, messages), ev.TODAY, "the date")
+            tok.chat_template = "{{ date_string }}{{ messages[0].content }}"
+            equal(ev.chat_text(tok, messages), ev.TODAY + messages[0]["content"], "the date")
             tok.chat_template = {"default": template, "tool_use": "nothing"}
             with folder() as out:
                 save(f"{out}/m", model, tok)
                 equal(ev.prompt(ev.load(f"{out}/m")[1], messages).ids, prompts[0], "prompt by the default template")
-    for words, damaged, system in (("no system role", GEMMA, [{"role": "system", "content": "x"}]),
-                                   ("leaves out", QWEN.replace("m.content", "''"), [])):  # one line each
-        tok.chat_template = damaged
-        assert "\n" not in raises(SystemExit, words, lambda: ev.ids_after_mark(
-            tok, system + messages + [{"role": "assistant", "content": ev.MARK}]))
+    model, tok, _ = with_template(GPT_OSS)
+    equal(tok.decode(ev.answer_ids(tok, model, messages, "hello")), "<|channel|>final<|message|>hello<|return|>", "a header")
+    model, tok, _ = with_template(SMOLVLM)
+    equal(tok.decode(ev.answer_ids(tok, model, messages, "hello")), " hello<|eot|>", "a space")
+    for words, damaged in (("no such answer", GPT_OSS.replace("'<|channel|>' in m.content", "true")),
+                           ("leaves out", QWEN.replace("m.content.split('</think>')[-1]", "''")),
+                           ("before an answer", GLM.replace("'\n'", "'\n' if m.role == 'user' else 'x'").replace(
+                               "<|assistant|>{% endif", "<|assistant|>y{% endif"))):  # one line each, at load
+        assert "\n" not in raises(SystemExit, words, lambda: with_template(damaged))
+
+
+def test_ids_that_the_model_lacks():
+    """A padding token without an embedding is replaced; an end or a mark of the chat template is one line at load."""
+    model, tok = sft.build_tiny("gp", 0)
+    before = ev.score(model, [e.segments[0] for e in played()], tok.pad_token_id, cpu())[0]
+    tok.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<|eot|>"]})
+    with folder() as out:
+        save(f"{out}/m", model, tok)
+        loaded, its = ev.load(f"{out}/m")
+        equal(its.pad_token_id, its.eos_token_id, "the padding id")
+        near(ev.score(loaded, [e.segments[0] for e in played()], its.pad_token_id, cpu())[0], before, 1e-6, "log-probs")
+        tok.chat_template = QWEN
+        save(f"{out}/m", model, tok)
+        raises(SystemExit, "no embedding for '<|eot|>'", lambda: ev.load(f"{out}/m"))
+        os.makedirs(f"{out}/g")
+        put(f"{out}/g", "model.gguf", b"GGUF")
+        raises(SystemExit, "holds a GGUF", lambda: ev.load(f"{out}/g"))
+
+
+def test_conversations_that_outgrow_the_context():
+    """The episode ends there, as cut off, with its reward so far, in rollouts, training and tables; a prompt must fit."""
+    model, tok = tiny("gp")
+    free = played(n=8)
+    with mock.patch.object(model.config, "max_position_embeddings", 16 + max(len(e.segments[0].ids) for e in free) // 2):
+        short, limit = played(n=8), model.config.max_position_embeddings
+        assert any(len(a.turns) < len(b.turns) for a, b in zip(short, free)), "all conversations fit"
+        for a, b in zip(short, free):
+            [s], [whole] = a.segments, b.segments
+            equal((s.ids, s.action_mask[-1], len(s.ids) <= limit), (whole.ids[:len(s.ids)], 1, True), "the ids")
+            equal(([t["reward"] for t in a.turns]), [t["reward"] for t in b.turns][:len(a.turns)], "rewards")
+            equal((a.turns[-1]["cut"], len(a.positions())), (a.turns[-1]["cut"] or len(a.turns) == len(b.turns), 1), "the end")
+            assert len(a.turns) == len(b.turns) or a.turns[-1]["cut"] and not a.turns[-1]["success"]
+    with mock.patch.object(model.config, "max_position_embeddings", len(ev.prompt(tok, GeneralPoints().reset(0)[0]).ids) + 15):
+        raises(SystemExit, "too short", lambda: played(n=3))
+    with folder() as out:
+        model, tok = copy.deepcopy(tiny("gp"))
+        model.config.max_position_embeddings = 64
+        save(f"{out}/m", model, tok)
+        quiet(rl.main, flags(out, init=f"{out}/m", steps=2, verify=9))
+        equal([r["updates"] for r in records(f"{out}/gp/id/rl", "reward")], [8, 8], "updates")
+
+
+def test_sampled_is_scored_is_asked():
+    """PPO asks before it begins: a model that sees padding, and one whose forward pass is noise, are refused in one line."""
+    for family in FAMILIES:
+        within(0, ev.scoring_error(*tiny(family), world(family, 0, 3), cpu("bf16")), 1e-4, f"{family}: error in fp32")
+    real, still = type(tiny("gp")[0]).forward, type(tiny("gp")[0].model.norm).forward
+
+    def sees_padding(self, input_ids=None, attention_mask=None, **more):
+        return real(self, input_ids=input_ids, attention_mask=torch.ones_like(attention_mask), **more)
+    with folder(init=True) as out:
+        for dtype in ("fp32", "bf16"):
+            with mock.patch.object(type(tiny("gp")[0]), "forward", sees_padding):
+                error_of(r"differs by \S+ where rows are padded", rl.main, flags(out, name=dtype, dtype=dtype))
+            norm = type(tiny("gp")[0].model.norm)
+            noise = lambda self, x: torch.nn.functional.dropout(still(self, x), 0.1)  # in every layer
+            with mock.patch.object(norm, "forward", noise), mock.patch.object(rl, "scoring_error", lambda *_: 0):
+                error_of(r"\|log ratio\| before the first step", rl.main, flags(out, name=dtype + "2", dtype=dtype))
 
 
 def test_defaults_of_a_model_from_elsewhere():
@@ -2704,21 +2787,39 @@ def test_assignments():
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+def run(name):
+    """Run one test -> its name, seconds, and what went wrong, "" for nothing."""
+    start, trouble = time.perf_counter(), ""
+    try:
+        globals()[name]()
+    except (Exception, SystemExit):  # a script's exit is a failure too
+        trouble = traceback.format_exc()
+    return name, time.perf_counter() - start, trouble
+
+
+def one_thread():
+    """Tests run side by side: each process takes one thread, and so do the commands that it starts."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 def main(names):
-    """Run the tests that the command line names, in the file's order. A name that fits none ends the run."""
-    tests, failed, begin = {name: f for name, f in globals().items() if name.startswith("test_")}, [], time.perf_counter()
+    """Run the tests that the command line names, side by side; one alone in this process, where a debugger can stop it. A
+    name that fits none ends the run."""
+    tests, failed, begin = [name for name in globals() if name.startswith("test_")], [], time.perf_counter()
     fits = {name: fnmatch.filter(tests, "test_" + name.removeprefix("test_")) for name in names}
     if not all(fits.values()):
         sys.exit("error: no test is named " + next(name for name in names if not fits[name]))
-    tests = {name: f for name, f in tests.items() if not names or name in itertools.chain(*fits.values())}
-    for name, test in tests.items():
-        start = time.perf_counter()
-        try:
-            test()
-            print(f"ok    {name}  {time.perf_counter() - start:.1f} s", flush=True)
-        except (Exception, SystemExit):  # a script's exit is a failure too
-            failed.append(name)
-            print(f"FAIL  {name}\n{traceback.format_exc()}", flush=True)
+    tests = [name for name in tests if not names or name in itertools.chain(*fits.values())]
+    processes = min(4, os.cpu_count() or 1, len(tests))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), one_thread) as pool:
+        if processes == 1:
+            done = map(run, tests)
+        else:  # the slow ones, last in this file, come first
+            done = (future.result() for future in as_completed([pool.submit(run, name) for name in reversed(tests)]))
+        for name, seconds, trouble in done:
+            print(f"FAIL  {name}\n{trouble}" if trouble else f"ok    {name}  {seconds:.1f} s", flush=True)
+            failed += [name] * bool(trouble)
     print(f"{time.perf_counter() - begin:.0f} s" + "".join(f"\nfailed: {name}" for name in failed))
     print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0

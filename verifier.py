@@ -137,7 +137,8 @@ GP_REWARD = {"correct": 5.0, "wrong_value": -1.0, "misread": -1.5, "wrong_number
 GP_FEEDBACK = {"correct": "Correct.", "wrong_value": "The formula does not make the target. Try again.",
                "misread": "The cards were misread. Try again.",
                "wrong_numbers": "The formula does not use each card's number once. Try again.",
-               "illegal": "The answer has no legal formula. Try again."}
+               "illegal": "The answer has no legal formula in JSON: use only numbers, + - * / and round "
+                          "brackets. Try again."}
 
 
 def judge_gp(answer, numbers, target=24, cards=None):
@@ -182,7 +183,8 @@ RELATIVE = ("left", "right", "slightly left", "slightly right")
 VIRL_REWARD = {"correct": 1.0, "wrong_action": -1.0, "wrong_intersection": -1.5, "illegal": -1.0}
 VIRL_FEEDBACK = {"correct": "Correct.", "wrong_action": "The action is wrong here. Try again.",
                  "wrong_intersection": "Check the observation for an intersection. Try again.",
-                 "illegal": "The answer has no legal action. Try again."}
+                 "illegal": "The answer has no legal action in JSON: write one exactly as it is listed. "
+                            "Try again."}
 ACTION = re.compile(r"forward\(\)|stop\(\)|"
                     rf"""turn_direction\( *(["']?) *({"|".join(COMPASS + RELATIVE)}) *\1 *\)""")
 
@@ -202,7 +204,9 @@ def relative_word(old, new):
 
 
 def says_intersection(observation):
-    return "intersection" in observation.lower()
+    """Whether a text claims an intersection: "at an intersection" does, "no intersection here" does not."""
+    return any("intersection" in part and not re.search(r"\b(no|not|without|never)\b|n't\b", part)
+               for part in re.split(r"[,.;:\n]|\b(?:but|and)\b", observation.lower()))
 
 
 def judge_virl(answer, action, at_intersection):
