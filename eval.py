@@ -23,6 +23,7 @@ import shlex
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from types import SimpleNamespace
 
 import torch
@@ -116,13 +117,6 @@ def encode(tok, text, images):
     return Segment(inputs.pop("input_ids")[0].tolist(), pictures=inputs)
 
 
-def prompt(tok, messages, images=()):
-    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action."""
-    segment = encode(tok, chat_text(tok, messages, images, add_generation_prompt=True), images)
-    segment.add([], 0)
-    return segment
-
-
 def around_answer(tok, messages):
     """The chat template's words before and behind the last answer of a conversation -> (str, str). messages:
     [..., assistant], or [..., assistant, user], and then up to where the assistant speaks again.
@@ -137,16 +131,35 @@ def around_answer(tok, messages):
     return before, behind
 
 
-def turn_ends(tok, messages):
-    """The first two ids behind an answer, at the end of a conversation and where a user's turn follows
-    -> ([int], [int]). The token that ends a turn is among them; some templates put a space before it.
-    messages: [..., assistant].
+@lru_cache(maxsize=8)
+def turn_form(tok, template):
+    """How the tokenizer's chat template writes an answer -> (asked, header, last, between). asked: str, what
+    a prompt ends with and no answer begins with: a thought that the model shall think. header: str, what
+    stands between a prompt and an answer. last, between: ids behind an answer that ends the conversation, or
+    that a user's turn follows; the token that ends a turn is among the first of them.
 
-        most templates   <|end|>                <|end|> <|user|>
-        gpt-oss          <|return|>             <|end|> <|start|>
-        GLM-4            nothing                <|user|> \\n                the next role's mark ends a turn"""
-    return [tok(around_answer(tok, shown)[1], add_special_tokens=False).input_ids[:2]
-            for shown in (messages, messages + [{"role": "user", "content": "?"}])]
+                     header                             last            between
+        most                                            <|end|>         <|end|> <|user|> ...
+        SmolVLM      a space                            <|end|>         <|end|> <|user|> ...
+        gpt-oss      <|channel|> final <|message|>      <|return|>      <|end|> <|start|> user ...
+        GLM-4        a newline                                          <|user|> ..., which ends a turn"""
+    user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}
+    asked = chat_text(tok, [user], add_generation_prompt=True)
+    before, last = around_answer(tok, [user, answer])
+    _, between = around_answer(tok, [user, answer, user])
+    common = os.path.commonprefix([asked, before])
+    last, between = (tok(text, add_special_tokens=False).input_ids for text in (last, between))
+    return asked[len(common):], before[len(common):], last, between
+
+
+def prompt(tok, messages, images=()):
+    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action. A header
+    in words, such as gpt-oss's channel, belongs to it: it is not the model's choice, so thinking is off."""
+    text = chat_text(tok, messages, images, add_generation_prompt=True)
+    _, header, _, _ = turn_form(tok, tok.chat_template)
+    segment = encode(tok, text + header if header.strip() else text, images)
+    segment.add([], 0)
+    return segment
 
 
 def glue_ids(tok, model, messages, last_id=None):
@@ -156,10 +169,11 @@ def glue_ids(tok, model, messages, last_id=None):
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>"""
-    ids = tok(around_answer(tok, messages)[1], add_special_tokens=False).input_ids
+    _, header, last, _ = turn_form(tok, tok.chat_template)
+    behind = around_answer(tok, messages)[1]
+    ids = tok(behind + header if header.strip() else behind, add_special_tokens=False).input_ids
     if last_id is None:
         return ids
-    last, _ = turn_ends(tok, messages[:-1])
     for closing, ends in ((last, model.generation_config.eos_token_id), (ids[:2], [last_id])):
         for n, token in enumerate(closing):
             if token in ends:
@@ -167,16 +181,14 @@ def glue_ids(tok, model, messages, last_id=None):
     return ids
 
 
-def answer_ids(tok, model, messages, text):
-    """Ids of a demonstration -> [int]: what the chat template writes before an answer but not in a prompt (a
-    space, or the name of a channel), the answer, and the token that ends a turn. messages: [..., user]."""
+def answer_ids(tok, model, text):
+    """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
+    begins with the blanks that the template puts before an answer: `` {`` may be one token."""
+    _, header, last, between = turn_form(tok, tok.chat_template)
     eos = model.generation_config.eos_token_id
-    shown = messages + [{"role": "assistant", "content": MARK}]
-    before, _ = around_answer(tok, shown + [{"role": "user", "content": "?"}])
-    asked = chat_text(tok, messages, add_generation_prompt=True)
-    opening = before[len(asked):] if before.startswith(asked) else ""
-    end = next((token for token in sum(turn_ends(tok, shown), []) if token in eos), eos[0])
-    return tok(opening + text, add_special_tokens=False).input_ids + [end]
+    ends = [ids[:n + 1] for ids in (last, between[:2]) for n, token in enumerate(ids) if token in eos]
+    text = text if header.strip() else header + text
+    return tok(text, add_special_tokens=False).input_ids + (ends or [eos[:1]])[0]
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
@@ -389,7 +401,7 @@ def scoring_error(model, tok, env, machine):
     unshard(model)
     messages, images = env.reset(0)
     rows = [prompt(tok, messages, images), prompt(tok, messages, images)]
-    rows[1].add(answer_ids(tok, model, messages, env.expert("expert")), 0)
+    rows[1].add(answer_ids(tok, model, env.expert("expert")), 0)
     inputs, _ = collate(rows, tok.pad_token_id, machine.device, left=True)
     out = model.generate(**inputs, generation_config=sampling(model, tok, 1.0, 8, output_scores=True))
     said = out.sequences[:, inputs["input_ids"].shape[1]:]                              # [2, 8]
@@ -794,9 +806,9 @@ def load(path, device="cpu", dtype=torch.float32):
     or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and os.path.isdir(path) and any(name.endswith(".gguf") for name in os.listdir(path)):
-        fail(f"{path!r} holds a GGUF and no transformers folder. To make one: from_pretrained(folder, "
-             "gguf_file=NAME, quantization_config=GgufConfig(dequantize=True)), then save_pretrained() of the "
-             "model and of its tokenizer")
+        fail(f"{path!r} holds a GGUF and no transformers folder. To make one, load the model by from_pretrained"
+             "(folder, gguf_file=NAME, quantization_config=GgufConfig(dequantize=True)), the tokenizer with "
+             "the same gguf_file, and save both by save_pretrained()")
     if folder is None and (path.count("/") != 1 or os.path.exists(os.path.dirname(path))):
         fail(f"no checkpoint at {path!r}: no config.json and no checkpoint-STEP there")
     try:
@@ -827,26 +839,23 @@ def load(path, device="cpu", dtype=torch.float32):
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
     # A turn may end as the model's files say, or as its chat template does: for a base model they differ.
-    user, assistant = {"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}
-    last, between = turn_ends(tok, [user, assistant])
+    asked, header, last, between = turn_form(tok, tok.chat_template)
     special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
-    ending = [i for i in last if i in special] or [i for i in between if i in special]
+    ending = [i for i in last if i in special] or [i for i in between[:2] if i in special]
     eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
     eos = sorted(i for i in eos | set(ending[:1]) if i is not None and i < known)
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:
         tok.pad_token = tok.convert_ids_to_tokens(eos[0])  # any will do: padding is masked
-    before, _ = around_answer(tok, [user, assistant, user])
-    asked = chat_text(tok, [user], add_generation_prompt=True)
-    if unknown := [i for i in encode(tok, asked, ()).ids if i >= known]:
+    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + last + between
+    if unknown := [i for i in used if i >= known]:
         fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
              "chat template uses; give it one by resize_token_embeddings()")
-    if not asked.startswith(before) and not before.startswith(asked):
-        fail(f"{path!r}: its chat template writes {before!r} before an answer, and {asked!r} to ask for one")
-    opened = asked[len(before):]
-    if opened.strip() and "</" not in opened:
-        print(f"{path}: its chat template begins an answer with {opened!r}: thinking is not off", flush=True)
+    if asked and header:
+        fail(f"{path!r}: its chat template ends a prompt with {asked!r} and begins an answer with {header!r}")
+    if asked and "</" not in asked:  # else it is a thought that is empty
+        print(f"{path}: its chat template begins an answer with {asked!r}: thinking is not off", flush=True)
     # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
     marks = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")}
     suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond

@@ -168,7 +168,7 @@ def demonstration_row(tok, model, messages, images, answer):
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
         mask      0      0  0  0     0            1   1   1  1   1"""
     row = prompt(tok, messages, images)
-    row.add(answer_ids(tok, model, messages, answer), 1)
+    row.add(answer_ids(tok, model, answer), 1)
     return row
 
 

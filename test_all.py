@@ -1259,7 +1259,7 @@ def test_glue_equals_the_template():
         model, tok = tiny(family)
         env = world(family, 0, 3)
         messages, images = env.reset(0)
-        answer, first = ev.answer_ids(tok, model, messages, "hello"), ev.prompt(tok, messages, images)
+        answer, first = ev.answer_ids(tok, model, "hello"), ev.prompt(tok, messages, images)
         row = sft.demonstration_row(tok, model, messages, images, "hello")
         equal(answer, tok("hello", add_special_tokens=False).input_ids + [tok.eos_token_id], f"{family}: answer")
         expected = first.ids + answer, [0] * len(first.ids) + [1] * len(answer)
@@ -2126,14 +2126,14 @@ def test_templates():
         equal([i for i, token in enumerate(prompts[0]) if token == ids("<s>")], [0] * adds_bos, f"{name}: places of BOS")
         assert ("<think></think>" in tok.decode(prompts[0])) == (name == "qwen"), tok.decode(prompts[0])
         assert messages[0]["content"] in tok.decode(prompts[0]), f"{name}: the prompt lacks the task"
-        answer, step = ev.answer_ids(tok, model, messages, "hello"), env.step("hello")
+        answer, step = ev.answer_ids(tok, model, "hello"), env.step("hello")
         equal(answer[-1], ids(end), f"{name}: the end of a demonstration's turn")
         whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, model, step.messages, answer[-1])
-        space = tok(" ", add_special_tokens=False).input_ids * (name == "gemma")  # its template puts one before the end
         if name not in ("qwen", "r1"):  # which leave the thinking out of what was said before
             ended = [ids("<|eot|>") if name == "gpt-oss" else answer[-1]]  # "return" ends the last turn, and that alone
-            equal(tok.decode(prompts[0] + answer[:-1] + space + ended + glue), tok.decode(whole), f"{name}: in three turns")
-            equal(prompts[0] + answer[:-1] + ev.glue_ids(tok, model, step.messages), whole, f"{name}: the answer was cut off")
+            equal(tok.decode(prompts[0] + answer[:-1] + ended + glue), tok.decode(whole), f"{name}: in three turns")
+            cut = answer[:-2] if name == "gemma" else answer[:-1]  # its template puts a space before the end
+            equal(prompts[0] + cut + ev.glue_ids(tok, model, step.messages), whole, f"{name}: the answer was cut off")
         for said in ("", "<|channel|>final", "</think> x", ev.MARK):  # some templates would refuse these, or take them apart
             step.messages[1]["content"] = said
             equal(ev.glue_ids(tok, model, step.messages, answer[-1]), glue, f"{name}: glue behind {said!r}")
@@ -2145,12 +2145,12 @@ def test_templates():
                 save(f"{out}/m", model, tok)
                 equal(ev.prompt(ev.load(f"{out}/m")[1], messages).ids, prompts[0], "prompt by the default template")
     model, tok, _ = with_template(GPT_OSS)
-    equal(tok.decode(ev.answer_ids(tok, model, messages, "hello")), "<|channel|>final<|message|>hello<|return|>", "a header")
+    equal(tok.decode(ev.answer_ids(tok, model, "hello")), "hello<|return|>", "an answer, behind the header")
     model, tok, _ = with_template(SMOLVLM)
-    equal(tok.decode(ev.answer_ids(tok, model, messages, "hello")), " hello<|eot|>", "a space")
+    equal(tok.decode(ev.answer_ids(tok, model, "hello")), " hello<|eot|>", "a space")
     for words, damaged in (("no such answer", GPT_OSS.replace("'<|channel|>' in m.content", "true")),
                            ("leaves out", QWEN.replace("m.content.split('</think>')[-1]", "''")),
-                           ("before an answer", GLM.replace("'\n'", "'\n' if m.role == 'user' else 'x'").replace(
+                           ("begins an answer", GLM.replace("'\n'", "('\n' if m.role == 'user' else 'x')").replace(
                                "<|assistant|>{% endif", "<|assistant|>y{% endif"))):  # one line each, at load
         assert "\n" not in raises(SystemExit, words, lambda: with_template(damaged))
 
