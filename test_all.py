@@ -389,7 +389,9 @@ def test_virl_verdicts_and_rewards():
         "turn_direction(east)", "turn_direction(left)", "forward()", "stop()", "turn_direction(northwest)")]
     rows += [(action, seen, west, there, "wrong_intersection") for action in (west, "stop()") for seen, there in (
         (CORNER, False), ("You see an INTERSECTION", False), (NONE, True), (None, True), (7, True),
-        (["intersection"], True), ({}, True))]  # the claim comes before the action
+        (["intersection"], True), ({}, True), ("no intersection here", True), ("Not at any intersection.", True),
+        ("a shop, and no sign, at an intersection", False), ("an intersection but no shop", False))]  # before the action
+    rows += [(west, "This isn't an intersection", west, False, "correct")]
     rows += [(bad, seen, west, False, "illegal") for seen in (NONE, CORNER) for bad in (
         "", "west", None, 7, True, [], ["forward()"], {"a": 1}, " forward()", "forward( )", "forward", "Forward()", "stop();",
         "forward()stop()", west + " ", west + "\n", "turn_direction (west)", "turn_direction()", "turn_direction(west", *(
@@ -676,6 +678,16 @@ def test_gp_steps():
             equal(actual, (follows, True, attempt == 2, False), (cards, formula))
             if not step.done:
                 equal(step.messages[-1]["content"], verifier.GP_FEEDBACK[step.info["verdict"]], "feedback")
+
+
+def test_gp_example():
+    """The prompt shows the form of an answer by one that is legal, for cards that are never dealt: a copy is wrong."""
+    shown = last_json_object(GeneralPoints().reset(0)[0][0]["content"])
+    equal((env_gp.numbers_of(shown["cards"], RULES["id"]), solutions(tuple(shown["number"]))), (shown["number"], ()), "example")
+    for rule, vl in itertools.product(RULES, (False, True)):
+        env = GeneralPoints(rule=rule, vl=vl)
+        env.reset(1)
+        equal(env.step(env_gp.EXAMPLE).info["verdict"], "misread" if vl else "wrong_numbers", "a copy")
 
 
 def test_gp_documents():
@@ -1724,6 +1736,30 @@ def test_memory_flags_change_no_gradient():
             near(some, full, 1e-3, f"{module.__name__}: 300 tokens at a time")
             near(again, full, 1e-5, f"{module.__name__}: activations computed again")
             equal(runs.count((3, True)), 2 * runs.count((0, True)), f"{module.__name__}: runs of a block with gradient")
+
+
+def test_activation_checkpointing_adds_no_noise():
+    """Blocks run twice and give the same scores and gradients, in families with dropout under many names and noisy routers."""
+    noisy = {"gpt2": dict(resid_pdrop=0.5, attn_pdrop=0.5), "gpt_neox": dict(hidden_dropout=0.5), "phi": dict(resid_pdrop=0.5),
+             "opt": dict(dropout=0.5, layerdrop=0.5), "mixtral": dict(router_jitter_noise=0.5), "falcon": dict(hidden_dropout=0.5)}
+    tok, segments = tiny()[1], [e.segments[0] for e in played(n=3)]
+    for name, noise in noisy.items():
+        torch.manual_seed(0)
+        model = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(
+            name, vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=512, ffn_dim=64, word_embed_proj_dim=32, **noise)).eval()
+        found = []
+        for again in (False, True):
+            if again:
+                sft.recompute_activations(model)
+            model.zero_grad()
+            logp = ev.score(model, segments, 0, cpu())[0]
+            logp.sum().backward()
+            found += [(logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))]
+        near(found[1][0], found[0][0], 1e-5, f"{name}: log-probs")
+        near(found[1][1], found[0][1], 1e-4, f"{name}: gradients")
+    model._no_split_modules = None
+    raises(SystemExit, "does not name its blocks", lambda: sft.recompute_activations(model))
 
 
 def test_resume_is_the_uninterrupted_run():
