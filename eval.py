@@ -820,7 +820,6 @@ def load(path, device="cpu", dtype=torch.float32):
         model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True,
                                              ignore_mismatched_sizes=True)  # they are named below
         vocabulary = model.get_output_embeddings().out_features
-        known = len(model.get_input_embeddings().weight)  # a tokenizer may know more ids than its model
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
@@ -828,18 +827,39 @@ def load(path, device="cpu", dtype=torch.float32):
         fail(f"{path!r}: {len(lost)} weights are missing or have another shape than its config.json says, "
              f"{lost[0]} first")
     tok.processor = processor
+    eos = prepare_chat(path, tok, model)
+    # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
+    marks = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")}
+    suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
+                                               suppress_tokens=suppressed or None)
+    return model.to(device).eval(), tok
+
+
+def prepare_chat(path, tok, model):
+    """Give a tokenizer the one chat template that is used, and a padding id; ask whether the model knows all
+    ids -> the ids that end a turn: as the model's files say, and as its template does. For a base model they
+    differ."""
     if isinstance(tok.chat_template, dict):  # several by name
         tok.chat_template = tok.chat_template.get("default")
-    if tok.chat_template is None and vision:
+    if tok.chat_template is None and tok.processor:
         fail(f"{path!r}: no chat template in its processor"
-             + (f", or out of reach: {processor}" if isinstance(processor, str) else ""))
+             + (f", or out of reach: {tok.processor}" if isinstance(tok.processor, str) else ""))
     if tok.chat_template is None:
         print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one",
               flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
-    # A turn may end as the model's files say, or as its chat template does: for a base model they differ.
     asked, header, last, between = turn_form(tok, tok.chat_template)
+    if asked and header:
+        fail(f"{path!r}: its chat template ends a prompt with {asked!r} and begins an answer with {header!r}")
+    if asked and "</" not in asked:  # else it is a thought that is empty
+        print(f"{path}: its chat template begins an answer with {asked!r}: thinking is not off", flush=True)
+    known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model
+    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + last + between
+    if unknown := [i for i in used if i >= known]:
+        fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
+             "chat template uses; give it one by resize_token_embeddings()")
     special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
     ending = [i for i in last if i in special] or [i for i in between[:2] if i in special]
     eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
@@ -848,20 +868,7 @@ def load(path, device="cpu", dtype=torch.float32):
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:
         tok.pad_token = tok.convert_ids_to_tokens(eos[0])  # any will do: padding is masked
-    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + last + between
-    if unknown := [i for i in used if i >= known]:
-        fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
-             "chat template uses; give it one by resize_token_embeddings()")
-    if asked and header:
-        fail(f"{path!r}: its chat template ends a prompt with {asked!r} and begins an answer with {header!r}")
-    if asked and "</" not in asked:  # else it is a thought that is empty
-        print(f"{path}: its chat template begins an answer with {asked!r}: thinking is not off", flush=True)
-    # The tokens that stand for pictures are not sampled: a later turn would look for a picture there.
-    marks = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")}
-    suppressed = sorted(m for m in marks - {None} if m < vocabulary)  # Mllama's mark lies beyond
-    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tok.pad_token_id,
-                                               suppress_tokens=suppressed or None)
-    return model.to(device).eval(), tok
+    return eos
 
 
 def load_processor(path):
