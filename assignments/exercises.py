@@ -7,6 +7,7 @@ needs one, the test replaces that one with a stub. So an exercise can be checked
 The expected results are written as numbers. A failed test says what was expected and what the function gave.
 """
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -536,10 +537,246 @@ def test_group_baseline(m):
         near(got, expected, f"advantages of rewards {rewards} in groups {groups}")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The table. added: the repository does not have this function, and a student adds it to the file.
+# The update runs in train() itself, on a policy whose gradient is known without autograd: each action token
+# has a weight of its own, and its log-probability is that weight / temperature.
 
-Exercise = namedtuple("Exercise", "name sheet file points test added", defaults=(False,))
+SIZES = [1, 2, 1, 3, 2, 1, 4, 2]          # action tokens of eight conversations: token i is weight i
+ADVANTAGES = [3, -2, 1, 2, -3, 1, -1, 4, 2, -4, 1, -2, 3, -1, 2, -3]
+RETURNS = [1, 0, -1, 2, 1, 0, 1, -1, 2, 0, 1, 1, -2, 0, 1, 2]
+TRUNK = [1, -1, 2, 0, 1, 1, -2, 1, 0, 2, -1, 1, 1, 0, -1, 2]     # what the value head reads: V = a TRUNK + b
+
+
+def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise=0, **flags):
+    """One iteration of train() with stubs for all other parts -> namespace: the minibatches that a step was
+    taken on, the tokens of each forward pass, the weights, a and b of the value head, the log's record.
+    drift: what the log-probs change by before the first step. broken: so many gradients are not finite."""
+    import random
+    import torch
+    from eval import Episode, Segment
+    args = SimpleNamespace(**{**dict(
+        lr=1.0, value_rate=2.0, gamma=1.0, lam=1.0, beta=0.0, temperature=0.5, epochs=1, minibatches=1,
+        target_kl=1e9, clip=0.2, clip_value=0.5, coef_value=0.1, coef_entropy=0.05, decay=0, tokens=1e6, steps=1,
+        batch=4, micro_tokens=12, max_new_tokens=4, evaluations=0, saves=0, seed=0, init="", rule="id", vl=False,
+        activation_checkpointing=False, folder=""), **flags})
+    # rank 1: it writes no file
+    machine = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16 if fp16 else torch.float32, rank=1,
+                              world=ranks, amp=contextlib.nullcontext)
+    segments, token = [], 0
+    for i, size in enumerate(SIZES):
+        segments.append(Segment([0] * (1 + i % 3) + list(range(token, token + size)), [0] * (1 + i % 3) + [1] * size,
+                                [0.0] * (1 + i % 3 + size)))
+        token += size
+    run = SimpleNamespace(updating=False, minibatches=[], passes=[], segments=segments, args=args, ranks=ranks,
+                          advantage=advantage)
+
+    class Policy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.dropout = torch.nn.Parameter(-torch.arange(1.0, 17) / 8), torch.nn.Dropout(0.5)
+
+        def get_output_embeddings(self):
+            return SimpleNamespace(in_features=1)
+    policy, head, scored, seen = Policy().eval(), [], [], []
+
+    def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+        ids = torch.tensor([i for s in segments for i, action in zip(s.ids, s.action_mask) if action])
+        weights = model.dropout(model.weight)[ids]
+        logp, entropy = weights / temperature, 3 * weights
+        if run.updating and not run.minibatches:
+            logp = logp + drift
+        if torch.is_grad_enabled():
+            scored.extend(s for s in segments if not any(s is other for other in scored))
+            run.passes.append((len(segments), len(segments) * max(len(s.ids) for s in segments)))
+            if len(seen) < broken:
+                logp.register_hook(lambda gradient: gradient * math.inf)
+            seen.append(ids)
+        value = None
+        if value_head is not None:
+            head[:] = [value_head]
+            value = value_head(torch.tensor(TRUNK, dtype=torch.float32)[ids, None])[:, 0]
+        return logp, entropy if entropy_grad else entropy.detach(), value
+
+    class Plain(torch.optim.SGD):  # Adam's first step hides the gradient's size
+        def __init__(self, groups, lr, **_):
+            super().__init__(groups, lr=lr)
+
+        def step(self, closure=None):
+            run.minibatches.append([i for i, s in enumerate(segments) if any(s is other for other in scored)])
+            scored.clear()
+            return super().step()
+
+    def estimate_advantages(episode, *_):
+        for s in episode.segments:
+            ids = [i for i, action in zip(s.ids, s.action_mask) if action]
+            s.advantage = torch.tensor([float(ADVANTAGES[i]) for i in ids])
+            s.returns = torch.tensor([float(RETURNS[i]) for i in ids])
+
+    def whiten(x, machine):
+        run.updating = True  # what comes next
+        return advantage * (x - 0.25)
+
+    def policy_loss(logp, old_logp, advantages, clip):
+        equal(clip, 0.2, "the clip that policy_loss() was given, with --clip 0.2")
+        return -advantages * (logp - old_logp).exp()
+
+    def value_loss(values, old_values, returns, clip):
+        equal(clip, 0.5, "the clip that value_loss() was given, with --clip_value 0.5")
+        return 0.5 * (values - returns).square() + (values - old_values).square()
+
+    def kl_estimators(logp, ref_logp):
+        k1 = logp - ref_logp
+        return k1, torch.where(k1 > 0, k1, -2 * k1)
+
+    def micro_batches(segments, budget, machine):
+        from sft import micro_batches
+        parts = micro_batches(segments, budget, SimpleNamespace(world=1))
+        return parts + [(parts[0][0], 0.0)] * (ranks > 1)  # as on a rank with fewer of them than another
+
+    def load_model(path, args, machine, trained=True):
+        return (policy if trained else copy.deepcopy(policy)), SimpleNamespace(pad_token_id=0)
+
+    def keep(name):
+        return lambda *arguments: setattr(run, name, arguments)
+    turn = dict(reward=0.0, position_solved=False, position_done=True, cut=False, verdict="wrong")
+    episodes = [Episode(segments[i:i + 2], [turn], 0) for i in range(0, 8, 2)]
+    env = SimpleNamespace(reward_scale=1.0, verdicts=["wrong"])
+    state = {"step": 0, "flops": 0.0, "start_flops": 0.0, "scaler": {}}
+    stubs = dict(
+        score=score, estimate_advantages=estimate_advantages, policy_loss=policy_loss, value_loss=value_loss,
+        kl_estimators=kl_estimators, micro_batches=micro_batches, load_model=load_model,
+        whiten=whiten, rollout=lambda *_: episodes,
+        all_sum=lambda values, machine: [ranks * float(v) for v in values],     # each rank has the same
+        all_mean=lambda means, machine: means, make=lambda *_, **__: env, shard=lambda model, *_: model,
+        load_checkpoint=lambda *_: ("", state, {}), save_checkpoint=keep("saved"), log=keep("logged"),
+        open_run=lambda *_: mock.Mock(n=0))
+    random.seed(noise)
+    with mock.patch.multiple(m, **stubs), mock.patch.object(torch.optim, "AdamW", Plain):
+        try:
+            m.train(args, machine, threading.Event())
+            run.stopped = ""
+        except SystemExit as error:
+            run.stopped = str(error)
+    run.weights = policy.weight.detach().clone()
+    run.head = [x.item() for x in (head[0].weight, head[0].bias)]
+    if not run.stopped:
+        run.record, run.scale = run.logged[2], run.saved[4]["scaler"].get("scale")
+    return run
+
+
+def by_hand(run, steps=None):
+    """The weights after steps on a run's minibatches, a and b, and the means over the steps of what is logged."""
+    args, weights, a, b = run.args, [-(i + 1) / 8 for i in range(16)], 0.0, 0.0
+    old, log = [w / args.temperature for w in weights], []
+    for minibatch in run.minibatches[:steps]:
+        tokens = [i for s in minibatch for i, action in zip(run.segments[s].ids, run.segments[s].action_mask) if action]
+        count = len(tokens)
+        change = {i: weights[i] / args.temperature - old[i] for i in tokens}
+        ratio = {i: math.exp(change[i]) for i in tokens}
+        pull = {i: run.advantage * (ADVANTAGES[i] - 0.25) * ratio[i] for i in tokens}
+        error = {i: (a * TRUNK[i] + b - RETURNS[i], a * TRUNK[i] + b) for i in tokens}  # old values are 0
+        log.append({
+            "policy_loss": sum(-pull[i] for i in tokens) / count,
+            "value_loss": sum(0.5 * x * x + y * y for x, y in error.values()) / count,
+            "entropy": sum(3 * weights[i] for i in tokens) / count,
+            "approx_kl": sum(-change[i] if change[i] < 0 else 2 * change[i] for i in tokens) / count,
+            "clip_fraction": sum(abs(ratio[i] - 1) > args.clip for i in tokens) / count})
+        gradient = [0.0] * 18
+        for i in tokens:
+            gradient[i] = (-pull[i] / args.temperature - 3 * args.coef_entropy) / count / run.ranks
+            for place, slope in ((16, TRUNK[i]), (17, 1)):
+                gradient[place] += args.coef_value * (error[i][0] + 2 * error[i][1]) * slope / count / run.ranks
+        norm = math.sqrt(sum(g * g for g in gradient))
+        log[-1]["grad_norm"] = norm
+        gradient = [g * min(1, 1 / norm) for g in gradient]
+        weights = [w - args.lr * g for w, g in zip(weights, gradient)]
+        a, b = (x - args.lr * args.value_rate * g for x, g in zip((a, b), gradient[16:]))
+    return weights, [a, b], {name: sum(x[name] for x in log) / len(log) for name in log[0]}
+
+
+def test_update(m):
+    def went(what, **settings):
+        """A run that must come to its end."""
+        run = update_run(m, **settings)
+        assert not run.stopped, f"{what}: expected an iteration without an error, got {run.stopped!r}"
+        return run
+
+    def trained(run):
+        """FLOP in the log: 6 for each of 16 weights and each trained token, and 2 for each token scored twice."""
+        return (run.record["flops"] / 16 - 4 * sum(len(s.ids) for s in run.segments)) / 6
+
+    def right(run, what):
+        """The weights, and the log's record."""
+        weights, head, log = by_hand(run)
+        steps = "1 step" if len(run.minibatches) == 1 else f"{len(run.minibatches)} steps"
+        near(run.weights, weights, f"the policy's weights after {steps} of plain gradient descent, {what}", 1e-6)
+        near(run.head, head, f"the value head's weights after {steps}, {what}", 1e-6)
+        equal(run.record["updates"], len(run.minibatches), f"updates, {what}")
+        for name, expected in log.items():
+            near(run.record.get(name, math.nan), expected, f"{name} in the log, {what}", 1e-4)
+    # One step on all tokens, whatever the micro-batches.
+    for tokens in (12, 1, 10 ** 6):
+        for advantage, size in ((3.0, "above"), (0.3, "below")):
+            what = f"--micro_tokens {tokens}, gradient norm {size} 1"
+            run = went(what, micro_tokens=tokens, advantage=advantage)
+            equal(len(run.minibatches), 1, f"optimizer steps with --epochs 1 --minibatches 1, {what}")
+            near(run.record["ratio_error"], 0.0, f"ratio_error, {what}", 1e-6)
+            right(run, what)
+            most = max([0] + [padded for rows, padded in run.passes if rows > 1])
+            assert most <= tokens, (f"a forward pass of several conversations: expected at most {tokens} tokens, "
+                                    f"padding included (--micro_tokens), got {most}")
+    # Two epochs of four minibatches.
+    runs = [went("two epochs of four minibatches", epochs=2, minibatches=4, lr=0.5, noise=noise) for noise in (0, 1)]
+    run, again = (run.minibatches for run in runs)
+    equal(len(run), 8, "optimizer steps with --epochs 2 --minibatches 4")
+    for epoch in (run[:4], run[4:]):
+        equal(sorted(sum(epoch, [])), list(range(8)), "the conversations in the four minibatches of an epoch, sorted")
+        equal([] in epoch, False, "is a minibatch empty")
+    assert run[:4] != run[4:], f"minibatches: expected another order in each epoch, got {run[:4]} in both"
+    assert run == again, ("minibatches: expected the same ones for the same seed (use rng), got others in a second "
+                          "run")
+    right(runs[0], "--epochs 2 --minibatches 4")
+    tokens = sum(len(s.ids) for s in runs[0].segments)
+    near(trained(runs[0]), 2 * tokens, "trained_tokens, by the flops in the log, with --epochs 2 --minibatches 4", 0.5)
+    # The KL stop.
+    run = went("--target_kl 0.01", epochs=3, target_kl=0.01)
+    equal(len(run.minibatches), 1, "optimizer steps where approx_kl is 0 and then above target_kl; no step is taken "
+          "on the minibatch that shows it")
+    right(run, "--target_kl 0.01")
+    near(trained(run), 2 * tokens, "trained_tokens with --epochs 3, where the second epoch's KL ends the update", 0.5)
+    # The first ratio.
+    for drift in (3e-4, -3e-4):
+        run = went(f"log-probs that change by {drift} between scoring and update", drift=drift)
+        near(run.record["ratio_error"], 3e-4, f"ratio_error where log-probs change by {drift} before the first step", 1e-5)
+    for drift in (0.1, -0.1):
+        run = update_run(m, drift=drift)
+        assert run.stopped and not run.minibatches, (
+            f"log-probs that change by {drift} before the first step, in fp32: expected fail() before a step, got "
+            f"{len(run.minibatches)} steps and {run.stopped or 'no error'!r}")
+    # Several ranks. FSDP adds their gradients up.
+    run = went("on two ranks", ranks=2, epochs=2, minibatches=2)
+    right(run, "on the first of two ranks with equal data, one micro-batch having weight 0")
+    # Gradients that are not finite.
+    try:
+        run = update_run(m, broken=1, epochs=2, micro_tokens=10 ** 6)
+    except RuntimeError as error:  # what clip_grad_norm_ raises
+        assert "non-finite" in str(error), error
+    else:
+        weights = by_hand(run)[0] if run.minibatches else [-(i + 1) / 8 for i in range(16)]
+        near(run.weights, weights, "the policy's weights where the first gradient is not finite: no step is taken on "
+             "it", 1e-6)
+    run = went("in fp16", fp16=True)
+    right(run, "in fp16, whose loss scaler must not change it")
+    run = went("in fp16, where the first gradient is not finite", fp16=True, broken=1, epochs=2, micro_tokens=10 ** 6)
+    equal(len(run.minibatches), 1, "optimizer steps in fp16, where the first of two gradients is not finite")
+    right(run, "in fp16, where the first of two gradients is not finite")
+    equal(run.scale, 2.0 ** 15, "the loss scale after a gradient that is not finite; it was 65536")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The table. added: the repository does not have this function, and a student adds it to the file. block: not a
+# function but a part of one, with the beginnings of the two banners that it lies between.
+
+Exercise = namedtuple("Exercise", "name sheet file points test added block", defaults=(False, None))
 EXERCISES = {exercise.name: exercise for exercise in (
     Exercise("relative_word", 1, "verifier.py", 5, test_relative_word),
     Exercise("judge_gp", 1, "verifier.py", 10, test_judge_gp),
@@ -559,17 +796,18 @@ EXERCISES = {exercise.name: exercise for exercise in (
     Exercise("whiten", 3, "rl.py", 5, test_whiten),
     Exercise("policy_loss", 3, "rl.py", 10, test_policy_loss),
     Exercise("value_loss", 3, "rl.py", 5, test_value_loss),
+    Exercise("update", 3, "rl.py", 30, test_update, block=("train", "# ==== UPDATE", "# ==== LOG")),
     Exercise("group_baseline", 3, "rl.py", 5, test_group_baseline, added=True))}
 
 
 def complaint(error, file):
     """One line about what went wrong -> str. file: the student's; the traceback's last line in it is
     shown."""
-    if isinstance(error, AssertionError) and error.args:
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and os.path.basename(frames[-1].filename) == "exercises.py":
         return str(error)
     if isinstance(error, NotImplementedError):
         return f"not done yet: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.line for frame in frames if os.path.basename(frame.filename) == file]
     return f"{type(error).__name__}: {error}".splitlines()[0] + (f", at `{lines[-1]}`" if lines else "")
 

@@ -10,6 +10,7 @@ use names that this file does not define (forward, torch, ...). Only the instruc
 """
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +40,22 @@ def wrong(exercise, reason):
 
 
 def right(exercise, way):
-    return lambda function: RIGHT.append((exercise, way, function))
+    return lambda function: RIGHT.append((exercise, way, function)) or function
+
+
+def body(function):
+    """The lines of a function below its first one -> str."""
+    text = textwrap.dedent(inspect.getsource(function))
+    return text[text.index("):\n") + 3:]
+
+
+def slip(exercise, reason, function, *changes):
+    """A wrong answer: a right one in which (old, new) pieces of text are changed."""
+    text = f"def _({', '.join(inspect.signature(function).parameters)}):\n" + body(function)
+    for old, new in changes:
+        assert text.count(old) == 1, (reason, old, text.count(old))
+        text = text.replace(old, new)
+    WRONG.append((exercise, reason, text))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -786,6 +803,121 @@ def _(values, old_values, returns, clip):
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
 
 
+@right("update", "epochs and minibatches nested, the step without clip_and_step()")
+def update():
+    done = False
+    for epoch in range(args.epochs):
+        order = list(segments)
+        rng.shuffle(order)
+        for k in range(args.minibatches):
+            minibatch = order[k * len(order) // args.minibatches:(k + 1) * len(order) // args.minibatches]
+            count = all_sum([sum(sum(s.action_mask) for s in minibatch)], machine)[0]
+            optimizer.zero_grad()
+            total = {"policy_loss": 0.0, "value_loss": 0.0, "entropy": 0.0, "approx_kl": 0.0, "clip_fraction": 0.0}
+            for part, weight in micro_batches(minibatch, args.micro_tokens, machine):
+                logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head)
+                old = joined(part, "logp")
+                actor = policy_loss(logp, old, joined(part, "whitened"), args.clip)
+                critic = value_loss(value, joined(part, "value"), joined(part, "returns"), args.clip_value)
+                loss = weight * (actor + args.coef_value * critic - args.coef_entropy * entropy).sum()
+                scaler.scale(loss / count).backward()
+                with torch.no_grad():
+                    gone = (logp - old).exp() - 1
+                    if updates == 0:
+                        ratio_error = max(ratio_error, (logp - old).abs().max().item())
+                    total["policy_loss"] += weight * actor.sum().item()
+                    total["value_loss"] += weight * critic.sum().item()
+                    total["entropy"] += weight * entropy.sum().item()
+                    total["approx_kl"] += weight * kl_estimators(old, logp)[1].sum().item()
+                    total["clip_fraction"] += weight * (gone.abs() > args.clip).sum().item()
+            trained_tokens += sum(len(s.ids) for s in minibatch)
+            means = {name: x / count for name, x in zip(total, all_sum(total.values(), machine))}
+            if machine.dtype == torch.float32 and ratio_error > 1e-3:
+                fail(f"the first ratio is off by {ratio_error}")
+            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+            if math.isfinite(norm):
+                scaler.step(optimizer)
+                updates += 1
+                for name in means:
+                    stats[name] += means[name]
+                stats["grad_norm"] += norm
+            elif not scaler.is_enabled():
+                fail("the gradient is not finite")
+            scaler.update()
+        if done:
+            break
+
+
+slip("update", "the mean of the means of the micro-batches", update,
+     ("- args.coef_entropy * entropy).sum()", "- args.coef_entropy * entropy).mean()"),
+     ("loss / count", "loss / len(micro_batches(minibatch, args.micro_tokens, machine))"))
+slip("update", "each micro-batch is divided by its own count", update, ("loss / count", "loss / len(logp)"))
+slip("update", "the count of this rank: with FSDP the gradients of all ranks are added up", update,
+     ("loss / count", "loss / sum(len(s.logp) for s in minibatch)"))
+slip("update", "the tokens are counted with their prompts", update,
+     ("sum(sum(s.action_mask) for s in minibatch)", "sum(len(s.ids) for s in minibatch)"))
+slip("update", "the step is taken before the KL is looked at", update,
+     ("""            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+""", ""), ("            scaler.update()\n", """            scaler.update()
+            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+"""))
+slip("update", "the KL stop leaves only its epoch", update, ("done = True", "done = False"))
+slip("update", "no KL stop", update, ("args.target_kl", "1e9"))
+slip("update", "the KL of pi_old from pi in place of pi from pi_old", update,
+     ("kl_estimators(old, logp)", "kl_estimators(logp, old)"))
+slip("update", "gradients are never set to zero", update, ("            optimizer.zero_grad()\n", ""))
+slip("update", "the sign of the entropy bonus", update, ("- args.coef_entropy", "+ args.coef_entropy"))
+slip("update", "the critic's weight is on the policy", update,
+     ("(actor + args.coef_value * critic", "(args.coef_value * actor + critic"))
+slip("update", "the gradient's norm is not clipped", update, ("(parameters, 1.0)", "(parameters, 1e9)"))
+slip("update", "the gradient always has norm 1", update,
+     ("            if math.isfinite(norm):", """            for p in parameters if math.isfinite(norm) and norm < 1 else []:
+                p.grad /= norm
+            if math.isfinite(norm):"""))
+slip("update", "the value head is left out of the clip", update, ("(parameters, 1.0)", "(policy.parameters(), 1.0)"))
+slip("update", "clipped first and unscaled after that", update,
+     ("            scaler.unscale_(optimizer)\n", ""),
+     ("            if math.isfinite(norm):", "            scaler.unscale_(optimizer)\n            if math.isfinite(norm):"))
+slip("update", "the loss is not scaled", update, ("scaler.scale(loss / count)", "(loss / count)"))
+slip("update", "the loss scaler is not updated", update, ("            scaler.update()\n", ""))
+slip("update", "a step on a gradient that is not finite", update,
+     ("math.isfinite(norm)", "True"), ("scaler.step(optimizer)", "optimizer.step()"))
+slip("update", "a skipped step is counted and logged", update,
+     ("if math.isfinite(norm):\n                scaler.step", "if True:\n                norm < 1e9 and scaler.step"))
+slip("update", "old log-probs are scored anew: the ratio is always 1", update,
+     ('old = joined(part, "logp")', "old = logp.detach()"))
+slip("update", "the temperature is left out", update, ("machine, args.temperature, value_head", "machine, 1.0, value_head"))
+slip("update", "advantages that are not whitened", update, ('"whitened"', '"advantage"'))
+slip("update", "old values and returns are swapped", update,
+     ('joined(part, "value"), joined(part, "returns")', 'joined(part, "returns"), joined(part, "value")'))
+slip("update", "train mode: dropout is on", update, ("    done = False\n", "    done = False\n    policy.train()\n"))
+slip("update", "no gradient through the entropy", update, ("args.temperature, value_head)", "args.temperature, value_head, False)"))
+slip("update", "one forward pass for the whole minibatch", update, ("args.micro_tokens", "10 ** 9"))
+slip("update", "the weight of a repeated micro-batch is left out of the loss", update, ("loss = weight * (", "loss = ("))
+slip("update", "the weight of a repeated micro-batch is left out of the log", update,
+     ('total["approx_kl"] += weight *', 'total["approx_kl"] +='))
+slip("update", "the same minibatches in each epoch", update, ("        rng.shuffle(order)\n", ""))
+slip("update", "shuffled by the global generator: a resumed run would differ", update, ("rng.shuffle", "random.shuffle"))
+slip("update", "minibatches overlap", update, ("(k + 1) * len(order) // args.minibatches", "len(order)"))
+slip("update", "only the first epoch", update, ("range(args.epochs)", "range(1)"))
+slip("update", "the clip fraction counts only ratios above 1 + eps", update, ("gone.abs()", "gone"))
+slip("update", "the log has the last minibatch's means only", update, ("stats[name] += ", "stats[name] = "))
+slip("update", "the log has sums over this rank's tokens and not means", update, ("x / count for name", "x for name"))
+slip("update", "ratio_error is not measured", update, ("if updates == 0:", "if False:"))
+slip("update", "ratio_error goes on after the first step", update, ("if updates == 0:", "if True:"))
+slip("update", "the run goes on where the first ratio is not 1", update, ("ratio_error > 1e-3", "ratio_error > 1e9"))
+slip("update", "trained_tokens counts the action tokens only", update,
+     ("trained_tokens += sum(len(s.ids)", "trained_tokens += sum(len(s.logp)"))
+
+
 @wrong("group_baseline", "the mean of the whole batch")
 def _(rewards, groups):
     return rewards - rewards.mean()
@@ -945,6 +1077,97 @@ def _(values, old_values, returns, clip):
     return torch.maximum((values - returns).abs(), (clipped - returns).abs()) ** 2 / 2
 
 
+@right("update", "the loss is a mean of means with shares; log-probs are kept in lists")
+def _():
+    epochs = [rng.sample(segments, len(segments)) for _ in range(args.epochs)]
+    cuts = [e[len(e) * m // args.minibatches:len(e) * (m + 1) // args.minibatches]
+            for e in epochs for m in range(args.minibatches)]
+    for chosen in cuts:
+        policy.zero_grad()
+        value_head.zero_grad()
+        [everywhere] = all_sum([sum(s.logp.numel() for s in chosen)], machine)
+        names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"]
+        sums = torch.zeros(5, dtype=torch.float64)
+        for part, weight in micro_batches(chosen, args.micro_tokens, machine):
+            new, entropy, value = score(policy, part, pad, machine, temperature=args.temperature,
+                                        value_head=value_head, entropy_grad=True)
+            old, whitened, was, returns = (joined(part, x) for x in ("logp", "whitened", "value", "returns"))
+            share = weight * len(old) / everywhere
+            actor = policy_loss(new, old, whitened, args.clip)
+            critic = value_loss(value, was, returns, args.clip_value)
+            loss = actor.mean() + args.coef_value * critic.mean() - args.coef_entropy * entropy.mean()
+            scaler.scale(loss * share).backward()
+            ratio = (new.detach() - old).exp()
+            outside = (ratio > 1 + args.clip) | (ratio < 1 - args.clip)
+            k3 = kl_estimators(old, new.detach())[1]
+            sums += weight * torch.stack([x.detach().double().sum() for x in (actor, critic, entropy, k3, outside)])
+            if not updates:
+                ratio_error = max(ratio_error, float(ratio.log().abs().max()))
+        trained_tokens += sum(map(len, (s.ids for s in chosen)))
+        if machine.dtype == torch.float32:
+            assert ratio_error < 1e-3 or fail("not repeatable")
+        found = dict(zip(names, [x / everywhere for x in all_sum(sums.tolist(), machine)]))
+        if found["approx_kl"] > args.target_kl:
+            break
+        found["grad_norm"] = clip_and_step(parameters, [optimizer], scaler, "update")
+        if found["grad_norm"] < math.inf:
+            updates += 1
+            for name, x in found.items():
+                stats[name] = stats.get(name, 0) + x
+
+
+@right("update", "a function for a minibatch; the KL is measured in a pass of its own, before the gradient")
+def _():
+    def parts_of(minibatch):
+        for part, weight in micro_batches(minibatch, args.micro_tokens, machine):
+            logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head)
+            yield part, weight, logp, entropy, value
+
+    def measure(minibatch):
+        kl, outside, off = 0.0, 0.0, 0.0
+        with torch.no_grad():
+            for part, weight, logp, _, _ in parts_of(minibatch):
+                change = logp - joined(part, "logp")
+                kl += weight * kl_estimators(joined(part, "logp"), logp)[1].sum().item()
+                outside += weight * ((change.exp() - 1).abs() > args.clip).sum().item()
+                off = max(off, change.abs().max().item())
+        kl, outside, count = all_sum([kl, outside, sum(len(s.value) for s in minibatch)], machine)
+        return kl / count, outside / count, off, count
+
+    queue = []
+    for _ in range(args.epochs):
+        order = sorted(segments, key=lambda s: rng.random())
+        queue += [order[m::args.minibatches] for m in range(args.minibatches)]
+    while queue:
+        minibatch = queue.pop(0)
+        trained_tokens += sum(len(s.ids) for s in minibatch)
+        kl, outside, off, count = measure(minibatch)
+        if updates == 0:
+            ratio_error = max(off, ratio_error)
+            if off > 1e-3 and machine.dtype == torch.float32:
+                raise SystemExit("the first ratio is not 1")
+        if kl > args.target_kl:
+            queue = []
+            continue
+        sums = [0.0, 0.0, 0.0]
+        for part, weight, logp, entropy, value in parts_of(minibatch):
+            terms = [policy_loss(logp, joined(part, "logp"), joined(part, "whitened"), args.clip),
+                     value_loss(value, joined(part, "value"), joined(part, "returns"), args.clip_value), entropy]
+            terms = [weight * x.sum() for x in terms]
+            loss = terms[0] + args.coef_value * terms[1] - args.coef_entropy * terms[2]
+            scaler.scale(loss).backward()
+            sums = [a + b.item() for a, b in zip(sums, terms)]
+        for p in parameters:
+            p.grad /= count
+        norm = clip_and_step(parameters, [optimizer], scaler, "")
+        optimizer.zero_grad()
+        if not math.isfinite(norm):
+            continue
+        updates += 1
+        pl, vl, ent = (x / count for x in all_sum(sums, machine))
+        stats.update(policy_loss=pl, value_loss=vl, entropy=ent, approx_kl=kl, clip_fraction=outside, grad_norm=norm)
+
+
 @right("group_baseline", "group by group")
 def _(rewards, groups):
     out = rewards.clone()
@@ -962,11 +1185,24 @@ def module_of(exercise):
 
 @contextlib.contextmanager
 def put(exercise, function):
-    """Inside the block the exercise's function is this one, with the global names of its module."""
-    module = module_of(exercise)
+    """Inside the block the exercise's function is this one, with the global names of its module. Of a block of
+    a function it is the body: that function is compiled with it."""
+    module, made = module_of(exercise), {}
     *owner, name = exercise.name.split(".")
-    body = types.FunctionType(function.__code__, vars(module), name, function.__defaults__)
-    with mock.patch.object(getattr(module, owner[0]) if owner else module, name, body, create=exercise.added):
+    if exercise.block:
+        lines, tree = make.read(os.path.join(ROOT, exercise.file))
+        start, end = make.span(tree, lines, exercise)
+        name, first = exercise.block[0], make.find(tree, exercise.block[0]).lineno - 1
+        inside = textwrap.dedent(function.partition("\n")[2] if isinstance(function, str) else body(function))
+        text = "".join(lines[first:start]) + textwrap.indent(inside, " " * 8) + "".join(lines[end:])
+        exec(text[:text.index("\n\n\n")], vars(module), made)
+        new = made[name]
+    elif isinstance(function, str):
+        exec(function, vars(module), made)
+        new = made["_"]
+    else:
+        new = types.FunctionType(function.__code__, vars(module), name, function.__defaults__)
+    with mock.patch.object(getattr(module, owner[0]) if owner else module, name, new, create=exercise.added):
         yield
 
 
@@ -1022,7 +1258,7 @@ def test_no_test_runs_another_exercise():
         with contextlib.ExitStack() as stack:
             for other in EXERCISES.values():
                 *owner, name = other.name.split(".")
-                for module in modules * (other is not e):
+                for module in modules * (other is not e and not other.block):
                     holder = getattr(module, owner[0], None) if owner else module
                     if hasattr(holder, name):
                         stack.enter_context(mock.patch.object(holder, name, blank))
@@ -1067,7 +1303,7 @@ TODO = '    raise NotImplementedError("exercise {}")\n'
 def test_starter():
     """What a starter has and what it lacks. Bodies are blank; signatures, docstrings and the rest stay."""
     with folder() as path:
-        assert run("starter", path) == (f"{path}: 17 functions are to be written, 2 are to be added\n", None)
+        assert run("starter", path) == (f"{path}: 18 exercises are to be written, 2 are to be added\n", None)
         there = {os.path.relpath(os.path.join(at, f), path) for at, _, files in os.walk(path) for f in files}
         assert {"README.md", "rl.py", "test_all.py", "requirements.txt", "results/figures.py",
                 "assignments/README.md", "assignments/make.py", "assignments/exercises.py"} <= there, there
@@ -1076,6 +1312,10 @@ def test_starter():
         assert not [f for f in there for word in hidden if word in f], there
         for e in EXERCISES.values():
             lines, tree = make.read(os.path.join(path, e.file))
+            if e.block:
+                start, end = make.span(tree, lines, e)
+                assert lines[start:end] == [" " * 4 + TODO.format(e.name), "\n"], lines[start:end]
+                continue
             node = make.find(tree, e.name)
             solution = make.find(make.read(os.path.join(ROOT, e.file))[1], e.name)
             if e.added:
@@ -1122,6 +1362,41 @@ def test_check_in_a_starter():
                                   capture_output=True, text=True)
             last = done.stdout.splitlines()[-1].split()
             assert last == ["total", "10", "/", "10"], done.stdout + done.stderr
+
+
+def test_a_block_in_a_starter():
+    """The student's lines between the banners, and their helpers, get into train(); other changes do not."""
+    e, todo = EXERCISES["update"], " " * 4 + TODO.format("update")
+    inside = textwrap.dedent(body(update)).replace("order = list(segments)", "order = copied(segments)")
+    with folder() as path:
+        run("starter", path, "update")
+        change(f"{path}/rl.py", todo, textwrap.indent(inside, " " * 8))
+        change(f"{path}/rl.py", "def train(", "from copy import copy as copied\n\n\ndef train(")
+        change(f"{path}/rl.py", "factor = min(1,", "factor = 0 * min(1,")  # outside: the solution's is used
+        assert points(run("check", path, "update")[0])["update"] == (30, "")
+        with open(f"{path}/rl.py") as f:
+            text = f.read()
+        expected = "".join(make.read(os.path.join(ROOT, "rl.py"))[0])
+        at, end = expected.index("        # ==== UPDATE"), expected.index("        # ==== LOG")
+        at = expected.index("\n", at) + 1
+        expected = expected[:at] + textwrap.indent(inside, " " * 8) + "\n" + expected[end:]
+        expected = expected.replace("def train(", "from copy import copy as copied\ndef train(")
+        assert make.assembled(e, path) == expected
+        start = text.index("    while True:")
+        for new, words in ((text.replace("# ==== LOG", "# LOG"), "expected one line that begins with '# ==== LOG'"),
+                           (text.replace("def train(", "def trains("), "rl.py has no function train"),
+                           (text.replace("        done = False\n", "        finally:\n            pass\n", 1).replace(
+                               "        # ==== UPDATE", "        try:\n            pass\n        # ==== UPDATE"),
+                            "are no whole statements")):
+            with open(f"{path}/rl.py", "w") as f:
+                f.write(new)
+            passed, why, _ = make.check(e, path, 60)
+            assert not passed and words in why, (words, why)
+        with open(f"{path}/rl.py", "w") as f:  # a tree of another depth
+            f.write(text[:start] + "    if True:\n" + textwrap.indent(text[start:text.index("\n\n\n", start)], "    ")
+                    + text[text.index("\n\n\n", start):])
+        assert make.assembled(e, path).split() == expected.split()
+        make.ast.parse(make.assembled(e, path))
 
 
 def test_one_mistake_costs_one_exercise():
@@ -1177,7 +1452,7 @@ def test_the_repository_has_all_points_but_the_additions():
         assert verdict[0] == (not e.added), (e.name, verdict)
         if not e.added:
             assert make.assembled(e, ROOT) == "".join(make.read(os.path.join(ROOT, e.file))[0]), e.name
-    assert sum(e.points for e, verdict in zip(EXERCISES.values(), verdicts) if verdict[0]) == 140
+    assert sum(e.points for e, verdict in zip(EXERCISES.values(), verdicts) if verdict[0]) == 170
 
 
 def test_the_handout_agrees_with_the_code():
