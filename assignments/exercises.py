@@ -42,8 +42,9 @@ def equal(actual, expected, what):
 def near(actual, expected, what, tolerance=1e-4):
     """Two tensors, lists of numbers or numbers. Shapes must agree, and all numbers to within `tolerance`."""
     import torch
-    assert torch.is_tensor(actual) or isinstance(actual, (int, float, list, tuple)), (
-        f"{what}: expected numbers, got {actual!r}")
+    many = torch.is_tensor(expected) or isinstance(expected, list)
+    assert torch.is_tensor(actual) or (isinstance(actual, (int, float)) and not many), (
+        f"{what}: expected a {'tensor' if many else 'number'}, got {actual!r}")
     a, b = (torch.as_tensor(x).detach().double() for x in (actual, expected))
     shown = [f"[{', '.join(f'{v:.6g}' for v in x.flatten()[:8].tolist())}{', ...' * (x.numel() > 8)}]"
              if x.ndim else f"{x.item():.6g}" for x in (b, a)]
@@ -54,6 +55,14 @@ def near(actual, expected, what, tolerance=1e-4):
         i = wrong[0]
         where = f", first difference at {i}: expected {b.flatten()[i]:.6g}, got {a.flatten()[i]:.6g}"
         raise AssertionError(f"{what}: expected {shown[0]}, got {shown[1]}" + where * (a.numel() > 1))
+
+
+def several(got, names):
+    """What a function returned must be a tuple of so many -> the tuple."""
+    assert isinstance(got, (tuple, list)) and len(got) == len(names), (
+        f"the result: expected ({', '.join(names)}), got " + (
+            f"{len(got)} things" if isinstance(got, (tuple, list)) else f"one {type(got).__name__}"))
+    return got
 
 
 def one_process():
@@ -129,7 +138,7 @@ def test_relative_word(m):
 
 
 def test_judge_gp(m):
-    hand, shown = [3, 3, 8, 8], ["3", "3", "8", "8"]
+    hand, shown = [8, 3, 3, 8], ["8", "3", "3", "8"]
     right = "8/(3-8/3)"
     for answer, cards, kind in (
             ('{"formula": "8/(3-8/3)"}', None, "correct"),
@@ -145,6 +154,18 @@ def test_judge_gp(m):
             ('{"formula": "24=3*8"}', None, "illegal"),              # a claim is a number
             ('{"formula": 24}', None, "illegal"),
             ('{"number": [3, 3, 8, 8]}', None, "illegal"),
+            ('{"formula": "8/(3-8/3) = 24 "}', None, "correct"),
+            ('{"formula": "8/(3-8/3)="}', None, "illegal"),          # a claim is one to four digits
+            ('{"formula": "8/(3-8/3)=24.0"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=-5"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=00024"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=\u0662\u0664"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=24"}', None, "correct"),
+            ('{"formula": "3+8*3/(8-8)"}', None, "illegal"),
+            ('{"formula": "1/0"}', None, "illegal"),
+            ('{"formula": ["8/(3-8/3)"]}', None, "illegal"),
+            ('{"formula": null}', None, "illegal"),
+            ("", None, "illegal"),
             ("8/(3-8/3)", None, "illegal"),
             ("8/(3-8/3)", shown, "illegal"),                         # no JSON comes before the cards
             ('{"cards": ["8", "3", "8", "3"], "formula": "%s"}' % right, shown, "correct"),
@@ -153,14 +174,35 @@ def test_judge_gp(m):
             ('{"cards": ["3", "8", "8", "8"], "formula": "8/"}', shown, "misread"),  # cards before formula
             ('{"cards": "3388", "formula": "%s"}' % right, shown, "misread"),
             ('{"formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": 3388, "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": {"3": 8}, "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": [["3", 3], 8, null, "8"], "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": null}', shown, "misread"),
             ('{"cards": ["K"], "formula": "%s"}' % right, None, "correct")):         # nothing was to be read
-        verdict = m.judge_gp(answer, list(hand), cards=cards)
-        equal(verdict.kind, kind, f"the kind of {answer!r} with cards={cards}")
-        equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]),
-              f"reward and feedback of {answer!r}")
-    equal(m.judge_gp('{"formula": "3*8+3-8"}', hand).numbers, [3, 8, 3, 8], "numbers used, in their order")
-    equal(m.judge_gp('{"formula": "3*(1+3)"}', [1, 3, 3], target=12).kind, "correct", "with target=12")
-    equal(m.judge_gp('{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12).kind, "wrong_value", "with target=12")
+        judged(m, kind, answer, hand, cards=cards)
+    for answer, kind, numbers in (("8/(3-8/3)", "correct", [8, 3, 8, 3]), ("3*8+3-8", "wrong_value", [3, 8, 3, 8]),
+                                  ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None)):
+        verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand)
+        equal(verdict.numbers, numbers, f"the numbers in the verdict on the formula {answer}, which is {kind}")
+    judged(m, "correct", '{"formula": "3*(1+3)"}', [1, 3, 3], target=12)
+    judged(m, "wrong_value", '{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12)
+
+
+def judged(m, kind, answer, hand, target=24, cards=None):
+    """judge_gp() must return this kind, with its reward and feedback -> the Verdict."""
+    given = list(hand)
+    call = f"judge_gp({answer!r}, {hand}, target={target}, cards={cards})"
+    try:
+        verdict = m.judge_gp(answer, given, target, cards) if target != 24 else m.judge_gp(answer, given, cards=cards)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{call}: expected {kind!r}, got {complaint(error, 'verifier.py')}")
+    assert hasattr(verdict, "kind"), f"{call}: expected a Verdict, got {verdict!r}"
+    equal(verdict.kind, kind, f"{call}: the kind")
+    equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]), f"{call}: reward, feedback")
+    equal(given, hand, f"{call}: the hand after the call")
+    return verdict
 
 
 def test_solutions(m):
@@ -192,7 +234,8 @@ def test_step(m):
     verdicts = {"right": Verdict("correct", 5.0, "Correct.", [10, 10, 4, 1]),
                 "poor": Verdict("wrong_value", -1.0, "No.", [10, 10, 4, 1]),
                 "other": Verdict("wrong_numbers", -2.0, "Numbers.", [13, 4, 1, 11]),
-                '{"cards": ["K", "J"]}': Verdict("misread", -1.5, "Look.")}
+                '{"cards": ["K", "J"]}': Verdict("misread", -1.5, "Look."),
+                "lost": Verdict("illegal", -3.0, "No formula.")}
     asked = []
 
     def judge(answer, numbers, target=24, cards=None):
@@ -221,11 +264,18 @@ def test_step(m):
         equal((step.info["success"], step.info["position_solved"]), (True, True), "success when solved")
         step = game(m, ["10", "10", "4", "A"], [10, 10, 4, 1], 1).step("right")
         equal((step.info["rule_matters"], step.info["other_rule"]), (False, False), "no face card: rule info")
+        step = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2).step("lost")
+        equal((step.info["verdict"], step.info["other_rule"]), ("illegal", False), "an illegal answer: verdict, "
+              "other_rule")
+        step = game(m, ["K", "J", "4", "A"], [13, 11, 4, 1], 2, rule="ood").step("poor")
+        equal((step.info["rule_matters"], step.info["other_rule"]), (True, True), "K and J count as 10 under rule "
+              "ood: rule_matters, other_rule")
         env = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2, vl=True)
         step = env.step('{"cards": ["K", "J"]}')
         equal(asked[-1][3], ["K", "J", "4", "A"], "the cards that judge_gp was given, with pictures")
         equal((step.images, step.info["recognized"]), (["a picture"], 0.5), "images, recognized; pictures")
-        equal(env.step('{"cards": ["K", "J"]}').images, [], "images when the episode is over")
+        step = env.step('{"cards": ["K", "J"]}')
+        equal((step.messages, step.images), (None, []), "messages, images when the episode with pictures is over")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -278,7 +328,8 @@ def test_forward(m):
     segments = two_conversations(m.Segment)
     for part in ([0, 1], [1]):
         what = f"of {len(part)} conversations"
-        out, logits, keep, said = m.forward(model, [segments[i] for i in part], 0, machine)
+        out, logits, keep, said = several(m.forward(model, [segments[i] for i in part], 0, machine),
+                                          ("output", "logits", "positions", "tokens"))
         expected = [[token for _, token in SAID[i]] for i in part]
         near(said, sum(expected, []), f"the action tokens {what}")
         width = max(len(segments[i].ids) for i in part)
@@ -289,9 +340,38 @@ def test_forward(m):
         rows = torch.cat([x[[place - 1 for place, _ in SAID[i]]] for i, x in zip(part, alone)])
         near(logits, rows, f"the logits {what}", 1e-3)
     assert logits.requires_grad, "logits: expected a gradient to the model, got none"
-    equal(logits.dtype, torch.float32, "the dtype of the logits")
     out = m.forward(model, segments, 0, machine, output_hidden_states=True)[0]
+    assert out.hidden_states is not None, ("the output with output_hidden_states=True: expected hidden states, got "
+                                           "None: the options did not reach the model")
     equal(list(out.hidden_states[-1].shape), [2, 9, 16], "the last hidden states' shape, by an option")
+    # In bf16, as on a GPU.
+    machine.amp = lambda: torch.autocast("cpu", torch.bfloat16)
+    inside = []
+    with hooked(model, lambda *_: inside.append(torch.is_autocast_enabled("cpu"))):
+        logits = m.forward(model, segments, 0, machine)[1]
+    equal(inside, [True], "does the model run inside machine.amp(), at each call")
+    equal(logits.dtype, torch.float32, "the dtype of the logits inside bf16 autocast")
+    # With pictures.
+    given = {}
+
+    class Pictured(torch.nn.Module):
+        def forward(self, input_ids=None, attention_mask=None, pixel_values=None, **options):
+            given.update(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+            return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    for segment, i in zip(segments, (1.0, 2.0)):
+        segment.pictures = {"pixel_values": torch.full((1, 3, 2, 2), i)}
+    m.forward(Pictured(), segments, 0, one_process())
+    for name, expected in (("pixel_values", torch.cat([s.pictures["pixel_values"] for s in segments])),
+                           ("attention_mask", torch.tensor([[1] * 9, [1] * 5 + [0] * 4]))):
+        assert given[name] is not None, f"{name}: expected collate()'s in the model's arguments, got none"
+        near(given[name], expected, f"{name} in the model's arguments")
+
+
+@contextlib.contextmanager
+def hooked(model, hook):
+    handle = model.register_forward_pre_hook(hook)
+    yield
+    handle.remove()
 
 
 def test_score(m):
@@ -304,7 +384,7 @@ def score_is_right(m):
     model, machine = small_model(), one_process()
     segments = two_conversations(m.Segment)
     for temperature in (1.0, 0.7):
-        got = m.score(model, segments, 0, machine, temperature)
+        got = several(m.score(model, segments, 0, machine, temperature), ("logp", "entropy", "value"))
         rows, tokens = log_probs(model, segments, temperature)
         near(got[0], rows[range(6), tokens], f"logp at temperature {temperature}", 1e-3)
         near(got[1], -(rows.exp() * rows).sum(-1), f"entropy at temperature {temperature}", 1e-3)
@@ -371,7 +451,8 @@ def dft_loss_is_right(m):
 
 def test_kl_estimators(m):
     import torch
-    k1, k3 = m.kl_estimators(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -1.0, -0.5]))
+    k1, k3 = several(m.kl_estimators(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -1.0, -0.5])),
+                     ("k1", "k3"))
     near(k1, [0.5, -1.0, 0.0], "k1 of logp [-1, -2, -.5] and ref_logp [-1.5, -1, -.5]")
     near(k3, [math.exp(-0.5) - 0.5, math.e - 2, 0.0], "k3 of the same")
     p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
@@ -404,6 +485,7 @@ def test_answer_discounts(m):
                              ([0, 0, 1, 1, 0, 1, 1, 1], [1, 0.5, 1, 1, 0.5])):
         s = Segment([7] * len(action), list(action), [0.0] * len(action))
         near(m.answer_discounts(s, 0.5), expected, f"discounts behind mask {action}, gamma .5")
+        equal(s.action_mask, action, "the segment's action_mask after the call")
     near(m.answer_discounts(s, 1.0), [1] * 5, "discounts at gamma 1")
 
 
@@ -419,7 +501,7 @@ def test_gae(m):
              [-0.375, -1.75, 2.0, 1.0], "a discount of .5 behind tokens 1 and 3, lambda .5")):
         tensors = [torch.tensor(x, dtype=torch.float32) for x in (rewards, values, discounts)]
         copies = [x.clone() for x in tensors]
-        advantages, returns = m.gae(*tensors, lam)
+        advantages, returns = several(m.gae(*tensors, lam), ("advantages", "returns"))
         what = f"{what}; rewards {rewards}, values {values}, discounts {discounts}"
         near(advantages, expected, f"advantages, {what}")
         near(returns, [a + v for a, v in zip(expected, values)], f"returns, {what}")
@@ -491,13 +573,13 @@ def test_whiten(m):
         results[i] = m.whiten(torch.tensor(numbers), here)
     with mock.patch.object(m, "all_sum", all_sum):
         threads = [threading.Thread(target=rank, args=pair, daemon=True)
-                   for pair in ((0, [1.0, 2.0]), (1, [3.0, 6.0]))]
+                   for pair in ((0, [1.0]), (1, [2.0, 3.0, 6.0]))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(20)
     assert None not in results, "two ranks: expected a result on each, got none (do both call all_sum()?)"
-    near(torch.cat(results), [-1.069045, -0.534522, 0.0, 1.603567], "[1, 2] and [3, 6] on two ranks", 1e-3)
+    near(torch.cat(results), [-1.069045, -0.534522, 0.0, 1.603567], "[1] and [2, 3, 6] on two ranks", 1e-3)
 
 
 def test_policy_loss(m):
@@ -518,11 +600,17 @@ def test_policy_loss(m):
 
 def test_value_loss(m):
     import torch
-    for value, old, target, clip, loss in (
-            (1.0, 0.0, 1.0, 0.2, 0.32), (1.0, 0.0, -1.0, 0.2, 2.0), (0.1, 0.0, 1.0, 0.2, 0.405),
-            (-1.0, 0.0, -1.0, 0.2, 0.32), (3.0, 2.0, 3.0, 0.5, 0.125), (2.0, 2.0, 2.0, 0.5, 0.0)):
-        got = m.value_loss(*(torch.tensor([x]) for x in (value, old, target)), clip)
-        near(got, [loss], f"loss of value {value}, old value {old}, return {target}, clip {clip}")
+    for value, old, target, clip, loss, slope in (
+            (1.0, 0.0, 1.0, 0.2, 0.32, 0.0), (1.0, 0.0, -1.0, 0.2, 2.0, 2.0), (0.1, 0.0, 1.0, 0.2, 0.405, -0.9),
+            (-1.0, 0.0, -1.0, 0.2, 0.32, 0.0), (3.0, 2.0, 3.0, 0.5, 0.125, 0.0), (2.0, 2.0, 2.0, 0.5, 0.0, 0.0),
+            (0.5, 0.0, 1.5, 0.2, 0.845, 0.0)):
+        values = torch.tensor([value], requires_grad=True)
+        got = m.value_loss(values, torch.tensor([old]), torch.tensor([target]), clip)
+        what = f"value {value}, old value {old}, return {target}, clip {clip}"
+        near(got, [loss], f"loss of {what}")
+        assert got.requires_grad, "loss: expected a gradient to the values, got none"
+        got.sum().backward()
+        near(values.grad, [slope], f"gradient of the value at {what}")
     got = m.value_loss(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), 0.2)
     near(got, [0.5, 0.0], "losses of two tokens: one number each")
 
@@ -694,6 +782,8 @@ def by_hand(run, steps=None):
 
 
 def test_update(m):
+    import torch
+
     def went(what, **settings):
         """A run that must come to its end."""
         run = update_run(m, **settings)
@@ -709,7 +799,7 @@ def test_update(m):
         weights, head, log = by_hand(run)
         steps = "1 step" if len(run.minibatches) == 1 else f"{len(run.minibatches)} steps"
         near(run.weights, weights, f"the policy's weights after {steps} of plain gradient descent, {what}", 1e-6)
-        near(run.head, head, f"the value head's weights after {steps}, {what}", 1e-6)
+        near(torch.tensor(run.head), head, f"the value head's weights after {steps}, {what}", 1e-6)
         equal(run.record["updates"], len(run.minibatches), f"updates, {what}")
         for name, expected in log.items():
             near(run.record.get(name, math.nan), expected, f"{name} in the log, {what}", 1e-4)

@@ -246,10 +246,11 @@ def grade(folder, chosen, seconds, gradescope):
         points += e.points * passed
         why, printed = (x.encode("utf-8", "replace").decode() for x in (why, printed))  # half a surrogate
         print(f"{e.name:20} {e.points * passed:3d} / {e.points:<3d} {why}", flush=True)
-        if printed and not passed:
-            print(textwrap.indent(printed.rstrip()[-500:], " " * 22 + "printed: "))
+        printed = textwrap.indent(printed.rstrip()[-500:], "printed: ") * (not passed)
+        if printed:
+            print(textwrap.indent(printed, " " * 22))
         results.append({"name": f"sheet {e.sheet}: {e.name}", "score": e.points * passed,
-                        "max_score": e.points, "output": why or "passed"})
+                        "max_score": e.points, "output": "\n".join(filter(None, [why or "passed", printed]))})
     print(f"{'total':20} {points:3d} / {sum(e.points for e in chosen)}")
     if gradescope:
         with open(gradescope, "w", encoding="utf-8") as f:

@@ -3,8 +3,8 @@
     python assignments/test_class.py             # a minute or two; the last line is "N passed, N failed"
     python assignments/test_class.py -v          # also what each wrong answer is told
 
-Below are wrong answers as a student would give them: whole function bodies, each with its reason. After them
-come right answers that differ from the repository's. The tests assert that each wrong one fails its exercise,
+Below are wrong answers as a student would give them, each with its reason: whole function bodies, or a right
+one and what is changed in it. Right answers differ from the repository's. The tests assert that each wrong one fails its exercise,
 and that each right one and the solution pass. The bodies look names up in their exercise's module, so they
 use names that this file does not define (forward, torch, ...). Only the instructor gets this file.
 """
@@ -51,7 +51,7 @@ def body(function):
 
 def slip(exercise, reason, function, *changes):
     """A wrong answer: a right one in which (old, new) pieces of text are changed."""
-    text = f"def _({', '.join(inspect.signature(function).parameters)}):\n" + body(function)
+    text = f"def _{inspect.signature(function)}:\n" + body(function)
     for old, new in changes:
         assert text.count(old) == 1, (reason, old, text.count(old))
         text = text.replace(old, new)
@@ -85,109 +85,25 @@ def _(old, new):
     return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
 
 
-@wrong("judge_gp", "the value is judged before the numbers")
-def _(answer, numbers, target=24, cards=None):
+@right("judge_gp", "what the formula claims is read by partition()")
+def judge(answer, numbers, target=24, cards=None):
     def verdict(kind, used=None):
         return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
     fields = last_json_object(answer)
     if fields is None:
         return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    text, _, claim = str(fields.get("formula")).partition("=")
-    try:
-        value, used = evaluate_formula(text)
-    except FormulaError:
+    if cards is not None:
+        said = fields.get("cards")
+        if not isinstance(said, list):
+            return verdict("misread")
+        said = [str(card) for card in said]
+        if sorted(said) != sorted(cards):
+            return verdict("misread")
+    formula = fields.get("formula")
+    if not isinstance(formula, str):
         return verdict("illegal")
-    if value != target or (claim and claim.strip() != str(target)):
-        return verdict("wrong_value", used)
-    return verdict("correct" if sorted(used) == sorted(numbers) else "wrong_numbers", used)
-
-
-@wrong("judge_gp", "the cards are judged after the formula")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None or not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    text, _, claim = fields["formula"].partition("=")
-    if "=" in claim:
-        return verdict("illegal")
-    try:
-        value, used = evaluate_formula(text)
-    except FormulaError:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    if sorted(used) != sorted(numbers):
-        return verdict("wrong_numbers", used)
-    if value != target or (claim and claim.strip() != str(target)):
-        return verdict("wrong_value", used)
-    return verdict("correct", used)
-
-
-@wrong("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    if not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    text, _, claim = fields["formula"].partition("=")
-    try:
-        value, used = evaluate_formula(text)
-    except FormulaError:
-        return verdict("illegal")
-    if set(used) != set(numbers):
-        return verdict("wrong_numbers", used)
-    if value != target or (claim and claim.strip() != str(target)):
-        return verdict("wrong_value", used)
-    return verdict("correct", used)
-
-
-@wrong("judge_gp", "what the formula claims behind = is not looked at")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    if not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    try:
-        value, used = evaluate_formula(fields["formula"].partition("=")[0])
-    except FormulaError:
-        return verdict("illegal")
-    if sorted(used) != sorted(numbers):
-        return verdict("wrong_numbers", used)
-    return verdict("correct" if value == target else "wrong_value", used)
-
-
-@wrong("judge_gp", "the cards must be read in the order shown")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or list(map(str, said)) != list(cards)):
-        return verdict("misread")
-    if not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    text, _, claim = fields["formula"].partition("=")
-    if "=" in claim:
+    text, sign, claim = formula.partition("=")
+    if sign and not re.fullmatch("[0-9]{1,4}", claim.strip()):
         return verdict("illegal")
     try:
         value, used = evaluate_formula(text)
@@ -195,9 +111,51 @@ def _(answer, numbers, target=24, cards=None):
         return verdict("illegal")
     if sorted(used) != sorted(numbers):
         return verdict("wrong_numbers", used)
-    if value != target or (claim and claim.strip() != str(target)):
+    if value != target or (sign and int(claim) != target):
         return verdict("wrong_value", used)
     return verdict("correct", used)
+
+
+NUMBERS = """    if sorted(used) != sorted(numbers):
+        return verdict("wrong_numbers", used)
+"""
+VALUE = """    if value != target or (sign and int(claim) != target):
+        return verdict("wrong_value", used)
+"""
+CLAIM = """    if sign and not re.fullmatch("[0-9]{1,4}", claim.strip()):
+        return verdict("illegal")
+"""
+slip("judge_gp", "the value is judged before the numbers", judge, (NUMBERS + VALUE, VALUE + NUMBERS))
+slip("judge_gp", "the formula is judged before the cards", judge,
+     ("    if cards is not None:", """    try:
+        evaluate_formula(str(fields.get("formula")).partition("=")[0])
+    except FormulaError:
+        return verdict("illegal")
+    if cards is not None:"""))
+slip("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed", judge,
+     ("sorted(used) != sorted(numbers)", "set(used) != set(numbers)"))
+slip("judge_gp", "what the formula claims behind = is not looked at", judge, (" or (sign and int(claim) != target)", ""))
+slip("judge_gp", "the cards must be read in the order shown", judge, ("sorted(said) != sorted(cards)", "said != cards"))
+slip("judge_gp", "wrong numbers without the numbers: the column of the other rule would be 0", judge,
+     ('verdict("wrong_numbers", used)', 'verdict("wrong_numbers")'))
+slip("judge_gp", "a wrong value without the numbers", judge, ('verdict("wrong_value", used)', 'verdict("wrong_value")'))
+slip("judge_gp", "the numbers in another order", judge, ('verdict("correct", used)', 'verdict("correct", sorted(used))'))
+slip("judge_gp", "the caller's hand is sorted", judge, ("    fields =", "    numbers.sort()\n    fields ="))
+slip("judge_gp", "cards that are no list raise", judge,
+     ("        if not isinstance(said, list):", "        if said is None or isinstance(said, str):"))
+slip("judge_gp", "cards in lists raise", judge, ("[str(card) for card in said]", "[{int: str, str: str}[type(c)](c) for c in said]"))
+slip("judge_gp", "a division by zero raises", judge,
+     ("value, used = evaluate_formula(text)", """used = [int(n) for n in re.findall("[0-9]+", text)]
+        value = eval(re.sub("([0-9]+)", r"Fraction(\\1)", text))"""), ("except FormulaError", "except SyntaxError"))
+slip("judge_gp", "a claim that is no integer raises", judge, (CLAIM, CLAIM.replace("[0-9]{1,4}", ".+")))
+slip("judge_gp", "a claim may have a sign or a fraction", judge,
+     (CLAIM, CLAIM.replace("[0-9]{1,4}", "[-+]?[0-9]{1,4}([.]0*)?")), ("int(claim)", "float(claim)"))
+slip("judge_gp", "a claim of any length", judge, (CLAIM, CLAIM.replace("{1,4}", "+")))
+slip("judge_gp", "a claim in digits of other scripts", judge, (CLAIM, CLAIM.replace("[0-9]", r"\\d")))
+slip("judge_gp", "nothing behind = is a claim too", judge, (CLAIM, CLAIM.replace("{1,4}", "{0,4}")),
+     ("sign and int", "claim.strip() and int"))
+slip("judge_gp", "a formula that is missing or a number raises", judge,
+     ("    if not isinstance(formula, str):\n", "    if formula is None:\n"))
 
 
 @wrong("solutions", "only joins of one number with three: (a+b)*(c+d) is missing")
@@ -245,66 +203,46 @@ def _(numbers, target=24):
     return tuple(sorted(map(write, reachable(numbers).get(Fraction(24), ())), key=lambda s: (len(s), s)))
 
 
-@wrong("GeneralPoints.step", "one attempt too many")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+@right("GeneralPoints.step", "with an if for each part")
+def play(self, text):
+    shown = self.cards if self.vl else None
+    verdict = judge_gp(text, self.numbers, cards=shown)
     solved = verdict.kind == "correct"
-    done = solved or self.attempts == self.verify
-    self.attempts += 1
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    differs = other != sorted(self.numbers)
-    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
-            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages = self.messages + [{"role": "assistant", "content": text},
-                                     {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+    self.attempts = self.attempts + 1
+    over = solved or self.attempts >= self.verify
+    rule = OTHER[self.rule]
+    other = sorted(numbers_of(self.cards, RULES[rule]))
+    matters = other != sorted(self.numbers)
+    info = {"verdict": verdict.kind, "success": solved, "position_done": over, "position_solved": solved,
+            "rule_matters": matters, "recognized": None, "other_rule": False}
+    if matters and verdict.numbers is not None:
+        info["other_rule"] = sorted(verdict.numbers) == other
+    if self.vl:
+        info["recognized"] = recognized(text, self.cards)
+    self.messages = [*self.messages, {"role": "assistant", "content": text},
+                     {"role": "user", "content": verdict.feedback}]
+    if over:
+        return Step(None, [], verdict.reward, True, info)
+    return Step(self.messages, self.images, verdict.reward, False, info)
 
 
-@wrong("GeneralPoints.step", "the caller's list of messages grows")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
-    self.attempts += 1
-    solved = verdict.kind == "correct"
-    done = solved or self.attempts == self.verify
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    differs = other != sorted(self.numbers)
-    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
-            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages += [{"role": "assistant", "content": text}, {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
-
-
-@wrong("GeneralPoints.step", "without a face card every right answer counts as the other rule's")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
-    self.attempts += 1
-    solved = verdict.kind == "correct"
-    done = solved or self.attempts == self.verify
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
-            "rule_matters": other != sorted(self.numbers),
-            "other_rule": sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages = self.messages + [{"role": "assistant", "content": text},
-                                     {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
-
-
-@wrong("GeneralPoints.step", "success is claimed whenever the episode is over")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
-    self.attempts += 1
-    done = verdict.kind == "correct" or self.attempts == self.verify
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    differs = other != sorted(self.numbers)
-    info = {"verdict": verdict.kind, "success": done, "position_done": done, "position_solved": done,
-            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages = self.messages + [{"role": "assistant", "content": text},
-                                     {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+slip("GeneralPoints.step", "one attempt too many", play, ("self.attempts >= self", "self.attempts > self"))
+slip("GeneralPoints.step", "the caller's list of messages grows", play,
+     ("self.messages = [*self.messages, {", "self.messages += [{"))
+slip("GeneralPoints.step", "the conversation is not kept for the next step", play,
+     ("self.messages = [*self", "messages = [*self"), ("Step(self.messages", "Step(messages"))
+slip("GeneralPoints.step", "without a face card every right answer counts as the other rule's", play,
+     ("if matters and verdict", "if verdict"))
+slip("GeneralPoints.step", "the other rule is always ood", play, ("OTHER[self.rule]", '"ood"'))
+slip("GeneralPoints.step", "the other rule's numbers in the order of the cards only", play,
+     ("sorted(verdict.numbers) == other", "verdict.numbers == numbers_of(self.cards, RULES[rule])"))
+slip("GeneralPoints.step", "an answer without numbers raises", play, ("if matters and verdict.numbers is not None", "if matters"))
+slip("GeneralPoints.step", "success is claimed whenever the episode is over", play,
+     ('"success": solved', '"success": over'))
+slip("GeneralPoints.step", "the cards are given to judge_gp() in words too", play, ("self.cards if self.vl else None", "self.cards"))
+slip("GeneralPoints.step", "cards are recognized in words too", play, ("    if self.vl:\n", "    if True:\n"))
+slip("GeneralPoints.step", "the pictures are shown again when the episode is over", play,
+     ("Step(None, [], ", "Step(None, self.images, "))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -373,45 +311,34 @@ def _(tok, messages, last_id=None):
     return ids if last_id == tok.eos_token_id else [tok.eos_token_id] + ids
 
 
-@wrong("forward", "the mask is shifted by one: token t is scored by position t, which has read it")
-def _(model, segments, pad_id, machine, **options):
+@right("forward", "shifted by slices")
+def run_model(model, segments, pad_id, machine, **options):
     inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    return out, out.logits[action], action, inputs["input_ids"][action]
+    with machine.amp():
+        out = model(**inputs, **options)
+    keep = torch.cat([action[:, 1:], torch.zeros_like(action[:, :1])], 1)
+    said = inputs["input_ids"].roll(-1, 1)[keep]
+    return out, out.logits[keep].float(), keep, said
 
 
-@wrong("forward", "the mask of the position and not of the token that it scores")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = action.clone()
-    keep[:, -1] = False
-    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
-
-
-@wrong("forward", "all tokens are scored, the prompt's too")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = inputs["attention_mask"].bool()
-    keep = torch.nn.functional.pad(keep[:, 1:], (0, 1))
-    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
-
-
-@wrong("forward", "tokens with the id of padding are left out: here that id also ends a turn")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = torch.nn.functional.pad((action & (inputs["input_ids"] != pad_id))[:, 1:], (0, 1))
-    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
-
-
-@wrong("forward", "rolled around: a row's last position would score its first token")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = action.roll(1, 1)
-    return out, out.logits[keep], keep, inputs["input_ids"].roll(-1, 1)[keep]
+KEEP = "torch.cat([action[:, 1:], torch.zeros_like(action[:, :1])], 1)"
+slip("forward", "token t is scored by position t, which has read it", run_model, (KEEP, "action"), (".roll(-1, 1)", ""))
+slip("forward", "the mask of the position and not of the token that it scores", run_model,
+     (KEEP, "torch.cat([action[:, :-1], torch.zeros_like(action[:, :1])], 1)"))
+slip("forward", "all tokens are scored, the prompt's too", run_model,
+     (KEEP, KEEP.replace("action", 'inputs["attention_mask"].bool()')))
+slip("forward", "tokens with the id of padding are left out: here that id also ends a turn", run_model,
+     (KEEP, KEEP.replace("action[:, 1:]", '(action & (inputs["input_ids"] != pad_id))[:, 1:]')))
+slip("forward", "rolled around: a row's last position would score its first token", run_model,
+     (KEEP, "action.roll(1, 1)"))
+slip("forward", "the options are left out", run_model, (", **options)\n    keep", ")\n    keep"))
+slip("forward", "the logits stay in bf16", run_model, (".float()", ""))
+slip("forward", "the model does not run inside machine.amp()", run_model, ("with machine.amp():", "if True:"))
+slip("forward", "the pictures do not reach the model", run_model,
+     ("model(**inputs,", 'model(inputs["input_ids"], attention_mask=inputs["attention_mask"],'))
+slip("forward", "the attention mask does not reach the model", run_model,
+     ("model(**inputs,", 'model(**{name: x for name, x in inputs.items() if name != "attention_mask"},'))
+slip("forward", "no gradient", run_model, ("with machine.amp():", "with torch.no_grad(), machine.amp():"))
 
 
 @wrong("score", "the temperature is left out")
@@ -596,6 +523,13 @@ def _(segment, reward_scale, beta):
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
 
 
+@wrong("answer_discounts", "the segment's mask grows")
+def _(segment, gamma):
+    mask = segment.action_mask
+    mask.append(0)
+    return torch.tensor([1.0 if mask[i + 1] else gamma for i in range(len(mask) - 1) if mask[i]])
+
+
 @wrong("answer_discounts", "gamma behind every token")
 def _(segment, gamma):
     return torch.full((sum(segment.action_mask),), gamma)
@@ -626,6 +560,25 @@ def _(rewards, values, discounts, lam):
         next_advantage = delta + discounts[t] * lam * next_advantage
         advantages[t], next_value = next_advantage, values[t]
     return advantages, advantages + values
+
+
+@wrong("gae", "only the advantages are returned")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + discounts[t] * next_value - values[t]
+        next_advantage = delta + discounts[t] * lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages
+
+
+@wrong("gae", "lists in place of tensors")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = [], 0.0, 0.0
+    for r, v, d in reversed(list(zip(rewards.tolist(), values.tolist(), discounts.tolist()))):
+        next_advantage = r + d * next_value - v + d * lam * next_advantage
+        advantages, next_value = [next_advantage, *advantages], v
+    return advantages, [a + v for a, v in zip(advantages, values.tolist())]
 
 
 @wrong("gae", "off by one: the discount behind the token before")
@@ -725,6 +678,13 @@ def _(x, machine):
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt()
 
 
+@wrong("whiten", "the mean of the ranks' means: ranks have unequally many tokens")
+def _(x, machine):
+    mean = all_sum([x.mean().item()], machine)[0] / machine.world
+    variance = all_sum([(x - mean).square().mean().item()], machine)[0] / machine.world
+    return (x - mean) / math.sqrt(variance + 1e-8)
+
+
 @wrong("whiten", "divided by the variance")
 def _(x, machine):
     total, count = all_sum([x.double().sum().item(), x.numel()], machine)
@@ -783,6 +743,12 @@ def _(values, old_values, returns, clip):
 def _(values, old_values, returns, clip):
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.min((values - returns).square(), (clipped - returns).square())
+
+
+@wrong("value_loss", "the gradient goes on where the clipped value is the worse one")
+def _(values, old_values, returns, clip):
+    clipped = values + ((values - old_values).clamp(-clip, clip) + old_values - values).detach()
+    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
 
 
 @wrong("value_loss", "the half is missing")
@@ -1243,7 +1209,7 @@ def test_every_wrong_answer_fails():
         if told == "passed":
             missed.append(f"{name}: {reason}")
         assert told == "passed" or "expected" in told or "Error" in told, f"{name}: {reason}: unclear: {told}"
-        assert "NameError" not in told and "ImportError" not in told, f"{name}: {reason}: no fair try: {told}"
+        assert not re.search("(Name|Import|Attribute)Error:", told), f"{name}: {reason}: no fair try: {told}"
     print(f"{len(WRONG)} wrong answers")
     assert not missed, f"wrong answers that pass: {missed}"
 
@@ -1435,13 +1401,16 @@ def test_gradescope():
     with folder() as path:
         file = os.path.join(path, "results.json")
         run("starter", f"{path}/s", "judge_gp")
+        change(f"{path}/s/verifier.py", TODO.format("judge_gp"),
+               "    print('two', answer[:9])\n    print('lines')\n" + TODO.format("judge_gp"))
         printed, error = run("check", f"{path}/s", "relative_word", "judge_gp", "--gradescope", file)
         with open(file) as f:
             results = json.load(f)
         assert error is None and results == {"tests": [
             {"name": "sheet 1: relative_word", "score": 5, "max_score": 5, "output": "passed"},
             {"name": "sheet 1: judge_gp", "score": 0, "max_score": 10,
-             "output": "not done yet: exercise judge_gp"}]}
+             "output": "not done yet: exercise judge_gp\nprinted: two {\"formula\nprinted: lines"}]}
+        assert f"{'':22}printed: lines\n" in printed, printed
 
 
 def test_the_repository_has_all_points_but_the_additions():
