@@ -1209,7 +1209,7 @@ def test_every_wrong_answer_fails():
         if told == "passed":
             missed.append(f"{name}: {reason}")
         assert told == "passed" or "expected" in told or "Error" in told, f"{name}: {reason}: unclear: {told}"
-        assert not re.search("(Name|Import|Attribute)Error:", told), f"{name}: {reason}: no fair try: {told}"
+        assert not re.match("(Name|Import|Attribute)Error", told), f"{name}: {reason}: no fair try: {told}"
     print(f"{len(WRONG)} wrong answers")
     assert not missed, f"wrong answers that pass: {missed}"
 
@@ -1438,6 +1438,11 @@ def test_the_handout_agrees_with_the_code():
     for file, banner in banners:
         text = "".join(make.read(os.path.join(ROOT, file))[0])
         assert re.search(rf"^# -{{20,}}\n# {banner}\b", text, re.M), (file, banner)
+    rows = re.search(r"these tests work \|\n\|---.*?\n((\|.*\n)+)", texts["README.md"])[1]
+    named = re.findall(r"\w+", re.sub(r"(?m)^\|[^|]*\||and all others", "", rows))
+    with open(os.path.join(ROOT, "test_all.py"), encoding="utf-8") as f:
+        tests = set(re.findall(r"^def test_(\w+)", f.read(), re.M))
+    assert len(named) > 15 and set(named) <= tests, set(named) - tests
     commands = [found for text in texts.values()
                 for found in re.findall(r"python (rl|sft|eval)\.py((?: -?[-\w./]+)+)", text)]
     assert len(commands) > 10, commands
