@@ -303,23 +303,40 @@ def test_segment_add(m):
 def test_glue_ids(m):
     from sft import build_tiny
     tok = build_tiny("gp", 0)[1]
+    plain, end = tok.chat_template, tok.eos_token_id
+    user_first = ("{% if messages[0]['role'] != 'user' %}{{ raise_exception('The first turn is the user\\'s') }}"
+                  "{% endif %}" + plain)
+    templates = (  # what it is, the template, what stands before and behind <|end|>
+        ("the repository's template", plain, "", ""),
+        ("a template with a newline behind <|end|>", plain.replace("<|end|>", "<|end|>\n"), "", "\n"),
+        ("a template with a space before <|end|>", plain.replace("<|end|>", " <|end|>"), " ", ""),
+        ("a template with newlines before and behind <|end|>", plain.replace("<|end|>", "{{ '\\n' }}<|end|>\n"), "\n", "\n"),
+        ("a template that wants the user's turn first", user_first, "", ""))
+    first, again = {"role": "user", "content": "Make 24."}, {"role": "user", "content": "Try again."}
+    chats = (("the first answer", [first, {"role": "assistant", "content": "two  words"}, again]),
+             ("an answer that is also a part of the feedback", [first, {"role": "assistant", "content": "again"}, again]),
+             ("an answer after one with @@ANSWER@@", [
+                 first, {"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."},
+                 {"role": "assistant", "content": "two  words"}, again]))
 
-    def ids(text):
-        return tok(text, add_special_tokens=False).input_ids
-    end = tok.eos_token_id
-    chat = [{"role": "user", "content": "Make 24."}, {"role": "assistant", "content": "two  words"},
-            {"role": "user", "content": "Try again."}]
-    marked = [{"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."}]
-    longer = chat[:1] + marked + chat[1:]
-    newline = tok.chat_template.replace("<|end|>", "<|end|>\n")
-    for template, between in ((tok.chat_template, ""), (newline, "\n")):
-        tok.chat_template = template
-        after = f"{between}<|user|>Try again.<|end|>{between}<|assistant|>"
-        for messages, what in ((chat, "the first answer"), (longer, "an answer after one with @@ANSWER@@")):
-            for last, text, how in ((end, after, "ended"), (None, "<|end|>" + after, "was cut")):
-                got = m.glue_ids(tok, [dict(message) for message in messages], last)
-                assert got == ids(text), (f"glue behind {what}, which {how}: expected {text!r} = "
-                                          f"{ids(text)}, got {tok.decode(got)!r} = {got}")
+    def check(messages, last, text, what):
+        given, expected = [dict(message) for message in messages], tok(text, add_special_tokens=False).input_ids
+        try:
+            got = m.glue_ids(tok, given, last)
+        except SystemExit as error:
+            raise AssertionError(f"glue behind {what}: expected {text!r}, got {str(error)!r}")
+        shown = f"{tok.decode(got)!r} = {got}" if isinstance(got, list) else repr(got)
+        assert got == expected, f"glue behind {what}: expected {text!r} = {expected}, got {shown}"
+        equal(given, messages, f"the messages after the call, {what}")
+    for name, tok.chat_template, before, behind in templates:
+        after = f"{behind}<|user|>Try again.{before}<|end|>{behind}<|assistant|>"
+        for what, messages in chats:
+            check(messages, end, after, f"{what}, which ended, {name}")
+            check(messages, None, f"{before}<|end|>{after}", f"{what}, which was cut, {name}")
+    # A model may have several end tokens. Here it said <|pad|>, which ends the user's turns only.
+    tok.chat_template = plain.replace("<|end|>", "{{ '<|end|>' if m['role'] == 'assistant' else '<|pad|>' }}")
+    check(chats[0][1], tok.pad_token_id, "<|end|><|user|>Try again.<|pad|><|assistant|>", "an answer that ended with "
+          "<|pad|>, where only the user's turns end so")
 
 
 def test_forward(m):

@@ -275,33 +275,39 @@ def _(self, ids, action):
     self.reward = [0.0] * len(self.ids)
 
 
-@wrong("glue_ids", "the end of turn is repeated where the model has said it")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
+@right("glue_ids", "the text behind the mark, token by token")
+def glue(tok, messages, last_id=None):
+    *earlier, _, feedback = messages
+    chat = [*earlier, {"role": "assistant", "content": MARK}, feedback]
+    text = chat_text(tok, chat, add_generation_prompt=True).rpartition(MARK)[2]
+    ids = tok(text, add_special_tokens=False).input_ids
+    for n, token in enumerate(ids[:2]):
+        if token == last_id:
+            return ids[n + 1:]
+    return ids
 
 
-@wrong("glue_ids", "the end of turn is missing where the answer was cut")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids[1:]
-
-
-@wrong("glue_ids", "no assistant: at the end")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    ids = tok(chat_text(tok, marked).rpartition(MARK)[2], add_special_tokens=False).input_ids
-    return ids[1:] if ids and ids[0] == last_id else ids
-
-
-@wrong("glue_ids", "the first mark is taken, which the model may have said before")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    ids = tok(text.partition(MARK)[2], add_special_tokens=False).input_ids
-    return ids[1:] if ids and ids[0] == last_id else ids
+ENDS = """    for n, token in enumerate(ids[:2]):
+        if token == last_id:
+            return ids[n + 1:]
+    return ids
+"""
+slip("glue_ids", "the end of turn is repeated where the model has said it", glue, (ENDS, "    return ids\n"))
+slip("glue_ids", "the first token is always dropped", glue, (ENDS, "    return ids[1:]\n"))
+slip("glue_ids", "the first token is dropped if the answer ended: before the end may be a space", glue,
+     (ENDS, "    return ids if last_id is None else ids[1:]\n"))
+slip("glue_ids", "only the first token is compared with last_id", glue, (ENDS, "    return ids[ids[:1] == [last_id]:]\n"))
+slip("glue_ids", "the end of turn is looked for anywhere", glue, ("ids[:2]", "ids"))
+slip("glue_ids", "no assistant: at the end", glue, (", add_generation_prompt=True", ""))
+slip("glue_ids", "the first mark is taken, which the model may have said before", glue, ("rpartition", "partition"))
+slip("glue_ids", "the answer is looked for in the text: feedback may hold it too", glue,
+     ("*earlier, _, feedback", "*earlier, said, feedback"), ('{"role": "assistant", "content": MARK}', "said"),
+     ("rpartition(MARK)", 'rpartition(said["content"])'))
+slip("glue_ids", "the earlier messages are dropped: a template may insist on the first role", glue,
+     ("[*earlier, {", "[{"))
+slip("glue_ids", "the mark is written into the caller's messages", glue,
+     ("    chat =", "    messages[-2]['content'] = MARK\n    chat ="))
+slip("glue_ids", "leading space is stripped", glue, (".rpartition(MARK)[2]", ".rpartition(MARK)[2].strip()"))
 
 
 @wrong("glue_ids", "a bare end token: the template's newline behind it is forgotten")
