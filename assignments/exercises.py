@@ -180,10 +180,11 @@ def test_judge_gp(m):
             ('{"cards": null}', shown, "misread"),
             ('{"cards": ["K"], "formula": "%s"}' % right, None, "correct")):         # nothing was to be read
         judged(m, kind, answer, hand, cards=cards)
-    for answer, kind, numbers in (("8/(3-8/3)", "correct", [8, 3, 8, 3]), ("3*8+3-8", "wrong_value", [3, 8, 3, 8]),
-                                  ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None)):
+    for answer, kind, numbers in (
+            ("8/(3-8/3)", "correct", [8, 3, 8, 3]), ("3*8+3-8", "wrong_value", [3, 8, 3, 8]),
+            ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None)):
         verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand)
-        equal(verdict.numbers, numbers, f"the numbers in the verdict on the formula {answer}, which is {kind}")
+        equal(verdict.numbers, numbers, f"the numbers in the verdict on {answer}, which is {kind}")
     judged(m, "correct", '{"formula": "3*(1+3)"}', [1, 3, 3], target=12)
     judged(m, "wrong_value", '{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12)
 
@@ -193,14 +194,15 @@ def judged(m, kind, answer, hand, target=24, cards=None):
     given = list(hand)
     call = f"judge_gp({answer!r}, {hand}, target={target}, cards={cards})"
     try:
-        verdict = m.judge_gp(answer, given, target, cards) if target != 24 else m.judge_gp(answer, given, cards=cards)
+        verdict = m.judge_gp(answer, given, **{} if target == 24 else {"target": target}, cards=cards)
     except NotImplementedError:
         raise
     except Exception as error:
         raise AssertionError(f"{call}: expected {kind!r}, got {complaint(error, 'verifier.py')}")
     assert hasattr(verdict, "kind"), f"{call}: expected a Verdict, got {verdict!r}"
     equal(verdict.kind, kind, f"{call}: the kind")
-    equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]), f"{call}: reward, feedback")
+    equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]),
+          f"{call}: reward, feedback")
     equal(given, hand, f"{call}: the hand after the call")
     return verdict
 
@@ -265,17 +267,17 @@ def test_step(m):
         step = game(m, ["10", "10", "4", "A"], [10, 10, 4, 1], 1).step("right")
         equal((step.info["rule_matters"], step.info["other_rule"]), (False, False), "no face card: rule info")
         step = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2).step("lost")
-        equal((step.info["verdict"], step.info["other_rule"]), ("illegal", False), "an illegal answer: verdict, "
-              "other_rule")
+        equal((step.info["verdict"], step.info["other_rule"]), ("illegal", False),
+              "verdict, other_rule; an illegal answer")
         step = game(m, ["K", "J", "4", "A"], [13, 11, 4, 1], 2, rule="ood").step("poor")
-        equal((step.info["rule_matters"], step.info["other_rule"]), (True, True), "K and J count as 10 under rule "
-              "ood: rule_matters, other_rule")
+        equal((step.info["rule_matters"], step.info["other_rule"]), (True, True),
+              "rule_matters, other_rule; K and J count as 10 under rule ood")
         env = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2, vl=True)
         step = env.step('{"cards": ["K", "J"]}')
         equal(asked[-1][3], ["K", "J", "4", "A"], "the cards that judge_gp was given, with pictures")
         equal((step.images, step.info["recognized"]), (["a picture"], 0.5), "images, recognized; pictures")
         step = env.step('{"cards": ["K", "J"]}')
-        equal((step.messages, step.images), (None, []), "messages, images when the episode with pictures is over")
+        equal((step.messages, step.images), (None, []), "messages, images; an episode with pictures is over")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -285,7 +287,8 @@ def test_segment_add(m):
     first = [5, 6, 7]
     s = m.Segment(first)
     s.add([], 0)
-    equal((s.ids, s.action_mask, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3), "ids, action_mask, reward: add([], 0)")
+    equal((s.ids, s.action_mask, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3),
+          "ids, action_mask, reward: add([], 0)")
     s.add([8, 9], 1)
     s.reward[-1] = -1.0
     equal((s.ids, s.action_mask), ([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), "ids, action_mask after add([8, 9], 1)")
@@ -304,23 +307,25 @@ def test_glue_ids(m):
     from sft import build_tiny
     tok = build_tiny("gp", 0)[1]
     plain, end = tok.chat_template, tok.eos_token_id
-    user_first = ("{% if messages[0]['role'] != 'user' %}{{ raise_exception('The first turn is the user\\'s') }}"
-                  "{% endif %}" + plain)
+    user_first = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('no user first') }}{% endif %}" + plain
     templates = (  # what it is, the template, what stands before and behind <|end|>
         ("the repository's template", plain, "", ""),
         ("a template with a newline behind <|end|>", plain.replace("<|end|>", "<|end|>\n"), "", "\n"),
         ("a template with a space before <|end|>", plain.replace("<|end|>", " <|end|>"), " ", ""),
-        ("a template with newlines before and behind <|end|>", plain.replace("<|end|>", "{{ '\\n' }}<|end|>\n"), "\n", "\n"),
+        ("a template with newlines before and behind <|end|>",
+         plain.replace("<|end|>", "{{ '\\n' }}<|end|>\n"), "\n", "\n"),
         ("a template that wants the user's turn first", user_first, "", ""))
     first, again = {"role": "user", "content": "Make 24."}, {"role": "user", "content": "Try again."}
     chats = (("the first answer", [first, {"role": "assistant", "content": "two  words"}, again]),
-             ("an answer that is also a part of the feedback", [first, {"role": "assistant", "content": "again"}, again]),
-             ("an answer after one with @@ANSWER@@", [
-                 first, {"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."},
-                 {"role": "assistant", "content": "two  words"}, again]))
+             ("an answer that is also a part of the feedback",
+              [first, {"role": "assistant", "content": "again"}, again]),
+             ("an answer after one with @@ANSWER@@",
+              [first, {"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."},
+               {"role": "assistant", "content": "two  words"}, again]))
 
     def check(messages, last, text, what):
-        given, expected = [dict(message) for message in messages], tok(text, add_special_tokens=False).input_ids
+        given = [dict(message) for message in messages]
+        expected = tok(text, add_special_tokens=False).input_ids
         try:
             got = m.glue_ids(tok, given, last)
         except SystemExit as error:
@@ -335,8 +340,8 @@ def test_glue_ids(m):
             check(messages, None, f"{before}<|end|>{after}", f"{what}, which was cut, {name}")
     # A model may have several end tokens. Here it said <|pad|>, which ends the user's turns only.
     tok.chat_template = plain.replace("<|end|>", "{{ '<|end|>' if m['role'] == 'assistant' else '<|pad|>' }}")
-    check(chats[0][1], tok.pad_token_id, "<|end|><|user|>Try again.<|pad|><|assistant|>", "an answer that ended with "
-          "<|pad|>, where only the user's turns end so")
+    check(chats[0][1], tok.pad_token_id, "<|end|><|user|>Try again.<|pad|><|assistant|>",
+          "an answer that ended with <|pad|>, where only the user's turns end so")
 
 
 def test_forward(m):
@@ -358,8 +363,8 @@ def test_forward(m):
         near(logits, rows, f"the logits {what}", 1e-3)
     assert logits.requires_grad, "logits: expected a gradient to the model, got none"
     out = m.forward(model, segments, 0, machine, output_hidden_states=True)[0]
-    assert out.hidden_states is not None, ("the output with output_hidden_states=True: expected hidden states, got "
-                                           "None: the options did not reach the model")
+    assert out.hidden_states is not None, ("the output with output_hidden_states=True: expected hidden states, "
+                                           "got None: the options did not reach the model")
     equal(list(out.hidden_states[-1].shape), [2, 9, 16], "the last hidden states' shape, by an option")
     # In bf16, as on a GPU.
     machine.amp = lambda: torch.autocast("cpu", torch.bfloat16)
@@ -618,9 +623,9 @@ def test_policy_loss(m):
 def test_value_loss(m):
     import torch
     for value, old, target, clip, loss, slope in (
-            (1.0, 0.0, 1.0, 0.2, 0.32, 0.0), (1.0, 0.0, -1.0, 0.2, 2.0, 2.0), (0.1, 0.0, 1.0, 0.2, 0.405, -0.9),
-            (-1.0, 0.0, -1.0, 0.2, 0.32, 0.0), (3.0, 2.0, 3.0, 0.5, 0.125, 0.0), (2.0, 2.0, 2.0, 0.5, 0.0, 0.0),
-            (0.5, 0.0, 1.5, 0.2, 0.845, 0.0)):
+            (1.0, 0.0, 1.0, 0.2, 0.32, 0.0), (1.0, 0.0, -1.0, 0.2, 2.0, 2.0),
+            (0.1, 0.0, 1.0, 0.2, 0.405, -0.9), (-1.0, 0.0, -1.0, 0.2, 0.32, 0.0),
+            (3.0, 2.0, 3.0, 0.5, 0.125, 0.0), (2.0, 2.0, 2.0, 0.5, 0.0, 0.0), (0.5, 0.0, 1.5, 0.2, 0.845, 0.0)):
         values = torch.tensor([value], requires_grad=True)
         got = m.value_loss(values, torch.tensor([old]), torch.tensor([target]), clip)
         what = f"value {value}, old value {old}, return {target}, clip {clip}"
@@ -652,27 +657,30 @@ TRUNK = [1, -1, 2, 0, 1, 1, -2, 1, 0, 2, -1, 1, 1, 0, -1, 2]     # what the valu
 
 
 def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise=0, **flags):
-    """One iteration of train() with stubs for all other parts -> namespace: the minibatches that a step was
-    taken on, the tokens of each forward pass, the weights, a and b of the value head, the log's record.
-    drift: what the log-probs change by before the first step. broken: so many gradients are not finite."""
+    """One iteration of train() with stubs for all other parts -> namespace. minibatches: the action tokens of
+    each step. passes: conversations and tokens of each forward pass with a gradient. head: a and b. record:
+    the log's. drift: what the log-probs change by before the first step. broken: how many forward passes have
+    a gradient that is not finite. noise: seed of random's own generator."""
     import random
     import torch
     from eval import Episode, Segment
     args = SimpleNamespace(**{**dict(
         lr=1.0, value_rate=2.0, gamma=1.0, lam=1.0, beta=0.0, temperature=0.5, epochs=1, minibatches=1,
-        target_kl=1e9, clip=0.2, clip_value=0.5, coef_value=0.1, coef_entropy=0.05, decay=0, tokens=1e6, steps=1,
-        batch=4, micro_tokens=12, max_new_tokens=4, evaluations=0, saves=0, seed=0, init="", rule="id", vl=False,
-        activation_checkpointing=False, folder=""), **flags})
-    # rank 1: it writes no file
-    machine = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16 if fp16 else torch.float32, rank=1,
-                              world=ranks, amp=contextlib.nullcontext)
+        target_kl=1e9, clip=0.2, clip_value=0.5, coef_value=0.1, coef_entropy=0.05, decay=0, tokens=1e6,
+        steps=1, batch=4, micro_tokens=12, max_new_tokens=4, evaluations=0, saves=0, seed=0, init="",
+        rule="id", vl=False, activation_checkpointing=False, folder=""), **flags})
+    machine = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16 if fp16 else torch.float32,
+                              rank=1, world=ranks, amp=contextlib.nullcontext)  # rank 1 writes no file
     segments, token = [], 0
     for i, size in enumerate(SIZES):
-        segments.append(Segment([0] * (1 + i % 3) + list(range(token, token + size)), [0] * (1 + i % 3) + [1] * size,
-                                [0.0] * (1 + i % 3 + size)))
+        prompt = [0] * (1 + i % 3)
+        segments.append(Segment(prompt + list(range(token, token + size)), prompt + [1] * size))
         token += size
-    run = SimpleNamespace(updating=False, minibatches=[], passes=[], segments=segments, args=args, ranks=ranks,
-                          advantage=advantage)
+    run = SimpleNamespace(args=args, ranks=ranks, advantage=advantage, minibatches=[], passes=[], updating=False,
+                          tokens=sum(len(s.ids) for s in segments))
+
+    def actions(segment):
+        return [i for i, action in zip(segment.ids, segment.action_mask) if action]
 
     class Policy(torch.nn.Module):
         def __init__(self):
@@ -684,13 +692,13 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
     policy, head, scored, seen = Policy().eval(), [], [], []
 
     def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-        ids = torch.tensor([i for s in segments for i, action in zip(s.ids, s.action_mask) if action])
+        ids = torch.tensor(sum(map(actions, segments), []))
         weights = model.dropout(model.weight)[ids]
         logp, entropy = weights / temperature, 3 * weights
         if run.updating and not run.minibatches:
             logp = logp + drift
         if torch.is_grad_enabled():
-            scored.extend(s for s in segments if not any(s is other for other in scored))
+            scored.extend(segments)
             run.passes.append((len(segments), len(segments) * max(len(s.ids) for s in segments)))
             if len(seen) < broken:
                 logp.register_hook(lambda gradient: gradient * math.inf)
@@ -706,15 +714,14 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
             super().__init__(groups, lr=lr)
 
         def step(self, closure=None):
-            run.minibatches.append([i for i, s in enumerate(segments) if any(s is other for other in scored)])
+            run.minibatches.append(sum((actions(s) for s in segments if any(s is x for x in scored)), []))
             scored.clear()
             return super().step()
 
     def estimate_advantages(episode, *_):
         for s in episode.segments:
-            ids = [i for i, action in zip(s.ids, s.action_mask) if action]
-            s.advantage = torch.tensor([float(ADVANTAGES[i]) for i in ids])
-            s.returns = torch.tensor([float(RETURNS[i]) for i in ids])
+            s.advantage = torch.tensor([float(ADVANTAGES[i]) for i in actions(s)])
+            s.returns = torch.tensor([float(RETURNS[i]) for i in actions(s)])
 
     def whiten(x, machine):
         run.updating = True  # what comes next
@@ -730,7 +737,7 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
 
     def kl_estimators(logp, ref_logp):
         k1 = logp - ref_logp
-        return k1, torch.where(k1 > 0, k1, -2 * k1)
+        return k1, torch.where(k1 > 0, k1, -5 * k1)
 
     def micro_batches(segments, budget, machine):
         from sft import micro_batches
@@ -768,28 +775,28 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
     return run
 
 
-def by_hand(run, steps=None):
-    """The weights after steps on a run's minibatches, a and b, and the means over the steps of what is logged."""
+def by_hand(run):
+    """The weights after steps on a run's minibatches, a and b, and what is logged: means over the steps."""
     args, weights, a, b = run.args, [-(i + 1) / 8 for i in range(16)], 0.0, 0.0
     old, log = [w / args.temperature for w in weights], []
-    for minibatch in run.minibatches[:steps]:
-        tokens = [i for s in minibatch for i, action in zip(run.segments[s].ids, run.segments[s].action_mask) if action]
+    for tokens in run.minibatches:
         count = len(tokens)
         change = {i: weights[i] / args.temperature - old[i] for i in tokens}
         ratio = {i: math.exp(change[i]) for i in tokens}
         pull = {i: run.advantage * (ADVANTAGES[i] - 0.25) * ratio[i] for i in tokens}
-        error = {i: (a * TRUNK[i] + b - RETURNS[i], a * TRUNK[i] + b) for i in tokens}  # old values are 0
+        value = {i: a * TRUNK[i] + b for i in tokens}                               # the old ones are 0
+        error = {i: value[i] - RETURNS[i] + 2 * value[i] for i in tokens}
         log.append({
             "policy_loss": sum(-pull[i] for i in tokens) / count,
-            "value_loss": sum(0.5 * x * x + y * y for x, y in error.values()) / count,
+            "value_loss": sum(0.5 * (value[i] - RETURNS[i]) ** 2 + value[i] ** 2 for i in tokens) / count,
             "entropy": sum(3 * weights[i] for i in tokens) / count,
-            "approx_kl": sum(-change[i] if change[i] < 0 else 2 * change[i] for i in tokens) / count,
+            "approx_kl": sum(-change[i] if change[i] < 0 else 5 * change[i] for i in tokens) / count,
             "clip_fraction": sum(abs(ratio[i] - 1) > args.clip for i in tokens) / count})
         gradient = [0.0] * 18
         for i in tokens:
             gradient[i] = (-pull[i] / args.temperature - 3 * args.coef_entropy) / count / run.ranks
             for place, slope in ((16, TRUNK[i]), (17, 1)):
-                gradient[place] += args.coef_value * (error[i][0] + 2 * error[i][1]) * slope / count / run.ranks
+                gradient[place] += args.coef_value * error[i] * slope / count / run.ranks
         norm = math.sqrt(sum(g * g for g in gradient))
         log[-1]["grad_norm"] = norm
         gradient = [g * min(1, 1 / norm) for g in gradient]
@@ -801,87 +808,77 @@ def by_hand(run, steps=None):
 def test_update(m):
     import torch
 
-    def went(what, **settings):
-        """A run that must come to its end."""
+    def went(what, steps, **settings):
+        """A run that must come to its end after so many steps. Each must be the one that by_hand() takes."""
         run = update_run(m, **settings)
         assert not run.stopped, f"{what}: expected an iteration without an error, got {run.stopped!r}"
+        equal(len(run.minibatches), steps, f"{what}: optimizer steps")
+        weights, head, log = by_hand(run)
+        after = f"{what}: after {steps} step{'s' * (steps > 1)} of plain gradient descent"
+        near(run.weights, weights, f"{after}, the policy's weights", 1e-6)
+        near(torch.tensor(run.head), head, f"{after}, the value head's weights", 1e-6)
+        equal(run.record["updates"], steps, f"{what}: updates")
+        for name, expected in log.items():
+            assert name in run.record, f"{what}: {name} in the log: expected {expected:.6g}, got nothing"
+            near(run.record[name], expected, f"{what}: {name} in the log", 1e-4)
         return run
 
     def trained(run):
-        """FLOP in the log: 6 for each of 16 weights and each trained token, and 2 for each token scored twice."""
-        return (run.record["flops"] / 16 - 4 * sum(len(s.ids) for s in run.segments)) / 6
-
-    def right(run, what):
-        """The weights, and the log's record."""
-        weights, head, log = by_hand(run)
-        steps = "1 step" if len(run.minibatches) == 1 else f"{len(run.minibatches)} steps"
-        near(run.weights, weights, f"the policy's weights after {steps} of plain gradient descent, {what}", 1e-6)
-        near(torch.tensor(run.head), head, f"the value head's weights after {steps}, {what}", 1e-6)
-        equal(run.record["updates"], len(run.minibatches), f"updates, {what}")
-        for name, expected in log.items():
-            near(run.record.get(name, math.nan), expected, f"{name} in the log, {what}", 1e-4)
+        """FLOP in the log: for each of 16 weights 6 a trained token, and 2 a token that is scored twice."""
+        return (run.record["flops"] / 16 - 4 * run.tokens) / 6
     # One step on all tokens, whatever the micro-batches.
-    for tokens in (12, 1, 10 ** 6):
-        for advantage, size in ((3.0, "above"), (0.3, "below")):
-            what = f"--micro_tokens {tokens}, gradient norm {size} 1"
-            run = went(what, micro_tokens=tokens, advantage=advantage)
-            equal(len(run.minibatches), 1, f"optimizer steps with --epochs 1 --minibatches 1, {what}")
-            near(run.record["ratio_error"], 0.0, f"ratio_error, {what}", 1e-6)
-            right(run, what)
-            most = max([0] + [padded for rows, padded in run.passes if rows > 1])
-            assert most <= tokens, (f"a forward pass of several conversations: expected at most {tokens} tokens, "
-                                    f"padding included (--micro_tokens), got {most}")
+    for limit, (advantage, size) in product((12, 1, 10 ** 6), ((3.0, "above"), (0.3, "below"))):
+        what = f"--epochs 1 --minibatches 1 --micro_tokens {limit}, gradient norm {size} 1"
+        run = went(what, 1, micro_tokens=limit, advantage=advantage)
+        near(run.record["ratio_error"], 0.0, f"{what}: ratio_error", 1e-6)
+        most = max([tokens for conversations, tokens in run.passes if conversations > 1], default=0)
+        assert most <= limit, (f"{what}: tokens of a forward pass of several conversations, with padding: "
+                               f"expected at most {limit}, got {most}")
     # Two epochs of four minibatches.
-    runs = [went("two epochs of four minibatches", epochs=2, minibatches=4, lr=0.5, noise=noise) for noise in (0, 1)]
-    run, again = (run.minibatches for run in runs)
-    equal(len(run), 8, "optimizer steps with --epochs 2 --minibatches 4")
-    for epoch in (run[:4], run[4:]):
-        equal(sorted(sum(epoch, [])), list(range(8)), "the conversations in the four minibatches of an epoch, sorted")
-        equal([] in epoch, False, "is a minibatch empty")
-    assert run[:4] != run[4:], f"minibatches: expected another order in each epoch, got {run[:4]} in both"
-    assert run == again, ("minibatches: expected the same ones for the same seed (use rng), got others in a second "
-                          "run")
-    right(runs[0], "--epochs 2 --minibatches 4")
-    tokens = sum(len(s.ids) for s in runs[0].segments)
-    near(trained(runs[0]), 2 * tokens, "trained_tokens, by the flops in the log, with --epochs 2 --minibatches 4", 0.5)
+    what = "--epochs 2 --minibatches 4"
+    run, again = (went(what, 8, epochs=2, minibatches=4, lr=0.5, noise=noise) for noise in (0, 1))
+    for epoch in (run.minibatches[:4], run.minibatches[4:]):
+        equal(sorted(sum(epoch, [])), list(range(16)), f"{what}: the action tokens of an epoch, sorted")
+        equal([] in epoch, False, f"{what}: is a minibatch empty")
+    equal(run.minibatches[:4] == run.minibatches[4:], False, f"{what}: are both epochs' minibatches the same")
+    equal(run.minibatches == again.minibatches, True,
+          f"{what}: has a second run with the same seed the same minibatches (rng)")
+    near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, by the flops in the log", 0.5)
     # The KL stop.
-    run = went("--target_kl 0.01", epochs=3, target_kl=0.01)
-    equal(len(run.minibatches), 1, "optimizer steps where approx_kl is 0 and then above target_kl; no step is taken "
-          "on the minibatch that shows it")
-    right(run, "--target_kl 0.01")
-    near(trained(run), 2 * tokens, "trained_tokens with --epochs 3, where the second epoch's KL ends the update", 0.5)
+    what = "--epochs 3 --minibatches 1, where the KL is too large in the second epoch"
+    run = went(what, 1, epochs=3, target_kl=0.01)
+    near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, by the flops in the log", 0.5)
     # The first ratio.
     for drift in (3e-4, -3e-4):
-        run = went(f"log-probs that change by {drift} between scoring and update", drift=drift)
-        near(run.record["ratio_error"], 3e-4, f"ratio_error where log-probs change by {drift} before the first step", 1e-5)
+        run = update_run(m, drift=drift)
+        what = f"log-probs that change by {drift} before the first step"
+        assert not run.stopped, f"{what}: expected no error, got {run.stopped!r}"
+        near(run.record["ratio_error"], 3e-4, f"{what}: ratio_error", 1e-5)
     for drift in (0.1, -0.1):
         run = update_run(m, drift=drift)
         assert run.stopped and not run.minibatches, (
-            f"log-probs that change by {drift} before the first step, in fp32: expected fail() before a step, got "
-            f"{len(run.minibatches)} steps and {run.stopped or 'no error'!r}")
+            f"log-probs that change by {drift} before the first step, in fp32: expected fail() before a step, "
+            f"got {len(run.minibatches)} steps and {run.stopped or 'no error'!r}")
     # Several ranks. FSDP adds their gradients up.
-    run = went("on two ranks", ranks=2, epochs=2, minibatches=2)
-    right(run, "on the first of two ranks with equal data, one micro-batch having weight 0")
+    went("the first of two ranks with equal data, one micro-batch with weight 0", 4, ranks=2, epochs=2,
+         minibatches=2)
     # Gradients that are not finite.
+    what = "the first gradient is not finite"
     try:
         run = update_run(m, broken=1, epochs=2, micro_tokens=10 ** 6)
-    except RuntimeError as error:  # what clip_grad_norm_ raises
+    except RuntimeError as error:  # of clip_grad_norm_(..., error_if_nonfinite=True)
         assert "non-finite" in str(error), error
     else:
-        weights = by_hand(run)[0] if run.minibatches else [-(i + 1) / 8 for i in range(16)]
-        near(run.weights, weights, "the policy's weights where the first gradient is not finite: no step is taken on "
-             "it", 1e-6)
-    run = went("in fp16", fp16=True)
-    right(run, "in fp16, whose loss scaler must not change it")
-    run = went("in fp16, where the first gradient is not finite", fp16=True, broken=1, epochs=2, micro_tokens=10 ** 6)
-    equal(len(run.minibatches), 1, "optimizer steps in fp16, where the first of two gradients is not finite")
-    right(run, "in fp16, where the first of two gradients is not finite")
-    equal(run.scale, 2.0 ** 15, "the loss scale after a gradient that is not finite; it was 65536")
+        finite = run.weights.isfinite().all().item() and len(run.minibatches) <= 1
+        assert finite, f"{what}: expected no step on it, got {len(run.minibatches)} steps in 2 epochs"
+    went("fp16 with its loss scaler", 1, fp16=True)
+    run = went(f"fp16, {what}, --epochs 2", 1, fp16=True, broken=1, epochs=2, micro_tokens=10 ** 6)
+    equal(run.scale, 2.0 ** 15, f"fp16, {what}: the loss scale in the end; it was 65536")
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The table. added: the repository does not have this function, and a student adds it to the file. block: not a
-# function but a part of one, with the beginnings of the two banners that it lies between.
+# The table. added: the repository does not have this function, and a student adds it to the file. block: not
+# a function but a part of one: its name, and the beginnings of the two banners around the part.
 
 Exercise = namedtuple("Exercise", "name sheet file points test added block", defaults=(False, None))
 EXERCISES = {exercise.name: exercise for exercise in (

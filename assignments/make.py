@@ -9,8 +9,8 @@
 check takes one function at a time from DIR and puts it into a copy of the repository that this script is in.
 In the instructor's copy all other functions are solutions, so one mistake costs one exercise. check takes
     the function, by its name, with its decorators; of "update" the lines of train() between two banners
-    the helper functions, constants and imports that the function uses, and those that the helpers use, if they
-    are at the top level of the student's file and the copy does not have a name like theirs. So a helper of
+    the helper functions, constants and imports that it uses, and those that the helpers use, if they are
+    at the top level of the student's file and the copy does not have a name like theirs. So a helper of
     the repository that the student has changed is not taken
 Each check runs in its own process with a time limit (--seconds). A hang, an exit, a print or a file that does
 not parse costs only the exercises concerned.

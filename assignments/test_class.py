@@ -4,9 +4,10 @@
     python assignments/test_class.py -v          # also what each wrong answer is told
 
 Below are wrong answers as a student would give them, each with its reason: whole function bodies, or a right
-one and what is changed in it. Right answers differ from the repository's. The tests assert that each wrong one fails its exercise,
-and that each right one and the solution pass. The bodies look names up in their exercise's module, so they
-use names that this file does not define (forward, torch, ...). Only the instructor gets this file.
+one and what is changed in it. Right answers differ from the repository's. The tests assert that each wrong
+one fails its exercise, and that each right one and the solution pass. The bodies look names up in their
+exercise's module, so they use names that this file does not define (forward, torch, ...). Only the instructor
+gets this file.
 """
 import contextlib
 import importlib
@@ -134,16 +135,21 @@ slip("judge_gp", "the formula is judged before the cards", judge,
     if cards is not None:"""))
 slip("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed", judge,
      ("sorted(used) != sorted(numbers)", "set(used) != set(numbers)"))
-slip("judge_gp", "what the formula claims behind = is not looked at", judge, (" or (sign and int(claim) != target)", ""))
-slip("judge_gp", "the cards must be read in the order shown", judge, ("sorted(said) != sorted(cards)", "said != cards"))
+slip("judge_gp", "what the formula claims behind = is not looked at", judge,
+     (" or (sign and int(claim) != target)", ""))
+slip("judge_gp", "the cards must be read in the order shown", judge,
+     ("sorted(said) != sorted(cards)", "said != cards"))
 slip("judge_gp", "wrong numbers without the numbers: the column of the other rule would be 0", judge,
      ('verdict("wrong_numbers", used)', 'verdict("wrong_numbers")'))
-slip("judge_gp", "a wrong value without the numbers", judge, ('verdict("wrong_value", used)', 'verdict("wrong_value")'))
-slip("judge_gp", "the numbers in another order", judge, ('verdict("correct", used)', 'verdict("correct", sorted(used))'))
+slip("judge_gp", "a wrong value without the numbers", judge,
+     ('verdict("wrong_value", used)', 'verdict("wrong_value")'))
+slip("judge_gp", "the numbers in another order", judge,
+     ('verdict("correct", used)', 'verdict("correct", sorted(used))'))
 slip("judge_gp", "the caller's hand is sorted", judge, ("    fields =", "    numbers.sort()\n    fields ="))
 slip("judge_gp", "cards that are no list raise", judge,
      ("        if not isinstance(said, list):", "        if said is None or isinstance(said, str):"))
-slip("judge_gp", "cards in lists raise", judge, ("[str(card) for card in said]", "[{int: str, str: str}[type(c)](c) for c in said]"))
+slip("judge_gp", "cards in lists raise", judge,
+     ("[str(card) for card in said]", "[{int: str, str: str}[type(c)](c) for c in said]"))
 slip("judge_gp", "a division by zero raises", judge,
      ("value, used = evaluate_formula(text)", """used = [int(n) for n in re.findall("[0-9]+", text)]
         value = eval(re.sub("([0-9]+)", r"Fraction(\\1)", text))"""), ("except FormulaError", "except SyntaxError"))
@@ -236,10 +242,12 @@ slip("GeneralPoints.step", "without a face card every right answer counts as the
 slip("GeneralPoints.step", "the other rule is always ood", play, ("OTHER[self.rule]", '"ood"'))
 slip("GeneralPoints.step", "the other rule's numbers in the order of the cards only", play,
      ("sorted(verdict.numbers) == other", "verdict.numbers == numbers_of(self.cards, RULES[rule])"))
-slip("GeneralPoints.step", "an answer without numbers raises", play, ("if matters and verdict.numbers is not None", "if matters"))
+slip("GeneralPoints.step", "an answer without numbers raises", play,
+     ("if matters and verdict.numbers is not None", "if matters"))
 slip("GeneralPoints.step", "success is claimed whenever the episode is over", play,
      ('"success": solved', '"success": over'))
-slip("GeneralPoints.step", "the cards are given to judge_gp() in words too", play, ("self.cards if self.vl else None", "self.cards"))
+slip("GeneralPoints.step", "the cards are given to judge_gp() in words too", play,
+     ("self.cards if self.vl else None", "self.cards"))
 slip("GeneralPoints.step", "cards are recognized in words too", play, ("    if self.vl:\n", "    if True:\n"))
 slip("GeneralPoints.step", "the pictures are shown again when the episode is over", play,
      ("Step(None, [], ", "Step(None, self.images, "))
@@ -296,10 +304,12 @@ slip("glue_ids", "the end of turn is repeated where the model has said it", glue
 slip("glue_ids", "the first token is always dropped", glue, (ENDS, "    return ids[1:]\n"))
 slip("glue_ids", "the first token is dropped if the answer ended: before the end may be a space", glue,
      (ENDS, "    return ids if last_id is None else ids[1:]\n"))
-slip("glue_ids", "only the first token is compared with last_id", glue, (ENDS, "    return ids[ids[:1] == [last_id]:]\n"))
+slip("glue_ids", "only the first token is compared with last_id", glue,
+     (ENDS, "    return ids[ids[:1] == [last_id]:]\n"))
 slip("glue_ids", "the end of turn is looked for anywhere", glue, ("ids[:2]", "ids"))
 slip("glue_ids", "no assistant: at the end", glue, (", add_generation_prompt=True", ""))
-slip("glue_ids", "the first mark is taken, which the model may have said before", glue, ("rpartition", "partition"))
+slip("glue_ids", "the first mark is taken, which the model may have said before", glue,
+     ("rpartition", "partition"))
 slip("glue_ids", "the answer is looked for in the text: feedback may hold it too", glue,
      ("*earlier, _, feedback", "*earlier, said, feedback"), ('{"role": "assistant", "content": MARK}', "said"),
      ("rpartition(MARK)", 'rpartition(said["content"])'))
@@ -328,7 +338,8 @@ def run_model(model, segments, pad_id, machine, **options):
 
 
 KEEP = "torch.cat([action[:, 1:], torch.zeros_like(action[:, :1])], 1)"
-slip("forward", "token t is scored by position t, which has read it", run_model, (KEEP, "action"), (".roll(-1, 1)", ""))
+slip("forward", "token t is scored by position t, which has read it", run_model,
+     (KEEP, "action"), (".roll(-1, 1)", ""))
 slip("forward", "the mask of the position and not of the token that it scores", run_model,
      (KEEP, "torch.cat([action[:, :-1], torch.zeros_like(action[:, :1])], 1)"))
 slip("forward", "all tokens are scored, the prompt's too", run_model,
@@ -550,7 +561,8 @@ def _(segment, gamma):
 @wrong("answer_discounts", "no discount behind the segment's last answer")
 def _(segment, gamma):
     following = segment.action_mask[1:] + [1]
-    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action_mask, following) if now])
+    pairs = zip(segment.action_mask, following)
+    return torch.tensor([1.0 if after else gamma for now, after in pairs if now])
 
 
 @wrong("answer_discounts", "gamma only behind the segment's last answer")
@@ -785,7 +797,7 @@ def update():
             minibatch = order[k * len(order) // args.minibatches:(k + 1) * len(order) // args.minibatches]
             count = all_sum([sum(sum(s.action_mask) for s in minibatch)], machine)[0]
             optimizer.zero_grad()
-            total = {"policy_loss": 0.0, "value_loss": 0.0, "entropy": 0.0, "approx_kl": 0.0, "clip_fraction": 0.0}
+            total = dict(policy_loss=0.0, value_loss=0.0, entropy=0.0, approx_kl=0.0, clip_fraction=0.0)
             for part, weight in micro_batches(minibatch, args.micro_tokens, machine):
                 logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head)
                 old = joined(part, "logp")
@@ -854,7 +866,8 @@ slip("update", "the gradient always has norm 1", update,
      ("            if math.isfinite(norm):", """            for p in parameters if math.isfinite(norm) and norm < 1 else []:
                 p.grad /= norm
             if math.isfinite(norm):"""))
-slip("update", "the value head is left out of the clip", update, ("(parameters, 1.0)", "(policy.parameters(), 1.0)"))
+slip("update", "the value head is left out of the clip", update,
+     ("(parameters, 1.0)", "(policy.parameters(), 1.0)"))
 slip("update", "clipped first and unscaled after that", update,
      ("            scaler.unscale_(optimizer)\n", ""),
      ("            if math.isfinite(norm):", "            scaler.unscale_(optimizer)\n            if math.isfinite(norm):"))
@@ -866,26 +879,33 @@ slip("update", "a skipped step is counted and logged", update,
      ("if math.isfinite(norm):\n                scaler.step", "if True:\n                norm < 1e9 and scaler.step"))
 slip("update", "old log-probs are scored anew: the ratio is always 1", update,
      ('old = joined(part, "logp")', "old = logp.detach()"))
-slip("update", "the temperature is left out", update, ("machine, args.temperature, value_head", "machine, 1.0, value_head"))
+slip("update", "the temperature is left out", update,
+     ("machine, args.temperature, value_head", "machine, 1.0, value_head"))
 slip("update", "advantages that are not whitened", update, ('"whitened"', '"advantage"'))
 slip("update", "old values and returns are swapped", update,
      ('joined(part, "value"), joined(part, "returns")', 'joined(part, "returns"), joined(part, "value")'))
-slip("update", "train mode: dropout is on", update, ("    done = False\n", "    done = False\n    policy.train()\n"))
-slip("update", "no gradient through the entropy", update, ("args.temperature, value_head)", "args.temperature, value_head, False)"))
+slip("update", "train mode: dropout is on", update,
+     ("    done = False\n", "    done = False\n    policy.train()\n"))
+slip("update", "no gradient through the entropy", update,
+     ("args.temperature, value_head)", "args.temperature, value_head, False)"))
 slip("update", "one forward pass for the whole minibatch", update, ("args.micro_tokens", "10 ** 9"))
-slip("update", "the weight of a repeated micro-batch is left out of the loss", update, ("loss = weight * (", "loss = ("))
+slip("update", "the weight of a repeated micro-batch is left out of the loss", update,
+     ("loss = weight * (", "loss = ("))
 slip("update", "the weight of a repeated micro-batch is left out of the log", update,
      ('total["approx_kl"] += weight *', 'total["approx_kl"] +='))
 slip("update", "the same minibatches in each epoch", update, ("        rng.shuffle(order)\n", ""))
-slip("update", "shuffled by the global generator: a resumed run would differ", update, ("rng.shuffle", "random.shuffle"))
+slip("update", "shuffled by the global generator: a resumed run would differ", update,
+     ("rng.shuffle", "random.shuffle"))
 slip("update", "minibatches overlap", update, ("(k + 1) * len(order) // args.minibatches", "len(order)"))
 slip("update", "only the first epoch", update, ("range(args.epochs)", "range(1)"))
 slip("update", "the clip fraction counts only ratios above 1 + eps", update, ("gone.abs()", "gone"))
 slip("update", "the log has the last minibatch's means only", update, ("stats[name] += ", "stats[name] = "))
-slip("update", "the log has sums over this rank's tokens and not means", update, ("x / count for name", "x for name"))
+slip("update", "the log has sums over this rank's tokens and not means", update,
+     ("x / count for name", "x for name"))
 slip("update", "ratio_error is not measured", update, ("if updates == 0:", "if False:"))
 slip("update", "ratio_error goes on after the first step", update, ("if updates == 0:", "if True:"))
-slip("update", "the run goes on where the first ratio is not 1", update, ("ratio_error > 1e-3", "ratio_error > 1e9"))
+slip("update", "the run goes on where the first ratio is not 1", update,
+     ("ratio_error > 1e-3", "ratio_error > 1e9"))
 slip("update", "trained_tokens counts the action tokens only", update,
      ("trained_tokens += sum(len(s.ids)", "trained_tokens += sum(len(s.logp)"))
 
@@ -1072,7 +1092,8 @@ def _():
             ratio = (new.detach() - old).exp()
             outside = (ratio > 1 + args.clip) | (ratio < 1 - args.clip)
             k3 = kl_estimators(old, new.detach())[1]
-            sums += weight * torch.stack([x.detach().double().sum() for x in (actor, critic, entropy, k3, outside)])
+            found = actor, critic, entropy, k3, outside
+            sums += weight * torch.stack([x.detach().double().sum() for x in found])
             if not updates:
                 ratio_error = max(ratio_error, float(ratio.log().abs().max()))
         trained_tokens += sum(map(len, (s.ids for s in chosen)))
@@ -1124,7 +1145,8 @@ def _():
         sums = [0.0, 0.0, 0.0]
         for part, weight, logp, entropy, value in parts_of(minibatch):
             terms = [policy_loss(logp, joined(part, "logp"), joined(part, "whitened"), args.clip),
-                     value_loss(value, joined(part, "value"), joined(part, "returns"), args.clip_value), entropy]
+                     value_loss(value, joined(part, "value"), joined(part, "returns"), args.clip_value),
+                     entropy]
             terms = [weight * x.sum() for x in terms]
             loss = terms[0] + args.coef_value * terms[1] - args.coef_entropy * terms[2]
             scaler.scale(loss).backward()
@@ -1137,7 +1159,8 @@ def _():
             continue
         updates += 1
         pl, vl, ent = (x / count for x in all_sum(sums, machine))
-        stats.update(policy_loss=pl, value_loss=vl, entropy=ent, approx_kl=kl, clip_fraction=outside, grad_norm=norm)
+        stats.update(policy_loss=pl, value_loss=vl, entropy=ent, approx_kl=kl, clip_fraction=outside,
+                     grad_norm=norm)
 
 
 @right("group_baseline", "group by group")
