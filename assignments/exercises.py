@@ -426,6 +426,14 @@ def score_is_right(m):
     near(got[0], rows[[4, 5], [13, 0]], "logp where rollout() never samples the tokens 7 and 20", 1e-3)
     near(got[1], -(rows.exp() * rows).sum(-1)[4:], "entropy, where 7 and 20 are never sampled", 1e-3)
 
+    def in_bf16(*arguments, **options):  # as FSDP has them; the logits that forward() returns are in fp32
+        out, *rest = forward_of_two(*arguments, **options)
+        return SimpleNamespace(hidden_states=[h.bfloat16() for h in out.hidden_states]), *rest
+    with mock.patch.object(m, "forward", in_bf16):
+        value = m.score(model, segments, 0, machine, 1.0, head)[2]
+    equal(value.dtype, torch.float32, "the dtype of value where hidden states are in bf16")
+    near(value, expected, "value where hidden states are in bf16", 0.1)
+
 
 def test_sft_loss(m):
     with mock.patch.object(m, "forward", forward_of_two):

@@ -358,64 +358,36 @@ slip("forward", "the attention mask does not reach the model", run_model,
 slip("forward", "no gradient", run_model, ("with machine.amp():", "with torch.no_grad(), machine.amp():"))
 
 
-@wrong("score", "the temperature is left out")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
-
-
-@wrong("score", "multiplied by the temperature")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    logits = logits * temperature
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
-
-
-@wrong("score", "the value is read behind the token, which it then knows")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+@right("score", "the entropy by softmax()")
+def scores(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
     out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     logits = logits / temperature
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
+    for token in model.generation_config.suppress_tokens or []:
+        logits = logits.index_fill(1, torch.tensor([token]), -1e9)
     logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep.roll(1, 1)])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+    entropy = -(logits.softmax(-1) * logprobs).sum(-1)
+    if not entropy_grad:
+        entropy = entropy.detach()
+    value = None
+    if value_head is not None:
+        value = value_head(out.hidden_states[-1][keep].float()).squeeze(-1)
+    return logprobs[range(len(said)), said], entropy, value
 
 
-@wrong("score", "tokens that rollout() never samples keep their probability")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    logprobs = (logits / temperature).log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
-
-
-@wrong("score", "the sign of the entropy")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    logits = logits / temperature
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
-    logprobs = logits.log_softmax(-1)
-    entropy = (logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+slip("score", "the temperature is left out", scores, ("    logits = logits / temperature\n", ""))
+slip("score", "multiplied by the temperature", scores, ("logits / temperature", "logits * temperature"))
+slip("score", "the value is read behind the token, which it then knows", scores,
+     ("[-1][keep]", "[-1][keep.roll(1, 1)]"))
+slip("score", "the value is read before the last layer", scores, ("[-1][keep]", "[-2][keep]"))
+slip("score", "the value of hidden states in bf16 is not in fp32", scores,
+     ("value = value_head(out.hidden_states[-1][keep].float())",
+      "value = value_head.to(out.hidden_states[-1].dtype)(out.hidden_states[-1][keep])"))
+slip("score", "tokens that rollout() never samples keep their probability", scores,
+     ("suppress_tokens or []", "bad_words_ids or []"))
+slip("score", "minus infinity in place of -1e9: the entropy is NaN", scores, ("-1e9", "-math.inf"))
+slip("score", "the sign of the entropy", scores, ("-(logits", "(logits"))
+slip("score", "the entropy's gradient is always there", scores, ("if not entropy_grad", "if False"))
+slip("score", "the entropy never has a gradient", scores, ("if not entropy_grad", "if True"))
 
 
 @wrong("sft_loss", "the mean over all tokens, the prompt's too")
