@@ -130,7 +130,8 @@ def test_relative_word(m):
     for old, new, word in ((10, 280, "left"), (350, 10, "slightly right"), (10, 350, "slightly left"),
                            (0, 45, "slightly right"), (0, 46, "right"), (0, 315, "slightly left"),
                            (0, 314, "left"), (90, 90, "slightly right"), (90, 270, "left"), (270, 90, "left"),
-                           (359.5, 0.5, "slightly right"), (300, 20, "right"), (20, 300, "left")):
+                           (359.5, 0.5, "slightly right"), (300, 20, "right"), (20, 300, "left"),
+                           (0, 45.5, "right"), (10.5, 10.25, "slightly left")):
         equal(m.relative_word(old, new), word, f"relative_word({old}, {new})")
     for old, turn in product(range(0, 360, 7), range(-180, 180)):
         word = ["slightly ", ""][abs(turn) > 45] + ["right", "left"][turn < 0]

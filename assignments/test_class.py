@@ -1,6 +1,6 @@
 """test_class.py: the class's tests can tell right from wrong, and make.py does what it says.
 
-    python assignments/test_class.py             # a minute or two; the last line is "N passed, N failed"
+    python assignments/test_class.py             # 90 s of processor time; ends with "N passed, N failed"
     python assignments/test_class.py -v          # also what each wrong answer is told
 
 Below are wrong answers as a student would give them, each with its reason: whole function bodies, or a right
@@ -71,6 +71,12 @@ def _(old, new):
 @wrong("relative_word", "the sign is turned")
 def _(old, new):
     delta = (old - new + 180) % 360 - 180
+    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
+@wrong("relative_word", "degrees are cut to integers")
+def _(old, new):
+    delta = (int(new - old) + 180) % 360 - 180
     return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
 
 
