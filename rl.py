@@ -258,11 +258,13 @@ def train(args, machine, stop):
             estimate_advantages(e, envs[0].reward_scale, args.beta, args.gamma, args.lam)
         split_back(segments, whitened=whiten(joined(segments, "advantage"), machine))
 
-        # ==== UPDATE: at constant rates, but for the last share of the budget, in which they go to zero ====
+        # ==== RATES: constant, but for the last share of the budget, in which they go to zero ====
         factor = min(1, (1 - progress) / args.decay) if args.decay else 1
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
         updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
+
+        # ==== UPDATE: a step on each minibatch of each epoch, until the policy is too far from pi_old ====
         minibatches = []  # of all epochs: a fixed number, so that ranks with unequal data stay in step
         for _ in range(args.epochs):
             order = rng.sample(segments, len(segments))

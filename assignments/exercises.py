@@ -7,6 +7,7 @@ needs one, the test replaces that one with a stub. So an exercise can be checked
 The expected results are written as numbers. A failed test says what was expected and what the function gave.
 """
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -41,8 +42,9 @@ def equal(actual, expected, what):
 def near(actual, expected, what, tolerance=1e-4):
     """Two tensors, lists of numbers or numbers. Shapes must agree, and all numbers to within `tolerance`."""
     import torch
-    assert torch.is_tensor(actual) or isinstance(actual, (int, float, list, tuple)), (
-        f"{what}: expected numbers, got {actual!r}")
+    many = torch.is_tensor(expected) or isinstance(expected, list)
+    assert torch.is_tensor(actual) or (isinstance(actual, (int, float)) and not many), (
+        f"{what}: expected a {'tensor' if many else 'number'}, got {actual!r}")
     a, b = (torch.as_tensor(x).detach().double() for x in (actual, expected))
     shown = [f"[{', '.join(f'{v:.6g}' for v in x.flatten()[:8].tolist())}{', ...' * (x.numel() > 8)}]"
              if x.ndim else f"{x.item():.6g}" for x in (b, a)]
@@ -53,6 +55,14 @@ def near(actual, expected, what, tolerance=1e-4):
         i = wrong[0]
         where = f", first difference at {i}: expected {b.flatten()[i]:.6g}, got {a.flatten()[i]:.6g}"
         raise AssertionError(f"{what}: expected {shown[0]}, got {shown[1]}" + where * (a.numel() > 1))
+
+
+def several(got, names):
+    """What a function returned must be a tuple of so many -> the tuple."""
+    assert isinstance(got, (tuple, list)) and len(got) == len(names), (
+        f"the result: expected ({', '.join(names)}), got " + (
+            f"{len(got)} things" if isinstance(got, (tuple, list)) else f"one {type(got).__name__}"))
+    return got
 
 
 def one_process():
@@ -120,7 +130,8 @@ def test_relative_word(m):
     for old, new, word in ((10, 280, "left"), (350, 10, "slightly right"), (10, 350, "slightly left"),
                            (0, 45, "slightly right"), (0, 46, "right"), (0, 315, "slightly left"),
                            (0, 314, "left"), (90, 90, "slightly right"), (90, 270, "left"), (270, 90, "left"),
-                           (359.5, 0.5, "slightly right"), (300, 20, "right"), (20, 300, "left")):
+                           (359.5, 0.5, "slightly right"), (300, 20, "right"), (20, 300, "left"),
+                           (0, 45.5, "right"), (10.5, 10.25, "slightly left")):
         equal(m.relative_word(old, new), word, f"relative_word({old}, {new})")
     for old, turn in product(range(0, 360, 7), range(-180, 180)):
         word = ["slightly ", ""][abs(turn) > 45] + ["right", "left"][turn < 0]
@@ -128,7 +139,7 @@ def test_relative_word(m):
 
 
 def test_judge_gp(m):
-    hand, shown = [3, 3, 8, 8], ["3", "3", "8", "8"]
+    hand, shown = [8, 3, 3, 8], ["8", "3", "3", "8"]
     right = "8/(3-8/3)"
     for answer, cards, kind in (
             ('{"formula": "8/(3-8/3)"}', None, "correct"),
@@ -144,6 +155,18 @@ def test_judge_gp(m):
             ('{"formula": "24=3*8"}', None, "illegal"),              # a claim is a number
             ('{"formula": 24}', None, "illegal"),
             ('{"number": [3, 3, 8, 8]}', None, "illegal"),
+            ('{"formula": "8/(3-8/3) = 24 "}', None, "correct"),
+            ('{"formula": "8/(3-8/3)="}', None, "illegal"),          # a claim is one to four digits
+            ('{"formula": "8/(3-8/3)=24.0"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=-5"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=00024"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=\u0662\u0664"}', None, "illegal"),
+            ('{"formula": "8/(3-8/3)=24"}', None, "correct"),
+            ('{"formula": "3+8*3/(8-8)"}', None, "illegal"),
+            ('{"formula": "1/0"}', None, "illegal"),
+            ('{"formula": ["8/(3-8/3)"]}', None, "illegal"),
+            ('{"formula": null}', None, "illegal"),
+            ("", None, "illegal"),
             ("8/(3-8/3)", None, "illegal"),
             ("8/(3-8/3)", shown, "illegal"),                         # no JSON comes before the cards
             ('{"cards": ["8", "3", "8", "3"], "formula": "%s"}' % right, shown, "correct"),
@@ -152,14 +175,37 @@ def test_judge_gp(m):
             ('{"cards": ["3", "8", "8", "8"], "formula": "8/"}', shown, "misread"),  # cards before formula
             ('{"cards": "3388", "formula": "%s"}' % right, shown, "misread"),
             ('{"formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": 3388, "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": {"3": 8}, "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": [["3", 3], 8, null, "8"], "formula": "%s"}' % right, shown, "misread"),
+            ('{"cards": null}', shown, "misread"),
             ('{"cards": ["K"], "formula": "%s"}' % right, None, "correct")):         # nothing was to be read
-        verdict = m.judge_gp(answer, list(hand), cards=cards)
-        equal(verdict.kind, kind, f"the kind of {answer!r} with cards={cards}")
-        equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]),
-              f"reward and feedback of {answer!r}")
-    equal(m.judge_gp('{"formula": "3*8+3-8"}', hand).numbers, [3, 8, 3, 8], "numbers used, in their order")
-    equal(m.judge_gp('{"formula": "3*(1+3)"}', [1, 3, 3], target=12).kind, "correct", "with target=12")
-    equal(m.judge_gp('{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12).kind, "wrong_value", "with target=12")
+        judged(m, kind, answer, hand, cards=cards)
+    for answer, kind, numbers in (
+            ("8/(3-8/3)", "correct", [8, 3, 8, 3]), ("3*8+3-8", "wrong_value", [3, 8, 3, 8]),
+            ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None)):
+        verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand)
+        equal(verdict.numbers, numbers, f"the numbers in the verdict on {answer}, which is {kind}")
+    judged(m, "correct", '{"formula": "3*(1+3)"}', [1, 3, 3], target=12)
+    judged(m, "wrong_value", '{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12)
+
+
+def judged(m, kind, answer, hand, target=24, cards=None):
+    """judge_gp() must return this kind, with its reward and feedback -> the Verdict."""
+    given = list(hand)
+    call = f"judge_gp({answer!r}, {hand}, target={target}, cards={cards})"
+    try:
+        verdict = m.judge_gp(answer, given, **{} if target == 24 else {"target": target}, cards=cards)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{call}: expected {kind!r}, got {complaint(error, 'verifier.py')}")
+    assert hasattr(verdict, "kind"), f"{call}: expected a Verdict, got {verdict!r}"
+    equal(verdict.kind, kind, f"{call}: the kind")
+    equal((verdict.reward, verdict.feedback), (m.GP_REWARD[kind], m.GP_FEEDBACK[kind]),
+          f"{call}: reward, feedback")
+    equal(given, hand, f"{call}: the hand after the call")
+    return verdict
 
 
 def test_solutions(m):
@@ -191,7 +237,8 @@ def test_step(m):
     verdicts = {"right": Verdict("correct", 5.0, "Correct.", [10, 10, 4, 1]),
                 "poor": Verdict("wrong_value", -1.0, "No.", [10, 10, 4, 1]),
                 "other": Verdict("wrong_numbers", -2.0, "Numbers.", [13, 4, 1, 11]),
-                '{"cards": ["K", "J"]}': Verdict("misread", -1.5, "Look.")}
+                '{"cards": ["K", "J"]}': Verdict("misread", -1.5, "Look."),
+                "lost": Verdict("illegal", -3.0, "No formula.")}
     asked = []
 
     def judge(answer, numbers, target=24, cards=None):
@@ -220,11 +267,18 @@ def test_step(m):
         equal((step.info["success"], step.info["position_solved"]), (True, True), "success when solved")
         step = game(m, ["10", "10", "4", "A"], [10, 10, 4, 1], 1).step("right")
         equal((step.info["rule_matters"], step.info["other_rule"]), (False, False), "no face card: rule info")
+        step = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2).step("lost")
+        equal((step.info["verdict"], step.info["other_rule"]), ("illegal", False),
+              "verdict, other_rule; an illegal answer")
+        step = game(m, ["K", "J", "4", "A"], [13, 11, 4, 1], 2, rule="ood").step("poor")
+        equal((step.info["rule_matters"], step.info["other_rule"]), (True, True),
+              "rule_matters, other_rule; K and J count as 10 under rule ood")
         env = game(m, ["K", "J", "4", "A"], [10, 10, 4, 1], 2, vl=True)
         step = env.step('{"cards": ["K", "J"]}')
         equal(asked[-1][3], ["K", "J", "4", "A"], "the cards that judge_gp was given, with pictures")
         equal((step.images, step.info["recognized"]), (["a picture"], 0.5), "images, recognized; pictures")
-        equal(env.step('{"cards": ["K", "J"]}').images, [], "images when the episode is over")
+        step = env.step('{"cards": ["K", "J"]}')
+        equal((step.messages, step.images), (None, []), "messages, images; an episode with pictures is over")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -234,7 +288,8 @@ def test_segment_add(m):
     first = [5, 6, 7]
     s = m.Segment(first)
     s.add([], 0)
-    equal((s.ids, s.action_mask, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3), "ids, action_mask, reward: add([], 0)")
+    equal((s.ids, s.action_mask, s.reward), ([5, 6, 7], [0, 0, 0], [0.0] * 3),
+          "ids, action_mask, reward: add([], 0)")
     s.add([8, 9], 1)
     s.reward[-1] = -1.0
     equal((s.ids, s.action_mask), ([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), "ids, action_mask after add([8, 9], 1)")
@@ -252,23 +307,52 @@ def test_segment_add(m):
 def test_glue_ids(m):
     from sft import build_tiny
     tok = build_tiny("gp", 0)[1]
+    plain, refuse = tok.chat_template, "{% if COND %}{{ raise_exception('refused') }}{% endif %}"
+    ends = "{% if m['role'] == 'assistant' and loop.last %}<|pad|>{% else %}<|end|>{% endif %}"
+    templates = (  # what it is, the template, an answer's end, what stands between it and "Try again.", and behind that
+        ("the repository's template", plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+        ("a template with a newline behind <|end|>", plain.replace("<|end|>", "<|end|>\n"),
+         "<|end|>", "\n<|user|>", "<|end|>\n<|assistant|>"),
+        ("a template with a space before <|end|>", plain.replace("<|end|>", " <|end|>"),
+         " <|end|>", "<|user|>", " <|end|><|assistant|>"),
+        ("a template that wants the user's turn first",
+         refuse.replace("COND", "messages[0]['role'] != 'user'") + plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+        ("a template that refuses some answers", plain.replace("<|end|>", refuse.replace(
+            "COND", "m['content'] == 'forbidden'") + "<|end|>"), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+        ("a template that ends the last turn with <|pad|> and earlier ones with <|end|>",
+         plain.replace("<|end|>", ends), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+        ("a template whose turns are ended by the next role's mark", plain.replace("<|end|>", ""),
+         "<|user|>", "", "<|assistant|>"),
+        ("a template that names a channel before an answer", plain.replace("<|{{ m['role'] }}|>",
+         "<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}final:{% endif %}"),
+         "<|end|>", "<|user|>", "<|end|><|assistant|>final:"))
+    eos = tok.convert_tokens_to_ids(["<|end|>", "<|pad|>", "<|user|>"])
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
+    first, again = {"role": "user", "content": "Make 24."}, {"role": "user", "content": "Try again."}
+    chats = (("the first answer", [first, {"role": "assistant", "content": "two  words"}, again]),
+             ("an answer that is also a part of the feedback",
+              [first, {"role": "assistant", "content": "again"}, again]),
+             ("an answer after one with @@ANSWER@@ and one that is 'forbidden'",
+              [first, {"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."},
+               {"role": "assistant", "content": "forbidden"}, {"role": "user", "content": "No."},
+               {"role": "assistant", "content": "two  words"}, again]))
 
-    def ids(text):
-        return tok(text, add_special_tokens=False).input_ids
-    end = tok.eos_token_id
-    chat = [{"role": "user", "content": "Make 24."}, {"role": "assistant", "content": "two  words"},
-            {"role": "user", "content": "Try again."}]
-    marked = [{"role": "assistant", "content": "@@ANSWER@@"}, {"role": "user", "content": "No."}]
-    longer = chat[:1] + marked + chat[1:]
-    newline = tok.chat_template.replace("<|end|>", "<|end|>\n")
-    for template, between in ((tok.chat_template, ""), (newline, "\n")):
-        tok.chat_template = template
-        after = f"{between}<|user|>Try again.<|end|>{between}<|assistant|>"
-        for messages, what in ((chat, "the first answer"), (longer, "an answer after one with @@ANSWER@@")):
-            for last, text, how in ((end, after, "ended"), (None, "<|end|>" + after, "was cut")):
-                got = m.glue_ids(tok, [dict(message) for message in messages], last)
-                assert got == ids(text), (f"glue behind {what}, which {how}: expected {text!r} = "
-                                          f"{ids(text)}, got {tok.decode(got)!r} = {got}")
+    def check(messages, last, text, what):
+        given = [dict(message) for message in messages]
+        expected = tok(text, add_special_tokens=False).input_ids
+        try:
+            got = m.glue_ids(tok, model, given, last)
+        except SystemExit as error:
+            raise AssertionError(f"glue behind {what}: expected {text!r}, got {str(error)!r}")
+        shown = f"{tok.decode(got)!r} = {got}" if isinstance(got, list) else repr(got)
+        assert got == expected, f"glue behind {what}: expected {text!r} = {expected}, got {shown}"
+        equal(given, messages, f"the messages after the call, {what}")
+    for name, tok.chat_template, end, between, behind in templates:
+        after = f"{between}Try again.{behind}"
+        said = tok.convert_tokens_to_ids("<|pad|>" if "<|pad|>" in name else end.strip())
+        for what, messages in chats:
+            check(messages, said, after, f"{what}, which ended, {name}")
+            check(messages, None, end + after, f"{what}, which was cut, {name}")
 
 
 def test_forward(m):
@@ -277,7 +361,8 @@ def test_forward(m):
     segments = two_conversations(m.Segment)
     for part in ([0, 1], [1]):
         what = f"of {len(part)} conversations"
-        out, logits, keep, said = m.forward(model, [segments[i] for i in part], 0, machine)
+        out, logits, keep, said = several(m.forward(model, [segments[i] for i in part], 0, machine),
+                                          ("output", "logits", "positions", "tokens"))
         expected = [[token for _, token in SAID[i]] for i in part]
         near(said, sum(expected, []), f"the action tokens {what}")
         width = max(len(segments[i].ids) for i in part)
@@ -288,9 +373,38 @@ def test_forward(m):
         rows = torch.cat([x[[place - 1 for place, _ in SAID[i]]] for i, x in zip(part, alone)])
         near(logits, rows, f"the logits {what}", 1e-3)
     assert logits.requires_grad, "logits: expected a gradient to the model, got none"
-    equal(logits.dtype, torch.float32, "the dtype of the logits")
     out = m.forward(model, segments, 0, machine, output_hidden_states=True)[0]
+    assert out.hidden_states is not None, ("the output with output_hidden_states=True: expected hidden states, "
+                                           "got None: the options did not reach the model")
     equal(list(out.hidden_states[-1].shape), [2, 9, 16], "the last hidden states' shape, by an option")
+    # In bf16, as on a GPU.
+    machine.amp = lambda: torch.autocast("cpu", torch.bfloat16)
+    inside = []
+    with hooked(model, lambda *_: inside.append(torch.is_autocast_enabled("cpu"))):
+        logits = m.forward(model, segments, 0, machine)[1]
+    equal(inside, [True], "does the model run inside machine.amp(), at each call")
+    equal(logits.dtype, torch.float32, "the dtype of the logits inside bf16 autocast")
+    # With pictures.
+    given = {}
+
+    class Pictured(torch.nn.Module):
+        def forward(self, input_ids=None, attention_mask=None, pixel_values=None, **options):
+            given.update(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+            return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    for segment, i in zip(segments, (1.0, 2.0)):
+        segment.pictures = {"pixel_values": torch.full((1, 3, 2, 2), i)}
+    m.forward(Pictured(), segments, 0, one_process())
+    for name, expected in (("pixel_values", torch.cat([s.pictures["pixel_values"] for s in segments])),
+                           ("attention_mask", torch.tensor([[1] * 9, [1] * 5 + [0] * 4]))):
+        assert given[name] is not None, f"{name}: expected collate()'s in the model's arguments, got none"
+        near(given[name], expected, f"{name} in the model's arguments")
+
+
+@contextlib.contextmanager
+def hooked(model, hook):
+    handle = model.register_forward_pre_hook(hook)
+    yield
+    handle.remove()
 
 
 def test_score(m):
@@ -303,7 +417,7 @@ def score_is_right(m):
     model, machine = small_model(), one_process()
     segments = two_conversations(m.Segment)
     for temperature in (1.0, 0.7):
-        got = m.score(model, segments, 0, machine, temperature)
+        got = several(m.score(model, segments, 0, machine, temperature), ("logp", "entropy", "value"))
         rows, tokens = log_probs(model, segments, temperature)
         near(got[0], rows[range(6), tokens], f"logp at temperature {temperature}", 1e-3)
         near(got[1], -(rows.exp() * rows).sum(-1), f"entropy at temperature {temperature}", 1e-3)
@@ -322,6 +436,14 @@ def score_is_right(m):
     got = m.score(model, segments[1:], 0, machine)
     near(got[0], rows[[4, 5], [13, 0]], "logp where rollout() never samples the tokens 7 and 20", 1e-3)
     near(got[1], -(rows.exp() * rows).sum(-1)[4:], "entropy, where 7 and 20 are never sampled", 1e-3)
+
+    def in_bf16(*arguments, **options):  # as FSDP has them; the logits that forward() returns are in fp32
+        out, *rest = forward_of_two(*arguments, **options)
+        return SimpleNamespace(hidden_states=[h.bfloat16() for h in out.hidden_states]), *rest
+    with mock.patch.object(m, "forward", in_bf16):
+        value = m.score(model, segments, 0, machine, 1.0, head)[2]
+    equal(value.dtype, torch.float32, "the dtype of value where hidden states are in bf16")
+    near(value, expected, "value where hidden states are in bf16", 0.1)
 
 
 def test_sft_loss(m):
@@ -370,7 +492,8 @@ def dft_loss_is_right(m):
 
 def test_kl_estimators(m):
     import torch
-    k1, k3 = m.kl_estimators(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -1.0, -0.5]))
+    k1, k3 = several(m.kl_estimators(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -1.0, -0.5])),
+                     ("k1", "k3"))
     near(k1, [0.5, -1.0, 0.0], "k1 of logp [-1, -2, -.5] and ref_logp [-1.5, -1, -.5]")
     near(k3, [math.exp(-0.5) - 0.5, math.e - 2, 0.0], "k3 of the same")
     p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
@@ -403,6 +526,7 @@ def test_answer_discounts(m):
                              ([0, 0, 1, 1, 0, 1, 1, 1], [1, 0.5, 1, 1, 0.5])):
         s = Segment([7] * len(action), list(action), [0.0] * len(action))
         near(m.answer_discounts(s, 0.5), expected, f"discounts behind mask {action}, gamma .5")
+        equal(s.action_mask, action, "the segment's action_mask after the call")
     near(m.answer_discounts(s, 1.0), [1] * 5, "discounts at gamma 1")
 
 
@@ -418,7 +542,7 @@ def test_gae(m):
              [-0.375, -1.75, 2.0, 1.0], "a discount of .5 behind tokens 1 and 3, lambda .5")):
         tensors = [torch.tensor(x, dtype=torch.float32) for x in (rewards, values, discounts)]
         copies = [x.clone() for x in tensors]
-        advantages, returns = m.gae(*tensors, lam)
+        advantages, returns = several(m.gae(*tensors, lam), ("advantages", "returns"))
         what = f"{what}; rewards {rewards}, values {values}, discounts {discounts}"
         near(advantages, expected, f"advantages, {what}")
         near(returns, [a + v for a, v in zip(expected, values)], f"returns, {what}")
@@ -490,13 +614,13 @@ def test_whiten(m):
         results[i] = m.whiten(torch.tensor(numbers), here)
     with mock.patch.object(m, "all_sum", all_sum):
         threads = [threading.Thread(target=rank, args=pair, daemon=True)
-                   for pair in ((0, [1.0, 2.0]), (1, [3.0, 6.0]))]
+                   for pair in ((0, [1.0]), (1, [2.0, 3.0, 6.0]))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(20)
     assert None not in results, "two ranks: expected a result on each, got none (do both call all_sum()?)"
-    near(torch.cat(results), [-1.069045, -0.534522, 0.0, 1.603567], "[1, 2] and [3, 6] on two ranks", 1e-3)
+    near(torch.cat(results), [-1.069045, -0.534522, 0.0, 1.603567], "[1] and [2, 3, 6] on two ranks", 1e-3)
 
 
 def test_policy_loss(m):
@@ -517,11 +641,17 @@ def test_policy_loss(m):
 
 def test_value_loss(m):
     import torch
-    for value, old, target, clip, loss in (
-            (1.0, 0.0, 1.0, 0.2, 0.32), (1.0, 0.0, -1.0, 0.2, 2.0), (0.1, 0.0, 1.0, 0.2, 0.405),
-            (-1.0, 0.0, -1.0, 0.2, 0.32), (3.0, 2.0, 3.0, 0.5, 0.125), (2.0, 2.0, 2.0, 0.5, 0.0)):
-        got = m.value_loss(*(torch.tensor([x]) for x in (value, old, target)), clip)
-        near(got, [loss], f"loss of value {value}, old value {old}, return {target}, clip {clip}")
+    for value, old, target, clip, loss, slope in (
+            (1.0, 0.0, 1.0, 0.2, 0.32, 0.0), (1.0, 0.0, -1.0, 0.2, 2.0, 2.0),
+            (0.1, 0.0, 1.0, 0.2, 0.405, -0.9), (-1.0, 0.0, -1.0, 0.2, 0.32, 0.0),
+            (3.0, 2.0, 3.0, 0.5, 0.125, 0.0), (2.0, 2.0, 2.0, 0.5, 0.0, 0.0), (0.5, 0.0, 1.5, 0.2, 0.845, 0.0)):
+        values = torch.tensor([value], requires_grad=True)
+        got = m.value_loss(values, torch.tensor([old]), torch.tensor([target]), clip)
+        what = f"value {value}, old value {old}, return {target}, clip {clip}"
+        near(got, [loss], f"loss of {what}")
+        assert got.requires_grad, "loss: expected a gradient to the values, got none"
+        got.sum().backward()
+        near(values.grad, [slope], f"gradient of the value at {what}")
     got = m.value_loss(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), 0.2)
     near(got, [0.5, 0.0], "losses of two tokens: one number each")
 
@@ -536,10 +666,240 @@ def test_group_baseline(m):
         near(got, expected, f"advantages of rewards {rewards} in groups {groups}")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The table. added: the repository does not have this function, and a student adds it to the file.
+# The update runs in train() itself, on a policy whose gradient is known without autograd: each action token
+# has a weight of its own, and its log-probability is that weight / temperature.
 
-Exercise = namedtuple("Exercise", "name sheet file points test added", defaults=(False,))
+SIZES = [1, 2, 1, 3, 2, 1, 4, 2]          # action tokens of eight conversations: token i is weight i
+ADVANTAGES = [3, -2, 1, 2, -3, 1, -1, 4, 2, -4, 1, -2, 3, -1, 2, -3]
+RETURNS = [1, 0, -1, 2, 1, 0, 1, -1, 2, 0, 1, 1, -2, 0, 1, 2]
+TRUNK = [1, -1, 2, 0, 1, 1, -2, 1, 0, 2, -1, 1, 1, 0, -1, 2]     # what the value head reads: V = a TRUNK + b
+
+
+def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise=0, **flags):
+    """One iteration of train() with stubs for all other parts -> namespace. minibatches: the action tokens of
+    each step. passes: conversations and tokens of each forward pass with a gradient. head: a and b. record:
+    the log's. drift: what the log-probs change by before the first step. broken: how many forward passes have
+    a gradient that is not finite. noise: seed of random's own generator."""
+    import random
+    import torch
+    from eval import Episode, Segment
+    args = SimpleNamespace(**{**dict(
+        lr=1.0, value_rate=2.0, gamma=1.0, lam=1.0, beta=0.0, temperature=0.5, epochs=1, minibatches=1,
+        target_kl=1e9, clip=0.2, clip_value=0.5, coef_value=0.1, coef_entropy=0.05, decay=0, tokens=1e6,
+        steps=1, batch=4, micro_tokens=12, max_new_tokens=4, evaluations=0, saves=0, seed=0, init="",
+        rule="id", vl=False, activation_checkpointing=False, folder=""), **flags})
+    machine = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16 if fp16 else torch.float32,
+                              rank=1, world=ranks, amp=contextlib.nullcontext)  # rank 1 writes no file
+    segments, token = [], 0
+    for i, size in enumerate(SIZES):
+        prompt = [0] * (1 + i % 3)
+        segments.append(Segment(prompt + list(range(token, token + size)), prompt + [1] * size))
+        token += size
+    run = SimpleNamespace(args=args, ranks=ranks, advantage=advantage, minibatches=[], passes=[], updating=False,
+                          tokens=sum(len(s.ids) for s in segments))
+
+    def actions(segment):
+        return [i for i, action in zip(segment.ids, segment.action_mask) if action]
+
+    class Policy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.dropout = torch.nn.Parameter(-torch.arange(1.0, 17) / 8), torch.nn.Dropout(0.5)
+
+        def get_output_embeddings(self):
+            return SimpleNamespace(in_features=1)
+    policy, head, scored, seen = Policy().eval(), [], [], []
+
+    def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+        ids = torch.tensor(sum(map(actions, segments), []))
+        weights = model.dropout(model.weight)[ids]
+        logp, entropy = weights / temperature, 3 * weights
+        if run.updating and not run.minibatches:
+            logp = logp + drift
+        if torch.is_grad_enabled():
+            scored.extend(segments)
+            run.passes.append((len(segments), len(segments) * max(len(s.ids) for s in segments)))
+            if len(seen) < broken:
+                logp.register_hook(lambda gradient: gradient * math.inf)
+            seen.append(ids)
+        value = None
+        if value_head is not None:
+            head[:] = [value_head]
+            value = value_head(torch.tensor(TRUNK, dtype=torch.float32)[ids, None])[:, 0]
+        return logp, entropy if entropy_grad else entropy.detach(), value
+
+    class Plain(torch.optim.SGD):  # Adam's first step hides the gradient's size
+        def __init__(self, groups, lr, **_):
+            super().__init__(groups, lr=lr)
+
+        def step(self, closure=None):
+            run.minibatches.append(sum((actions(s) for s in segments if any(s is x for x in scored)), []))
+            scored.clear()
+            return super().step()
+
+    def estimate_advantages(episode, *_):
+        for s in episode.segments:
+            s.advantage = torch.tensor([float(ADVANTAGES[i]) for i in actions(s)])
+            s.returns = torch.tensor([float(RETURNS[i]) for i in actions(s)])
+
+    def whiten(x, machine):
+        run.updating = True  # what comes next
+        return advantage * (x - 0.25)
+
+    def policy_loss(logp, old_logp, advantages, clip):
+        equal(clip, 0.2, "the clip that policy_loss() was given, with --clip 0.2")
+        return -advantages * (logp - old_logp).exp()
+
+    def value_loss(values, old_values, returns, clip):
+        equal(clip, 0.5, "the clip that value_loss() was given, with --clip_value 0.5")
+        return 0.5 * (values - returns).square() + (values - old_values).square()
+
+    def kl_estimators(logp, ref_logp):
+        k1 = logp - ref_logp
+        return k1, torch.where(k1 > 0, k1, -5 * k1)
+
+    def micro_batches(segments, budget, machine):
+        from sft import micro_batches
+        parts = micro_batches(segments, budget, SimpleNamespace(world=1))
+        return parts + [(parts[0][0], 0.0)] * (ranks > 1)  # as on a rank with fewer of them than another
+
+    def load_model(path, args, machine, trained=True):
+        return (policy if trained else copy.deepcopy(policy)), SimpleNamespace(pad_token_id=0)
+
+    def keep(name):
+        return lambda *arguments: setattr(run, name, arguments)
+    turn = dict(reward=0.0, position_solved=False, position_done=True, cut=False, verdict="wrong")
+    episodes = [Episode(segments[i:i + 2], [turn], 0) for i in range(0, 8, 2)]
+    env = SimpleNamespace(reward_scale=1.0, verdicts=["wrong"])
+    state = {"step": 0, "flops": 0.0, "start_flops": 0.0, "scaler": {}}
+    stubs = dict(
+        score=score, estimate_advantages=estimate_advantages, policy_loss=policy_loss, value_loss=value_loss,
+        kl_estimators=kl_estimators, micro_batches=micro_batches, load_model=load_model,
+        whiten=whiten, rollout=lambda *_: episodes,
+        all_sum=lambda values, machine: [ranks * float(v) for v in values],     # each rank has the same
+        all_mean=lambda means, machine: means, make=lambda *_, **__: env, shard=lambda model, *_: model,
+        load_checkpoint=lambda *_: ("", state, {}), save_checkpoint=keep("saved"), log=keep("logged"),
+        open_run=lambda *_: mock.Mock(n=0))
+    random.seed(noise)
+    with mock.patch.multiple(m, **stubs), mock.patch.object(torch.optim, "AdamW", Plain):
+        try:
+            m.train(args, machine, threading.Event())
+            run.stopped = ""
+        except SystemExit as error:
+            run.stopped = str(error)
+    run.weights = policy.weight.detach().clone()
+    run.head = [x.item() for x in (head[0].weight, head[0].bias)]
+    if not run.stopped:
+        run.record, run.scale = run.logged[2], run.saved[4]["scaler"].get("scale")
+    return run
+
+
+def by_hand(run):
+    """The weights after steps on a run's minibatches, a and b, and what is logged: means over the steps."""
+    args, weights, a, b = run.args, [-(i + 1) / 8 for i in range(16)], 0.0, 0.0
+    old, log = [w / args.temperature for w in weights], []
+    for tokens in run.minibatches:
+        count = len(tokens)
+        change = {i: weights[i] / args.temperature - old[i] for i in tokens}
+        ratio = {i: math.exp(change[i]) for i in tokens}
+        pull = {i: run.advantage * (ADVANTAGES[i] - 0.25) * ratio[i] for i in tokens}
+        value = {i: a * TRUNK[i] + b for i in tokens}                               # the old ones are 0
+        error = {i: value[i] - RETURNS[i] + 2 * value[i] for i in tokens}
+        log.append({
+            "policy_loss": sum(-pull[i] for i in tokens) / count,
+            "value_loss": sum(0.5 * (value[i] - RETURNS[i]) ** 2 + value[i] ** 2 for i in tokens) / count,
+            "entropy": sum(3 * weights[i] for i in tokens) / count,
+            "approx_kl": sum(-change[i] if change[i] < 0 else 5 * change[i] for i in tokens) / count,
+            "clip_fraction": sum(abs(ratio[i] - 1) > args.clip for i in tokens) / count})
+        gradient = [0.0] * 18
+        for i in tokens:
+            gradient[i] = (-pull[i] / args.temperature - 3 * args.coef_entropy) / count / run.ranks
+            for place, slope in ((16, TRUNK[i]), (17, 1)):
+                gradient[place] += args.coef_value * error[i] * slope / count / run.ranks
+        norm = math.sqrt(sum(g * g for g in gradient))
+        log[-1]["grad_norm"] = norm
+        gradient = [g * min(1, 1 / norm) for g in gradient]
+        weights = [w - args.lr * g for w, g in zip(weights, gradient)]
+        a, b = (x - args.lr * args.value_rate * g for x, g in zip((a, b), gradient[16:]))
+    return weights, [a, b], {name: sum(x[name] for x in log) / len(log) for name in log[0]}
+
+
+def test_update(m):
+    import torch
+
+    def went(what, steps, **settings):
+        """A run that must come to its end after so many steps. Each must be the one that by_hand() takes."""
+        run = update_run(m, **settings)
+        assert not run.stopped, f"{what}: expected an iteration without an error, got {run.stopped!r}"
+        equal(len(run.minibatches), steps, f"{what}: optimizer steps")
+        weights, head, log = by_hand(run)
+        after = f"{what}: after {steps} step{'s' * (steps > 1)} of plain gradient descent"
+        near(run.weights, weights, f"{after}, the policy's weights", 1e-6)
+        near(torch.tensor(run.head), head, f"{after}, the value head's weights", 1e-6)
+        equal(run.record["updates"], steps, f"{what}: updates")
+        for name, expected in log.items():
+            assert name in run.record, f"{what}: {name} in the log: expected {expected:.6g}, got nothing"
+            near(run.record[name], expected, f"{what}: {name} in the log", 1e-4)
+        return run
+
+    def trained(run):
+        """FLOP in the log: for each of 16 weights 6 a trained token, and 2 a token that is scored twice."""
+        return (run.record["flops"] / 16 - 4 * run.tokens) / 6
+    # One step on all tokens, whatever the micro-batches.
+    for limit, (advantage, size) in product((12, 1, 10 ** 6), ((3.0, "above"), (0.3, "below"))):
+        what = f"--epochs 1 --minibatches 1 --micro_tokens {limit}, gradient norm {size} 1"
+        run = went(what, 1, micro_tokens=limit, advantage=advantage)
+        near(run.record["ratio_error"], 0.0, f"{what}: ratio_error", 1e-6)
+        most = max([tokens for conversations, tokens in run.passes if conversations > 1], default=0)
+        assert most <= limit, (f"{what}: tokens of a forward pass of several conversations, with padding: "
+                               f"expected at most {limit}, got {most}")
+    # Two epochs of four minibatches.
+    what = "--epochs 2 --minibatches 4"
+    run, again = (went(what, 8, epochs=2, minibatches=4, lr=0.5, noise=noise) for noise in (0, 1))
+    for epoch in (run.minibatches[:4], run.minibatches[4:]):
+        equal(sorted(sum(epoch, [])), list(range(16)), f"{what}: the action tokens of an epoch, sorted")
+        equal([] in epoch, False, f"{what}: is a minibatch empty")
+    equal(run.minibatches[:4] == run.minibatches[4:], False, f"{what}: are both epochs' minibatches the same")
+    equal(run.minibatches == again.minibatches, True,
+          f"{what}: has a second run with the same seed the same minibatches (rng)")
+    near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, by the flops in the log", 0.5)
+    # The KL stop.
+    what = "--epochs 3 --minibatches 1, where the KL is too large in the second epoch"
+    run = went(what, 1, epochs=3, target_kl=0.01)
+    near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, by the flops in the log", 0.5)
+    # The first ratio.
+    for drift in (3e-4, -3e-4):
+        run = update_run(m, drift=drift)
+        what = f"log-probs that change by {drift} before the first step"
+        assert not run.stopped, f"{what}: expected no error, got {run.stopped!r}"
+        near(run.record["ratio_error"], 3e-4, f"{what}: ratio_error", 1e-5)
+    for drift in (0.1, -0.1):
+        run = update_run(m, drift=drift)
+        assert run.stopped and not run.minibatches, (
+            f"log-probs that change by {drift} before the first step, in fp32: expected fail() before a step, "
+            f"got {len(run.minibatches)} steps and {run.stopped or 'no error'!r}")
+    # Several ranks. FSDP adds their gradients up.
+    went("the first of two ranks with equal data, one micro-batch with weight 0", 4, ranks=2, epochs=2,
+         minibatches=2)
+    # Gradients that are not finite.
+    what = "the first gradient is not finite"
+    try:
+        run = update_run(m, broken=1, epochs=2, micro_tokens=10 ** 6)
+    except RuntimeError as error:  # of clip_grad_norm_(..., error_if_nonfinite=True)
+        assert "non-finite" in str(error), error
+    else:
+        finite = run.weights.isfinite().all().item() and len(run.minibatches) <= 1
+        assert finite, f"{what}: expected no step on it, got {len(run.minibatches)} steps in 2 epochs"
+    went("fp16 with its loss scaler", 1, fp16=True)
+    run = went(f"fp16, {what}, --epochs 2", 1, fp16=True, broken=1, epochs=2, micro_tokens=10 ** 6)
+    equal(run.scale, 2.0 ** 15, f"fp16, {what}: the loss scale in the end; it was 65536")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The table. added: the repository does not have this function, and a student adds it to the file. block: not
+# a function but a part of one: its name, and the beginnings of the two banners around the part.
+
+Exercise = namedtuple("Exercise", "name sheet file points test added block", defaults=(False, None))
 EXERCISES = {exercise.name: exercise for exercise in (
     Exercise("relative_word", 1, "verifier.py", 5, test_relative_word),
     Exercise("judge_gp", 1, "verifier.py", 10, test_judge_gp),
@@ -559,17 +919,18 @@ EXERCISES = {exercise.name: exercise for exercise in (
     Exercise("whiten", 3, "rl.py", 5, test_whiten),
     Exercise("policy_loss", 3, "rl.py", 10, test_policy_loss),
     Exercise("value_loss", 3, "rl.py", 5, test_value_loss),
+    Exercise("update", 3, "rl.py", 30, test_update, block=("train", "# ==== UPDATE", "# ==== LOG")),
     Exercise("group_baseline", 3, "rl.py", 5, test_group_baseline, added=True))}
 
 
 def complaint(error, file):
     """One line about what went wrong -> str. file: the student's; the traceback's last line in it is
     shown."""
-    if isinstance(error, AssertionError) and error.args:
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and os.path.basename(frames[-1].filename) == "exercises.py":
         return str(error)
     if isinstance(error, NotImplementedError):
         return f"not done yet: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.line for frame in frames if os.path.basename(frame.filename) == file]
     return f"{type(error).__name__}: {error}".splitlines()[0] + (f", at `{lines[-1]}`" if lines else "")
 

@@ -8,9 +8,9 @@
 
 check takes one function at a time from DIR and puts it into a copy of the repository that this script is in.
 In the instructor's copy all other functions are solutions, so one mistake costs one exercise. check takes
-    the function, by its name, with its decorators
-    the helper functions, constants and imports that the function uses, and those that the helpers use, if they
-    are at the top level of the student's file and the copy does not have a name like theirs. So a helper of
+    the function, by its name, with its decorators; of "update" the lines of train() between two banners
+    the helper functions, constants and imports that it uses, and those that the helpers use, if they are
+    at the top level of the student's file and the copy does not have a name like theirs. So a helper of
     the repository that the student has changed is not taken
 Each check runs in its own process with a time limit (--seconds). A hang, an exit, a print or a file that does
 not parse costs only the exercises concerned.
@@ -76,7 +76,30 @@ def find(tree, name):
     return next((n for n in reversed(tree.body) if isinstance(n, ast.FunctionDef) and n.name == name), None)
 
 
-def span(node):
+def span(tree, lines, exercise):
+    """-> (first, last) line of an exercise's function with its decorators, or of its block: the lines between
+    two banners in a function. They are a slice's ends. Raises Unusable."""
+    function = exercise.block[0] if exercise.block else exercise.name
+    node = find(tree, function)
+    if node is None:
+        raise Unusable(f"{exercise.file} has no function {function}")
+    if not exercise.block:
+        return whole(node)
+    ends = []
+    for banner in exercise.block[1:]:
+        found = [i for i in range(node.lineno, node.end_lineno) if lines[i].strip().startswith(banner)]
+        if len(found) != 1:
+            raise Unusable(f"{function}() in {exercise.file}: expected one line that begins with "
+                           f"'{banner}', got {len(found)}")
+        ends += found
+    return ends[0] + 1, ends[1]
+
+
+def indent(line):
+    return len(line) - len(line.lstrip())
+
+
+def whole(node):
     """-> (first, last) line of a statement with its decorators, as a slice's ends."""
     return min([node.lineno] + [d.lineno for d in getattr(node, "decorator_list", [])]) - 1, node.end_lineno
 
@@ -112,16 +135,17 @@ def helpers(function, theirs, known):
 # ------------------------------------------------------------------------------------------------------------
 # starter
 
-def blanked(lines, tree, name):
-    """The lines of a file without one function's body. Signature and docstring stay."""
-    node = find(tree, name)
-    if node is None:
-        raise Unusable(f"there is no function {name} to take out")
+def blanked(lines, tree, exercise):
+    """The lines of a file without one function's body or block. Signature, docstring and banners stay."""
+    start, end = span(tree, lines, exercise)
+    todo = f'raise NotImplementedError("exercise {exercise.name}")\n'
+    if exercise.block:
+        return lines[:start] + [" " * indent(lines[end]) + todo + "\n"] + lines[end:]
+    node = find(tree, exercise.name)
     first = node.body[0]
     documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
     start = first.end_lineno if documented else first.lineno - 1
-    body = [" " * first.col_offset + f'raise NotImplementedError("exercise {name}")\n']
-    return lines[:start] + body + lines[node.end_lineno:]
+    return lines[:start] + [" " * first.col_offset + todo] + lines[end:]
 
 
 def starter(folder, chosen):
@@ -135,11 +159,11 @@ def starter(folder, chosen):
             shutil.copy(os.path.join(ROOT, path), target)
     for exercise in (e for e in chosen if not e.added):
         path = os.path.join(folder, exercise.file)
-        lines = blanked(*read(path), exercise.name)
+        lines = blanked(*read(path), exercise)
         with open(path, "w", encoding="utf-8") as f:
             f.writelines(lines)
     taken = sum(not e.added for e in chosen)
-    print(f"{folder}: {taken} functions are to be written, {len(chosen) - taken} are to be added")
+    print(f"{folder}: {taken} exercises are to be written, {len(chosen) - taken} are to be added")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -149,20 +173,24 @@ def assembled(exercise, student):
     """The text of the repository's file with the student's function in it. Raises Unusable."""
     their_lines, theirs = read(os.path.join(student, exercise.file))
     lines, tree = read(os.path.join(ROOT, exercise.file))
-    function, ours = find(theirs, exercise.name), find(tree, exercise.name)
-    if function is None:
-        raise Unusable(f"{exercise.file} has no function {exercise.name}")
-    known = {exercise.name}.union(*map(bound, tree.body))
-    first, last = span(function)
+    first, last = span(theirs, their_lines, exercise)
     text = "".join(their_lines[first:last])
-    extra = helpers(function, theirs, known)
-    if ours is None:  # an addition goes to the end
+    known, used = set().union(*map(bound, tree.body)), find(theirs, exercise.name)
+    if exercise.block:
+        try:
+            used = ast.parse("if True:\n" + text + " " * indent(their_lines[last]) + "pass")
+        except SyntaxError:
+            raise Unusable(f"{exercise.file}: the lines between the two banners are no whole statements")
+    extra = helpers(used, theirs, known if exercise.block else known | {exercise.name})
+    if exercise.added:  # it goes to the end
         return "".join(lines + extra) + text
-    if function.col_offset != ours.col_offset:  # a method in a file with another indentation
-        text = textwrap.indent(textwrap.dedent(text), " " * ours.col_offset)
-    outer = find(tree, exercise.name) if "." not in exercise.name else next(
-        node for node in tree.body if bound(node) == {exercise.name.split(".")[0]})
-    before, (start, end) = span(outer)[0], span(ours)
+    start, end = span(tree, lines, exercise)
+    above = -1 if exercise.block else 0  # a block is as deep as its banner
+    depth = indent(lines[start + above])
+    if indent(their_lines[first + above]) != depth:  # the student's file has another indentation
+        text = textwrap.indent(textwrap.dedent(text), " " * depth)
+    owner = exercise.block[0] if exercise.block else exercise.name.split(".")[0]
+    before = whole(next(node for node in reversed(tree.body) if owner in bound(node)))[0]
     return "".join(lines[:before] + extra + lines[before:start] + [text] + lines[end:])
 
 
@@ -218,10 +246,11 @@ def grade(folder, chosen, seconds, gradescope):
         points += e.points * passed
         why, printed = (x.encode("utf-8", "replace").decode() for x in (why, printed))  # half a surrogate
         print(f"{e.name:20} {e.points * passed:3d} / {e.points:<3d} {why}", flush=True)
-        if printed and not passed:
-            print(textwrap.indent(printed.rstrip()[-500:], " " * 22 + "printed: "))
+        printed = textwrap.indent(printed.rstrip()[-500:], "printed: ") * (not passed)
+        if printed:
+            print(textwrap.indent(printed, " " * 22))
         results.append({"name": f"sheet {e.sheet}: {e.name}", "score": e.points * passed,
-                        "max_score": e.points, "output": why or "passed"})
+                        "max_score": e.points, "output": "\n".join(filter(None, [why or "passed", printed]))})
     print(f"{'total':20} {points:3d} / {sum(e.points for e in chosen)}")
     if gradescope:
         with open(gradescope, "w", encoding="utf-8") as f:

@@ -1,15 +1,17 @@
 """test_class.py: the class's tests can tell right from wrong, and make.py does what it says.
 
-    python assignments/test_class.py             # a minute or two; the last line is "N passed, N failed"
+    python assignments/test_class.py             # 90 s of processor time; ends with "N passed, N failed"
     python assignments/test_class.py -v          # also what each wrong answer is told
 
-Below are wrong answers as a student would give them: whole function bodies, each with its reason. After them
-come right answers that differ from the repository's. The tests assert that each wrong one fails its exercise,
-and that each right one and the solution pass. The bodies look names up in their exercise's module, so they
-use names that this file does not define (forward, torch, ...). Only the instructor gets this file.
+Below are wrong answers as a student would give them, each with its reason: whole function bodies, or a right
+one and what is changed in it. Right answers differ from the repository's. The tests assert that each wrong
+one fails its exercise, and that each right one and the solution pass. The bodies look names up in their
+exercise's module, so they use names that this file does not define (forward, torch, ...). Only the instructor
+gets this file.
 """
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import os
@@ -17,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +41,22 @@ def wrong(exercise, reason):
 
 
 def right(exercise, way):
-    return lambda function: RIGHT.append((exercise, way, function))
+    return lambda function: RIGHT.append((exercise, way, function)) or function
+
+
+def body(function):
+    """The lines of a function below its first one -> str."""
+    text = textwrap.dedent(inspect.getsource(function))
+    return text[text.index("):\n") + 3:]
+
+
+def slip(exercise, reason, function, *changes):
+    """A wrong answer: a right one in which (old, new) pieces of text are changed."""
+    text = f"def _{inspect.signature(function)}:\n" + body(function)
+    for old, new in changes:
+        assert text.count(old) == 1, (reason, old, text.count(old))
+        text = text.replace(old, new)
+    WRONG.append((exercise, reason, text))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -56,6 +74,12 @@ def _(old, new):
     return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
 
 
+@wrong("relative_word", "degrees are cut to integers")
+def _(old, new):
+    delta = (int(new - old) + 180) % 360 - 180
+    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
 @wrong("relative_word", "45 degrees are not slight any more")
 def _(old, new):
     delta = (new - old + 180) % 360 - 180
@@ -68,109 +92,25 @@ def _(old, new):
     return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
 
 
-@wrong("judge_gp", "the value is judged before the numbers")
-def _(answer, numbers, target=24, cards=None):
+@right("judge_gp", "what the formula claims is read by partition()")
+def judge(answer, numbers, target=24, cards=None):
     def verdict(kind, used=None):
         return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
     fields = last_json_object(answer)
     if fields is None:
         return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    text, _, claim = str(fields.get("formula")).partition("=")
-    try:
-        value, used = evaluate_formula(text)
-    except FormulaError:
+    if cards is not None:
+        said = fields.get("cards")
+        if not isinstance(said, list):
+            return verdict("misread")
+        said = [str(card) for card in said]
+        if sorted(said) != sorted(cards):
+            return verdict("misread")
+    formula = fields.get("formula")
+    if not isinstance(formula, str):
         return verdict("illegal")
-    if value != target or (claim and claim.strip() != str(target)):
-        return verdict("wrong_value", used)
-    return verdict("correct" if sorted(used) == sorted(numbers) else "wrong_numbers", used)
-
-
-@wrong("judge_gp", "the cards are judged after the formula")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None or not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    text, _, claim = fields["formula"].partition("=")
-    if "=" in claim:
-        return verdict("illegal")
-    try:
-        value, used = evaluate_formula(text)
-    except FormulaError:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    if sorted(used) != sorted(numbers):
-        return verdict("wrong_numbers", used)
-    if value != target or (claim and claim.strip() != str(target)):
-        return verdict("wrong_value", used)
-    return verdict("correct", used)
-
-
-@wrong("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    if not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    text, _, claim = fields["formula"].partition("=")
-    try:
-        value, used = evaluate_formula(text)
-    except FormulaError:
-        return verdict("illegal")
-    if set(used) != set(numbers):
-        return verdict("wrong_numbers", used)
-    if value != target or (claim and claim.strip() != str(target)):
-        return verdict("wrong_value", used)
-    return verdict("correct", used)
-
-
-@wrong("judge_gp", "what the formula claims behind = is not looked at")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
-        return verdict("misread")
-    if not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    try:
-        value, used = evaluate_formula(fields["formula"].partition("=")[0])
-    except FormulaError:
-        return verdict("illegal")
-    if sorted(used) != sorted(numbers):
-        return verdict("wrong_numbers", used)
-    return verdict("correct" if value == target else "wrong_value", used)
-
-
-@wrong("judge_gp", "the cards must be read in the order shown")
-def _(answer, numbers, target=24, cards=None):
-    def verdict(kind, used=None):
-        return Verdict(kind, GP_REWARD[kind], GP_FEEDBACK[kind], used)
-    fields = last_json_object(answer)
-    if fields is None:
-        return verdict("illegal")
-    said = fields.get("cards")
-    if cards is not None and (not isinstance(said, list) or list(map(str, said)) != list(cards)):
-        return verdict("misread")
-    if not isinstance(fields.get("formula"), str):
-        return verdict("illegal")
-    text, _, claim = fields["formula"].partition("=")
-    if "=" in claim:
+    text, sign, claim = formula.partition("=")
+    if sign and not re.fullmatch("[0-9]{1,4}", claim.strip()):
         return verdict("illegal")
     try:
         value, used = evaluate_formula(text)
@@ -178,9 +118,56 @@ def _(answer, numbers, target=24, cards=None):
         return verdict("illegal")
     if sorted(used) != sorted(numbers):
         return verdict("wrong_numbers", used)
-    if value != target or (claim and claim.strip() != str(target)):
+    if value != target or (sign and int(claim) != target):
         return verdict("wrong_value", used)
     return verdict("correct", used)
+
+
+NUMBERS = """    if sorted(used) != sorted(numbers):
+        return verdict("wrong_numbers", used)
+"""
+VALUE = """    if value != target or (sign and int(claim) != target):
+        return verdict("wrong_value", used)
+"""
+CLAIM = """    if sign and not re.fullmatch("[0-9]{1,4}", claim.strip()):
+        return verdict("illegal")
+"""
+slip("judge_gp", "the value is judged before the numbers", judge, (NUMBERS + VALUE, VALUE + NUMBERS))
+slip("judge_gp", "the formula is judged before the cards", judge,
+     ("    if cards is not None:", """    try:
+        evaluate_formula(str(fields.get("formula")).partition("=")[0])
+    except FormulaError:
+        return verdict("illegal")
+    if cards is not None:"""))
+slip("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed", judge,
+     ("sorted(used) != sorted(numbers)", "set(used) != set(numbers)"))
+slip("judge_gp", "what the formula claims behind = is not looked at", judge,
+     (" or (sign and int(claim) != target)", ""))
+slip("judge_gp", "the cards must be read in the order shown", judge,
+     ("sorted(said) != sorted(cards)", "said != cards"))
+slip("judge_gp", "wrong numbers without the numbers: the column of the other rule would be 0", judge,
+     ('verdict("wrong_numbers", used)', 'verdict("wrong_numbers")'))
+slip("judge_gp", "a wrong value without the numbers", judge,
+     ('verdict("wrong_value", used)', 'verdict("wrong_value")'))
+slip("judge_gp", "the numbers in another order", judge,
+     ('verdict("correct", used)', 'verdict("correct", sorted(used))'))
+slip("judge_gp", "the caller's hand is sorted", judge, ("    fields =", "    numbers.sort()\n    fields ="))
+slip("judge_gp", "cards that are no list raise", judge,
+     ("        if not isinstance(said, list):", "        if said is None or isinstance(said, str):"))
+slip("judge_gp", "cards in lists raise", judge,
+     ("[str(card) for card in said]", "[{int: str, str: str}[type(c)](c) for c in said]"))
+slip("judge_gp", "a division by zero raises", judge,
+     ("value, used = evaluate_formula(text)", """used = [int(n) for n in re.findall("[0-9]+", text)]
+        value = eval(re.sub("([0-9]+)", r"Fraction(\\1)", text))"""), ("except FormulaError", "except SyntaxError"))
+slip("judge_gp", "a claim that is no integer raises", judge, (CLAIM, CLAIM.replace("[0-9]{1,4}", ".+")))
+slip("judge_gp", "a claim may have a sign or a fraction", judge,
+     (CLAIM, CLAIM.replace("[0-9]{1,4}", "[-+]?[0-9]{1,4}([.]0*)?")), ("int(claim)", "float(claim)"))
+slip("judge_gp", "a claim of any length", judge, (CLAIM, CLAIM.replace("{1,4}", "+")))
+slip("judge_gp", "a claim in digits of other scripts", judge, (CLAIM, CLAIM.replace("[0-9]", r"\\d")))
+slip("judge_gp", "nothing behind = is a claim too", judge, (CLAIM, CLAIM.replace("{1,4}", "{0,4}")),
+     ("sign and int", "claim.strip() and int"))
+slip("judge_gp", "a formula that is missing or a number raises", judge,
+     ("    if not isinstance(formula, str):\n", "    if formula is None:\n"))
 
 
 @wrong("solutions", "only joins of one number with three: (a+b)*(c+d) is missing")
@@ -228,66 +215,48 @@ def _(numbers, target=24):
     return tuple(sorted(map(write, reachable(numbers).get(Fraction(24), ())), key=lambda s: (len(s), s)))
 
 
-@wrong("GeneralPoints.step", "one attempt too many")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
+@right("GeneralPoints.step", "with an if for each part")
+def play(self, text):
+    shown = self.cards if self.vl else None
+    verdict = judge_gp(text, self.numbers, cards=shown)
     solved = verdict.kind == "correct"
-    done = solved or self.attempts == self.verify
-    self.attempts += 1
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    differs = other != sorted(self.numbers)
-    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
-            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages = self.messages + [{"role": "assistant", "content": text},
-                                     {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+    self.attempts = self.attempts + 1
+    over = solved or self.attempts >= self.verify
+    rule = OTHER[self.rule]
+    other = sorted(numbers_of(self.cards, RULES[rule]))
+    matters = other != sorted(self.numbers)
+    info = {"verdict": verdict.kind, "success": solved, "position_done": over, "position_solved": solved,
+            "rule_matters": matters, "recognized": None, "other_rule": False}
+    if matters and verdict.numbers is not None:
+        info["other_rule"] = sorted(verdict.numbers) == other
+    if self.vl:
+        info["recognized"] = recognized(text, self.cards)
+    self.messages = [*self.messages, {"role": "assistant", "content": text},
+                     {"role": "user", "content": verdict.feedback}]
+    if over:
+        return Step(None, [], verdict.reward, True, info)
+    return Step(self.messages, self.images, verdict.reward, False, info)
 
 
-@wrong("GeneralPoints.step", "the caller's list of messages grows")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
-    self.attempts += 1
-    solved = verdict.kind == "correct"
-    done = solved or self.attempts == self.verify
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    differs = other != sorted(self.numbers)
-    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
-            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages += [{"role": "assistant", "content": text}, {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
-
-
-@wrong("GeneralPoints.step", "without a face card every right answer counts as the other rule's")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
-    self.attempts += 1
-    solved = verdict.kind == "correct"
-    done = solved or self.attempts == self.verify
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    info = {"verdict": verdict.kind, "success": solved, "position_done": done, "position_solved": solved,
-            "rule_matters": other != sorted(self.numbers),
-            "other_rule": sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages = self.messages + [{"role": "assistant", "content": text},
-                                     {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
-
-
-@wrong("GeneralPoints.step", "success is claimed whenever the episode is over")
-def _(self, text):
-    verdict = judge_gp(text, self.numbers, self.target, cards=self.cards if self.vl else None)
-    self.attempts += 1
-    done = verdict.kind == "correct" or self.attempts == self.verify
-    other = sorted(numbers_of(self.cards, RULES[OTHER[self.rule]]))
-    differs = other != sorted(self.numbers)
-    info = {"verdict": verdict.kind, "success": done, "position_done": done, "position_solved": done,
-            "rule_matters": differs, "other_rule": differs and sorted(verdict.numbers or []) == other,
-            "recognized": recognized(text, self.cards) if self.vl else None}
-    self.messages = self.messages + [{"role": "assistant", "content": text},
-                                     {"role": "user", "content": verdict.feedback}]
-    return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)
+slip("GeneralPoints.step", "one attempt too many", play, ("self.attempts >= self", "self.attempts > self"))
+slip("GeneralPoints.step", "the caller's list of messages grows", play,
+     ("self.messages = [*self.messages, {", "self.messages += [{"))
+slip("GeneralPoints.step", "the conversation is not kept for the next step", play,
+     ("self.messages = [*self", "messages = [*self"), ("Step(self.messages", "Step(messages"))
+slip("GeneralPoints.step", "without a face card every right answer counts as the other rule's", play,
+     ("if matters and verdict", "if verdict"))
+slip("GeneralPoints.step", "the other rule is always ood", play, ("OTHER[self.rule]", '"ood"'))
+slip("GeneralPoints.step", "the other rule's numbers in the order of the cards only", play,
+     ("sorted(verdict.numbers) == other", "verdict.numbers == numbers_of(self.cards, RULES[rule])"))
+slip("GeneralPoints.step", "an answer without numbers raises", play,
+     ("if matters and verdict.numbers is not None", "if matters"))
+slip("GeneralPoints.step", "success is claimed whenever the episode is over", play,
+     ('"success": solved', '"success": over'))
+slip("GeneralPoints.step", "the cards are given to judge_gp() in words too", play,
+     ("self.cards if self.vl else None", "self.cards"))
+slip("GeneralPoints.step", "cards are recognized in words too", play, ("    if self.vl:\n", "    if True:\n"))
+slip("GeneralPoints.step", "the pictures are shown again when the episode is over", play,
+     ("Step(None, [], ", "Step(None, self.images, "))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -320,141 +289,116 @@ def _(self, ids, action):
     self.reward = [0.0] * len(self.ids)
 
 
-@wrong("glue_ids", "the end of turn is repeated where the model has said it")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids
+@right("glue_ids", "the places at which a turn ends, in a list")
+def glue(tok, model, messages, last_id=None):
+    _, header, last, _ = turn_form(tok, tok.chat_template)
+    text = around_answer(tok, messages)[1] + (header if header.strip() else "")
+    ids = tok(text, add_special_tokens=False).input_ids
+    stops = [n for n, token in enumerate(last) if token in model.generation_config.eos_token_id]
+    stops += [n for n, token in enumerate(ids[:2]) if token == last_id]
+    return ids[stops[0] + 1:] if stops and last_id is not None else ids
 
 
-@wrong("glue_ids", "the end of turn is missing where the answer was cut")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    return tok(text.rpartition(MARK)[2], add_special_tokens=False).input_ids[1:]
-
-
-@wrong("glue_ids", "no assistant: at the end")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    ids = tok(chat_text(tok, marked).rpartition(MARK)[2], add_special_tokens=False).input_ids
-    return ids[1:] if ids and ids[0] == last_id else ids
-
-
-@wrong("glue_ids", "the first mark is taken, which the model may have said before")
-def _(tok, messages, last_id=None):
-    marked = messages[:-2] + [{"role": "assistant", "content": MARK}] + messages[-1:]
-    text = chat_text(tok, marked, add_generation_prompt=True)
-    ids = tok(text.partition(MARK)[2], add_special_tokens=False).input_ids
-    return ids[1:] if ids and ids[0] == last_id else ids
+ENDS = "    return ids[stops[0] + 1:] if stops and last_id is not None else ids\n"
+slip("glue_ids", "the end of turn is repeated where the model has said it", glue, (ENDS, "    return ids\n"))
+slip("glue_ids", "the first token is always dropped", glue, (ENDS, "    return ids[1:]\n"))
+slip("glue_ids", "the first token is dropped if the answer ended: before the end may be a space", glue,
+     (ENDS, "    return ids if last_id is None else ids[1:]\n"))
+slip("glue_ids", "only the first token is compared with last_id", glue,
+     (ENDS, "    return ids[ids[:1] == [last_id]:]\n"))
+slip("glue_ids", "the end of turn is looked for anywhere", glue,
+     (ENDS, "    return ids[ids.index(last_id) + 1:] if last_id in ids else ids\n"))
+slip("glue_ids", "the last turn's end is not asked for", glue, ("enumerate(last)", "enumerate([])"))
+slip("glue_ids", "what was said is not compared: a next role's mark comes twice", glue, ("token == last_id", "False"))
+slip("glue_ids", "the header is left out", glue, (' + (header if header.strip() else "")', ""))
+MARKED = """    text = chat_text(tok, [*messages[:-2], {"role": "assistant", "content": MARK}, messages[-1]],
+                     add_generation_prompt=True).rpartition(MARK)[2] + header.strip()
+"""
+BEHIND = """    text = around_answer(tok, messages)[1] + (header if header.strip() else "")
+"""
+slip("glue_ids", "earlier answers are rendered as they were said, which a template may refuse", glue, (BEHIND, MARKED))
+slip("glue_ids", "no assistant: at the end", glue, (BEHIND, MARKED.replace("True", "False")))
+slip("glue_ids", "the first mark is taken, which the model may have said before", glue,
+     (BEHIND, MARKED.replace("rpartition", "partition")))
+slip("glue_ids", "the answer is looked for in the text: feedback may hold it too", glue,
+     (BEHIND, """    text = chat_text(tok, messages, add_generation_prompt=True).rpartition(messages[-2]["content"])[2]
+    text += header.strip()
+"""))
+slip("glue_ids", "the earlier messages are dropped: a template may insist on the first role", glue,
+     ("around_answer(tok, messages)", "around_answer(tok, messages[-2:])"))
+slip("glue_ids", "the mark is written into the caller's messages", glue,
+     ("    _, header", "    messages[-2]['content'] = MARK\n    _, header"))
+slip("glue_ids", "leading space is stripped", glue, ("tok(text,", "tok(text.strip(),"))
 
 
 @wrong("glue_ids", "a bare end token: the template's newline behind it is forgotten")
-def _(tok, messages, last_id=None):
+def _(tok, model, messages, last_id=None):
     text = f"<|user|>{messages[-1]['content']}<|end|><|assistant|>"
     ids = tok(text, add_special_tokens=False).input_ids
     return ids if last_id == tok.eos_token_id else [tok.eos_token_id] + ids
 
 
-@wrong("forward", "the mask is shifted by one: token t is scored by position t, which has read it")
-def _(model, segments, pad_id, machine, **options):
+@right("forward", "shifted by slices")
+def run_model(model, segments, pad_id, machine, **options):
     inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    return out, out.logits[action], action, inputs["input_ids"][action]
+    with machine.amp():
+        out = model(**inputs, **options)
+    keep = torch.cat([action[:, 1:], torch.zeros_like(action[:, :1])], 1)
+    said = inputs["input_ids"].roll(-1, 1)[keep]
+    return out, out.logits[keep].float(), keep, said
 
 
-@wrong("forward", "the mask of the position and not of the token that it scores")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = action.clone()
-    keep[:, -1] = False
-    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
+KEEP = "torch.cat([action[:, 1:], torch.zeros_like(action[:, :1])], 1)"
+slip("forward", "token t is scored by position t, which has read it", run_model,
+     (KEEP, "action"), (".roll(-1, 1)", ""))
+slip("forward", "the mask of the position and not of the token that it scores", run_model,
+     (KEEP, "torch.cat([action[:, :-1], torch.zeros_like(action[:, :1])], 1)"))
+slip("forward", "all tokens are scored, the prompt's too", run_model,
+     (KEEP, KEEP.replace("action", 'inputs["attention_mask"].bool()')))
+slip("forward", "tokens with the id of padding are left out: here that id also ends a turn", run_model,
+     (KEEP, KEEP.replace("action[:, 1:]", '(action & (inputs["input_ids"] != pad_id))[:, 1:]')))
+slip("forward", "rolled around: a row's last position would score its first token", run_model,
+     (KEEP, "action.roll(1, 1)"))
+slip("forward", "the options are left out", run_model, (", **options)\n    keep", ")\n    keep"))
+slip("forward", "the logits stay in bf16", run_model, (".float()", ""))
+slip("forward", "the model does not run inside machine.amp()", run_model, ("with machine.amp():", "if True:"))
+slip("forward", "the pictures do not reach the model", run_model,
+     ("model(**inputs,", 'model(inputs["input_ids"], attention_mask=inputs["attention_mask"],'))
+slip("forward", "the attention mask does not reach the model", run_model,
+     ("model(**inputs,", 'model(**{name: x for name, x in inputs.items() if name != "attention_mask"},'))
+slip("forward", "no gradient", run_model, ("with machine.amp():", "with torch.no_grad(), machine.amp():"))
 
 
-@wrong("forward", "all tokens are scored, the prompt's too")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = inputs["attention_mask"].bool()
-    keep = torch.nn.functional.pad(keep[:, 1:], (0, 1))
-    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
-
-
-@wrong("forward", "tokens with the id of padding are left out: here that id also ends a turn")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = torch.nn.functional.pad((action & (inputs["input_ids"] != pad_id))[:, 1:], (0, 1))
-    return out, out.logits[keep], keep, inputs["input_ids"][:, 1:][keep[:, :-1]]
-
-
-@wrong("forward", "rolled around: a row's last position would score its first token")
-def _(model, segments, pad_id, machine, **options):
-    inputs, action = collate(segments, pad_id, machine.device)
-    out = model(**inputs, **options)
-    keep = action.roll(1, 1)
-    return out, out.logits[keep], keep, inputs["input_ids"].roll(-1, 1)[keep]
-
-
-@wrong("score", "the temperature is left out")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
-
-
-@wrong("score", "multiplied by the temperature")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    logits = logits * temperature
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
-
-
-@wrong("score", "the value is read behind the token, which it then knows")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
+@right("score", "the entropy by softmax()")
+def scores(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
     out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
     logits = logits / temperature
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
+    for token in model.generation_config.suppress_tokens or []:
+        logits = logits.index_fill(1, torch.tensor([token]), -1e9)
     logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep.roll(1, 1)])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+    entropy = -(logits.softmax(-1) * logprobs).sum(-1)
+    if not entropy_grad:
+        entropy = entropy.detach()
+    value = None
+    if value_head is not None:
+        value = value_head(out.hidden_states[-1][keep].float()).squeeze(-1)
+    return logprobs[range(len(said)), said], entropy, value
 
 
-@wrong("score", "tokens that rollout() never samples keep their probability")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    logprobs = (logits / temperature).log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
-
-
-@wrong("score", "the sign of the entropy")
-def _(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    out, logits, keep, said = forward(model, segments, pad_id, machine, output_hidden_states=True)
-    logits = logits / temperature
-    unsaid = model.generation_config.suppress_tokens or []
-    if unsaid:
-        logits = logits.index_fill(1, torch.tensor(unsaid), -1e9)
-    logprobs = logits.log_softmax(-1)
-    entropy = (logprobs.exp() * logprobs).sum(-1)
-    value = None if value_head is None else value_head(out.hidden_states[-1][keep])[:, 0]
-    return logprobs.gather(-1, said[:, None])[:, 0], entropy if entropy_grad else entropy.detach(), value
+slip("score", "the temperature is left out", scores, ("    logits = logits / temperature\n", ""))
+slip("score", "multiplied by the temperature", scores, ("logits / temperature", "logits * temperature"))
+slip("score", "the value is read behind the token, which it then knows", scores,
+     ("[-1][keep]", "[-1][keep.roll(1, 1)]"))
+slip("score", "the value is read before the last layer", scores, ("[-1][keep]", "[-2][keep]"))
+slip("score", "the value of hidden states in bf16 is not in fp32", scores,
+     ("value = value_head(out.hidden_states[-1][keep].float())",
+      "value = value_head.to(out.hidden_states[-1].dtype)(out.hidden_states[-1][keep])"))
+slip("score", "tokens that rollout() never samples keep their probability", scores,
+     ("suppress_tokens or []", "bad_words_ids or []"))
+slip("score", "minus infinity in place of -1e9: the entropy is NaN", scores, ("-1e9", "-math.inf"))
+slip("score", "the sign of the entropy", scores, ("-(logits", "(logits"))
+slip("score", "the entropy's gradient is always there", scores, ("if not entropy_grad", "if False"))
+slip("score", "the entropy never has a gradient", scores, ("if not entropy_grad", "if True"))
 
 
 @wrong("sft_loss", "the mean over all tokens, the prompt's too")
@@ -579,6 +523,13 @@ def _(segment, reward_scale, beta):
     return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
 
 
+@wrong("answer_discounts", "the segment's mask grows")
+def _(segment, gamma):
+    mask = segment.action_mask
+    mask.append(0)
+    return torch.tensor([1.0 if mask[i + 1] else gamma for i in range(len(mask) - 1) if mask[i]])
+
+
 @wrong("answer_discounts", "gamma behind every token")
 def _(segment, gamma):
     return torch.full((sum(segment.action_mask),), gamma)
@@ -593,7 +544,8 @@ def _(segment, gamma):
 @wrong("answer_discounts", "no discount behind the segment's last answer")
 def _(segment, gamma):
     following = segment.action_mask[1:] + [1]
-    return torch.tensor([1.0 if after else gamma for now, after in zip(segment.action_mask, following) if now])
+    pairs = zip(segment.action_mask, following)
+    return torch.tensor([1.0 if after else gamma for now, after in pairs if now])
 
 
 @wrong("answer_discounts", "gamma only behind the segment's last answer")
@@ -609,6 +561,25 @@ def _(rewards, values, discounts, lam):
         next_advantage = delta + discounts[t] * lam * next_advantage
         advantages[t], next_value = next_advantage, values[t]
     return advantages, advantages + values
+
+
+@wrong("gae", "only the advantages are returned")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + discounts[t] * next_value - values[t]
+        next_advantage = delta + discounts[t] * lam * next_advantage
+        advantages[t], next_value = next_advantage, values[t]
+    return advantages
+
+
+@wrong("gae", "lists in place of tensors")
+def _(rewards, values, discounts, lam):
+    advantages, next_value, next_advantage = [], 0.0, 0.0
+    for r, v, d in reversed(list(zip(rewards.tolist(), values.tolist(), discounts.tolist()))):
+        next_advantage = r + d * next_value - v + d * lam * next_advantage
+        advantages, next_value = [next_advantage, *advantages], v
+    return advantages, [a + v for a, v in zip(advantages, values.tolist())]
 
 
 @wrong("gae", "off by one: the discount behind the token before")
@@ -708,6 +679,13 @@ def _(x, machine):
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt()
 
 
+@wrong("whiten", "the mean of the ranks' means: ranks have unequally many tokens")
+def _(x, machine):
+    mean = all_sum([x.mean().item()], machine)[0] / machine.world
+    variance = all_sum([(x - mean).square().mean().item()], machine)[0] / machine.world
+    return (x - mean) / math.sqrt(variance + 1e-8)
+
+
 @wrong("whiten", "divided by the variance")
 def _(x, machine):
     total, count = all_sum([x.double().sum().item(), x.numel()], machine)
@@ -768,6 +746,12 @@ def _(values, old_values, returns, clip):
     return 0.5 * torch.min((values - returns).square(), (clipped - returns).square())
 
 
+@wrong("value_loss", "the gradient goes on where the clipped value is the worse one")
+def _(values, old_values, returns, clip):
+    clipped = values + ((values - old_values).clamp(-clip, clip) + old_values - values).detach()
+    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
+
+
 @wrong("value_loss", "the half is missing")
 def _(values, old_values, returns, clip):
     clipped = old_values + (values - old_values).clamp(-clip, clip)
@@ -784,6 +768,129 @@ def _(values, old_values, returns, clip):
 def _(values, old_values, returns, clip):
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
+
+
+@right("update", "epochs and minibatches nested, the step without clip_and_step()")
+def update():
+    done = False
+    for epoch in range(args.epochs):
+        order = list(segments)
+        rng.shuffle(order)
+        for k in range(args.minibatches):
+            minibatch = order[k * len(order) // args.minibatches:(k + 1) * len(order) // args.minibatches]
+            count = all_sum([sum(sum(s.action_mask) for s in minibatch)], machine)[0]
+            optimizer.zero_grad()
+            total = dict(policy_loss=0.0, value_loss=0.0, entropy=0.0, approx_kl=0.0, clip_fraction=0.0)
+            for part, weight in micro_batches(minibatch, args.micro_tokens, machine):
+                logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head)
+                old = joined(part, "logp")
+                actor = policy_loss(logp, old, joined(part, "whitened"), args.clip)
+                critic = value_loss(value, joined(part, "value"), joined(part, "returns"), args.clip_value)
+                loss = weight * (actor + args.coef_value * critic - args.coef_entropy * entropy).sum()
+                scaler.scale(loss / count).backward()
+                with torch.no_grad():
+                    gone = (logp - old).exp() - 1
+                    if updates == 0:
+                        ratio_error = max(ratio_error, (logp - old).abs().max().item())
+                    total["policy_loss"] += weight * actor.sum().item()
+                    total["value_loss"] += weight * critic.sum().item()
+                    total["entropy"] += weight * entropy.sum().item()
+                    total["approx_kl"] += weight * kl_estimators(old, logp)[1].sum().item()
+                    total["clip_fraction"] += weight * (gone.abs() > args.clip).sum().item()
+            trained_tokens += sum(len(s.ids) for s in minibatch)
+            means = {name: x / count for name, x in zip(total, all_sum(total.values(), machine))}
+            if machine.dtype == torch.float32 and ratio_error > 1e-3:
+                fail(f"the first ratio is off by {ratio_error}")
+            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+            if math.isfinite(norm):
+                scaler.step(optimizer)
+                updates += 1
+                for name in means:
+                    stats[name] += means[name]
+                stats["grad_norm"] += norm
+            elif not scaler.is_enabled():
+                fail("the gradient is not finite")
+            scaler.update()
+        if done:
+            break
+
+
+slip("update", "the mean of the means of the micro-batches", update,
+     ("- args.coef_entropy * entropy).sum()", "- args.coef_entropy * entropy).mean()"),
+     ("loss / count", "loss / len(micro_batches(minibatch, args.micro_tokens, machine))"))
+slip("update", "each micro-batch is divided by its own count", update, ("loss / count", "loss / len(logp)"))
+slip("update", "the count of this rank: with FSDP the gradients of all ranks are added up", update,
+     ("loss / count", "loss / sum(len(s.logp) for s in minibatch)"))
+slip("update", "the tokens are counted with their prompts", update,
+     ("sum(sum(s.action_mask) for s in minibatch)", "sum(len(s.ids) for s in minibatch)"))
+slip("update", "the step is taken before the KL is looked at", update,
+     ("""            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+""", ""), ("            scaler.update()\n", """            scaler.update()
+            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+"""))
+slip("update", "the KL stop leaves only its epoch", update, ("done = True", "done = False"))
+slip("update", "no KL stop", update, ("args.target_kl", "1e9"))
+slip("update", "the KL of pi_old from pi in place of pi from pi_old", update,
+     ("kl_estimators(old, logp)", "kl_estimators(logp, old)"))
+slip("update", "gradients are never set to zero", update, ("            optimizer.zero_grad()\n", ""))
+slip("update", "the sign of the entropy bonus", update, ("- args.coef_entropy", "+ args.coef_entropy"))
+slip("update", "the critic's weight is on the policy", update,
+     ("(actor + args.coef_value * critic", "(args.coef_value * actor + critic"))
+slip("update", "the gradient's norm is not clipped", update, ("(parameters, 1.0)", "(parameters, 1e9)"))
+slip("update", "the gradient always has norm 1", update,
+     ("            if math.isfinite(norm):", """            for p in parameters if math.isfinite(norm) and norm < 1 else []:
+                p.grad /= norm
+            if math.isfinite(norm):"""))
+slip("update", "the value head is left out of the clip", update,
+     ("(parameters, 1.0)", "(policy.parameters(), 1.0)"))
+slip("update", "clipped first and unscaled after that", update,
+     ("            scaler.unscale_(optimizer)\n", ""),
+     ("            if math.isfinite(norm):", "            scaler.unscale_(optimizer)\n            if math.isfinite(norm):"))
+slip("update", "the loss is not scaled", update, ("scaler.scale(loss / count)", "(loss / count)"))
+slip("update", "the loss scaler is not updated", update, ("            scaler.update()\n", ""))
+slip("update", "a step on a gradient that is not finite", update,
+     ("math.isfinite(norm)", "True"), ("scaler.step(optimizer)", "optimizer.step()"))
+slip("update", "a skipped step is counted and logged", update,
+     ("if math.isfinite(norm):\n                scaler.step", "if True:\n                norm < 1e9 and scaler.step"))
+slip("update", "old log-probs are scored anew: the ratio is always 1", update,
+     ('old = joined(part, "logp")', "old = logp.detach()"))
+slip("update", "the temperature is left out", update,
+     ("machine, args.temperature, value_head", "machine, 1.0, value_head"))
+slip("update", "advantages that are not whitened", update, ('"whitened"', '"advantage"'))
+slip("update", "old values and returns are swapped", update,
+     ('joined(part, "value"), joined(part, "returns")', 'joined(part, "returns"), joined(part, "value")'))
+slip("update", "train mode: dropout is on", update,
+     ("    done = False\n", "    done = False\n    policy.train()\n"))
+slip("update", "no gradient through the entropy", update,
+     ("args.temperature, value_head)", "args.temperature, value_head, False)"))
+slip("update", "one forward pass for the whole minibatch", update, ("args.micro_tokens", "10 ** 9"))
+slip("update", "the weight of a repeated micro-batch is left out of the loss", update,
+     ("loss = weight * (", "loss = ("))
+slip("update", "the weight of a repeated micro-batch is left out of the log", update,
+     ('total["approx_kl"] += weight *', 'total["approx_kl"] +='))
+slip("update", "the same minibatches in each epoch", update, ("        rng.shuffle(order)\n", ""))
+slip("update", "shuffled by the global generator: a resumed run would differ", update,
+     ("rng.shuffle", "random.shuffle"))
+slip("update", "minibatches overlap", update, ("(k + 1) * len(order) // args.minibatches", "len(order)"))
+slip("update", "only the first epoch", update, ("range(args.epochs)", "range(1)"))
+slip("update", "the clip fraction counts only ratios above 1 + eps", update, ("gone.abs()", "gone"))
+slip("update", "the log has the last minibatch's means only", update, ("stats[name] += ", "stats[name] = "))
+slip("update", "the log has sums over this rank's tokens and not means", update,
+     ("x / count for name", "x for name"))
+slip("update", "ratio_error is not measured", update, ("if updates == 0:", "if False:"))
+slip("update", "ratio_error goes on after the first step", update, ("if updates == 0:", "if True:"))
+slip("update", "the run goes on where the first ratio is not 1", update,
+     ("ratio_error > 1e-3", "ratio_error > 1e9"))
+slip("update", "trained_tokens counts the action tokens only", update,
+     ("trained_tokens += sum(len(s.ids)", "trained_tokens += sum(len(s.logp)"))
 
 
 @wrong("group_baseline", "the mean of the whole batch")
@@ -945,6 +1052,100 @@ def _(values, old_values, returns, clip):
     return torch.maximum((values - returns).abs(), (clipped - returns).abs()) ** 2 / 2
 
 
+@right("update", "the loss is a mean of means with shares; log-probs are kept in lists")
+def _():
+    epochs = [rng.sample(segments, len(segments)) for _ in range(args.epochs)]
+    cuts = [e[len(e) * m // args.minibatches:len(e) * (m + 1) // args.minibatches]
+            for e in epochs for m in range(args.minibatches)]
+    for chosen in cuts:
+        policy.zero_grad()
+        value_head.zero_grad()
+        [everywhere] = all_sum([sum(s.logp.numel() for s in chosen)], machine)
+        names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"]
+        sums = torch.zeros(5, dtype=torch.float64)
+        for part, weight in micro_batches(chosen, args.micro_tokens, machine):
+            new, entropy, value = score(policy, part, pad, machine, temperature=args.temperature,
+                                        value_head=value_head, entropy_grad=True)
+            old, whitened, was, returns = (joined(part, x) for x in ("logp", "whitened", "value", "returns"))
+            share = weight * len(old) / everywhere
+            actor = policy_loss(new, old, whitened, args.clip)
+            critic = value_loss(value, was, returns, args.clip_value)
+            loss = actor.mean() + args.coef_value * critic.mean() - args.coef_entropy * entropy.mean()
+            scaler.scale(loss * share).backward()
+            ratio = (new.detach() - old).exp()
+            outside = (ratio > 1 + args.clip) | (ratio < 1 - args.clip)
+            k3 = kl_estimators(old, new.detach())[1]
+            found = actor, critic, entropy, k3, outside
+            sums += weight * torch.stack([x.detach().double().sum() for x in found])
+            if not updates:
+                ratio_error = max(ratio_error, float(ratio.log().abs().max()))
+        trained_tokens += sum(map(len, (s.ids for s in chosen)))
+        if machine.dtype == torch.float32:
+            assert ratio_error < 1e-3 or fail("not repeatable")
+        found = dict(zip(names, [x / everywhere for x in all_sum(sums.tolist(), machine)]))
+        if found["approx_kl"] > args.target_kl:
+            break
+        found["grad_norm"] = clip_and_step(parameters, [optimizer], scaler, "update")
+        if found["grad_norm"] < math.inf:
+            updates += 1
+            for name, x in found.items():
+                stats[name] = stats.get(name, 0) + x
+
+
+@right("update", "a function for a minibatch; the KL is measured in a pass of its own, before the gradient")
+def _():
+    def parts_of(minibatch):
+        for part, weight in micro_batches(minibatch, args.micro_tokens, machine):
+            logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head)
+            yield part, weight, logp, entropy, value
+
+    def measure(minibatch):
+        kl, outside, off = 0.0, 0.0, 0.0
+        with torch.no_grad():
+            for part, weight, logp, _, _ in parts_of(minibatch):
+                change = logp - joined(part, "logp")
+                kl += weight * kl_estimators(joined(part, "logp"), logp)[1].sum().item()
+                outside += weight * ((change.exp() - 1).abs() > args.clip).sum().item()
+                off = max(off, change.abs().max().item())
+        kl, outside, count = all_sum([kl, outside, sum(len(s.value) for s in minibatch)], machine)
+        return kl / count, outside / count, off, count
+
+    queue = []
+    for _ in range(args.epochs):
+        order = sorted(segments, key=lambda s: rng.random())
+        queue += [order[m::args.minibatches] for m in range(args.minibatches)]
+    while queue:
+        minibatch = queue.pop(0)
+        trained_tokens += sum(len(s.ids) for s in minibatch)
+        kl, outside, off, count = measure(minibatch)
+        if updates == 0:
+            ratio_error = max(off, ratio_error)
+            if off > 1e-3 and machine.dtype == torch.float32:
+                raise SystemExit("the first ratio is not 1")
+        if kl > args.target_kl:
+            queue = []
+            continue
+        sums = [0.0, 0.0, 0.0]
+        for part, weight, logp, entropy, value in parts_of(minibatch):
+            terms = [policy_loss(logp, joined(part, "logp"), joined(part, "whitened"), args.clip),
+                     value_loss(value, joined(part, "value"), joined(part, "returns"), args.clip_value),
+                     entropy]
+            terms = [weight * x.sum() for x in terms]
+            loss = terms[0] + args.coef_value * terms[1] - args.coef_entropy * terms[2]
+            scaler.scale(loss).backward()
+            sums = [a + b.item() for a, b in zip(sums, terms)]
+        for p in parameters:
+            p.grad /= count
+        norm = clip_and_step(parameters, [optimizer], scaler, "")
+        optimizer.zero_grad()
+        if not math.isfinite(norm):
+            continue
+        updates += 1
+        pl, vl, ent = (x / count for x in all_sum(sums, machine))
+        stats.update(policy_loss=pl, value_loss=vl, entropy=ent, approx_kl=kl, clip_fraction=outside,
+                     grad_norm=norm)
+
+
 @right("group_baseline", "group by group")
 def _(rewards, groups):
     out = rewards.clone()
@@ -962,11 +1163,24 @@ def module_of(exercise):
 
 @contextlib.contextmanager
 def put(exercise, function):
-    """Inside the block the exercise's function is this one, with the global names of its module."""
-    module = module_of(exercise)
+    """Inside the block the exercise's function is this one, with the global names of its module. Of a block of
+    a function it is the body: that function is compiled with it."""
+    module, made = module_of(exercise), {}
     *owner, name = exercise.name.split(".")
-    body = types.FunctionType(function.__code__, vars(module), name, function.__defaults__)
-    with mock.patch.object(getattr(module, owner[0]) if owner else module, name, body, create=exercise.added):
+    if exercise.block:
+        lines, tree = make.read(os.path.join(ROOT, exercise.file))
+        start, end = make.span(tree, lines, exercise)
+        name, first = exercise.block[0], make.find(tree, exercise.block[0]).lineno - 1
+        inside = textwrap.dedent(function.partition("\n")[2] if isinstance(function, str) else body(function))
+        text = "".join(lines[first:start]) + textwrap.indent(inside, " " * 8) + "".join(lines[end:])
+        exec(text[:text.index("\n\n\n")], vars(module), made)
+        new = made[name]
+    elif isinstance(function, str):
+        exec(function, vars(module), made)
+        new = made["_"]
+    else:
+        new = types.FunctionType(function.__code__, vars(module), name, function.__defaults__)
+    with mock.patch.object(getattr(module, owner[0]) if owner else module, name, new, create=exercise.added):
         yield
 
 
@@ -1007,7 +1221,7 @@ def test_every_wrong_answer_fails():
         if told == "passed":
             missed.append(f"{name}: {reason}")
         assert told == "passed" or "expected" in told or "Error" in told, f"{name}: {reason}: unclear: {told}"
-        assert "NameError" not in told and "ImportError" not in told, f"{name}: {reason}: no fair try: {told}"
+        assert not re.match("(Name|Import|Attribute)Error", told), f"{name}: {reason}: no fair try: {told}"
     print(f"{len(WRONG)} wrong answers")
     assert not missed, f"wrong answers that pass: {missed}"
 
@@ -1022,7 +1236,7 @@ def test_no_test_runs_another_exercise():
         with contextlib.ExitStack() as stack:
             for other in EXERCISES.values():
                 *owner, name = other.name.split(".")
-                for module in modules * (other is not e):
+                for module in modules * (other is not e and not other.block):
                     holder = getattr(module, owner[0], None) if owner else module
                     if hasattr(holder, name):
                         stack.enter_context(mock.patch.object(holder, name, blank))
@@ -1067,7 +1281,7 @@ TODO = '    raise NotImplementedError("exercise {}")\n'
 def test_starter():
     """What a starter has and what it lacks. Bodies are blank; signatures, docstrings and the rest stay."""
     with folder() as path:
-        assert run("starter", path) == (f"{path}: 17 functions are to be written, 2 are to be added\n", None)
+        assert run("starter", path) == (f"{path}: 18 exercises are to be written, 2 are to be added\n", None)
         there = {os.path.relpath(os.path.join(at, f), path) for at, _, files in os.walk(path) for f in files}
         assert {"README.md", "rl.py", "test_all.py", "requirements.txt", "results/figures.py",
                 "assignments/README.md", "assignments/make.py", "assignments/exercises.py"} <= there, there
@@ -1076,6 +1290,10 @@ def test_starter():
         assert not [f for f in there for word in hidden if word in f], there
         for e in EXERCISES.values():
             lines, tree = make.read(os.path.join(path, e.file))
+            if e.block:
+                start, end = make.span(tree, lines, e)
+                assert lines[start:end] == [" " * 4 + TODO.format(e.name), "\n"], lines[start:end]
+                continue
             node = make.find(tree, e.name)
             solution = make.find(make.read(os.path.join(ROOT, e.file))[1], e.name)
             if e.added:
@@ -1124,6 +1342,41 @@ def test_check_in_a_starter():
             assert last == ["total", "10", "/", "10"], done.stdout + done.stderr
 
 
+def test_a_block_in_a_starter():
+    """The student's lines between the banners, and their helpers, get into train(); other changes do not."""
+    e, todo = EXERCISES["update"], " " * 4 + TODO.format("update")
+    inside = textwrap.dedent(body(update)).replace("order = list(segments)", "order = copied(segments)")
+    with folder() as path:
+        run("starter", path, "update")
+        change(f"{path}/rl.py", todo, textwrap.indent(inside, " " * 8))
+        change(f"{path}/rl.py", "def train(", "from copy import copy as copied\n\n\ndef train(")
+        change(f"{path}/rl.py", "factor = min(1,", "factor = 0 * min(1,")  # outside: the solution's is used
+        assert points(run("check", path, "update")[0])["update"] == (30, "")
+        with open(f"{path}/rl.py") as f:
+            text = f.read()
+        expected = "".join(make.read(os.path.join(ROOT, "rl.py"))[0])
+        at, end = expected.index("        # ==== UPDATE"), expected.index("        # ==== LOG")
+        at = expected.index("\n", at) + 1
+        expected = expected[:at] + textwrap.indent(inside, " " * 8) + "\n" + expected[end:]
+        expected = expected.replace("def train(", "from copy import copy as copied\ndef train(")
+        assert make.assembled(e, path) == expected
+        start = text.index("    while True:")
+        for new, words in ((text.replace("# ==== LOG", "# LOG"), "expected one line that begins with '# ==== LOG'"),
+                           (text.replace("def train(", "def trains("), "rl.py has no function train"),
+                           (text.replace("        done = False\n", "        finally:\n            pass\n", 1).replace(
+                               "        # ==== UPDATE", "        try:\n            pass\n        # ==== UPDATE"),
+                            "are no whole statements")):
+            with open(f"{path}/rl.py", "w") as f:
+                f.write(new)
+            passed, why, _ = make.check(e, path, 60)
+            assert not passed and words in why, (words, why)
+        with open(f"{path}/rl.py", "w") as f:  # a tree of another depth
+            f.write(text[:start] + "    if True:\n" + textwrap.indent(text[start:text.index("\n\n\n", start)], "    ")
+                    + text[text.index("\n\n\n", start):])
+        assert make.assembled(e, path).split() == expected.split()
+        make.ast.parse(make.assembled(e, path))
+
+
 def test_one_mistake_costs_one_exercise():
     """A print, exit, hang, crash, changed helper or file that does not parse costs no other exercise."""
     with folder() as path:
@@ -1160,13 +1413,16 @@ def test_gradescope():
     with folder() as path:
         file = os.path.join(path, "results.json")
         run("starter", f"{path}/s", "judge_gp")
+        change(f"{path}/s/verifier.py", TODO.format("judge_gp"),
+               "    print('two', answer[:9])\n    print('lines')\n" + TODO.format("judge_gp"))
         printed, error = run("check", f"{path}/s", "relative_word", "judge_gp", "--gradescope", file)
         with open(file) as f:
             results = json.load(f)
         assert error is None and results == {"tests": [
             {"name": "sheet 1: relative_word", "score": 5, "max_score": 5, "output": "passed"},
             {"name": "sheet 1: judge_gp", "score": 0, "max_score": 10,
-             "output": "not done yet: exercise judge_gp"}]}
+             "output": "not done yet: exercise judge_gp\nprinted: two {\"formula\nprinted: lines"}]}
+        assert f"{'':22}printed: lines\n" in printed, printed
 
 
 def test_the_repository_has_all_points_but_the_additions():
@@ -1177,7 +1433,7 @@ def test_the_repository_has_all_points_but_the_additions():
         assert verdict[0] == (not e.added), (e.name, verdict)
         if not e.added:
             assert make.assembled(e, ROOT) == "".join(make.read(os.path.join(ROOT, e.file))[0]), e.name
-    assert sum(e.points for e, verdict in zip(EXERCISES.values(), verdicts) if verdict[0]) == 140
+    assert sum(e.points for e, verdict in zip(EXERCISES.values(), verdicts) if verdict[0]) == 170
 
 
 def test_the_handout_agrees_with_the_code():
@@ -1194,6 +1450,11 @@ def test_the_handout_agrees_with_the_code():
     for file, banner in banners:
         text = "".join(make.read(os.path.join(ROOT, file))[0])
         assert re.search(rf"^# -{{20,}}\n# {banner}\b", text, re.M), (file, banner)
+    rows = re.search(r"these tests work \|\n\|---.*?\n((\|.*\n)+)", texts["README.md"])[1]
+    named = re.findall(r"\w+", re.sub(r"(?m)^\|[^|]*\||and all others", "", rows))
+    with open(os.path.join(ROOT, "test_all.py"), encoding="utf-8") as f:
+        tests = set(re.findall(r"^def test_(\w+)", f.read(), re.M))
+    assert len(named) > 15 and set(named) <= tests, set(named) - tests
     commands = [found for text in texts.values()
                 for found in re.findall(r"python (rl|sft|eval)\.py((?: -?[-\w./]+)+)", text)]
     assert len(commands) > 10, commands
