@@ -2845,7 +2845,8 @@ def main(names):
     tests, failed, begin = [name for name in globals() if name.startswith("test_")], [], time.perf_counter()
     fits = {name: fnmatch.filter(tests, "test_" + name.removeprefix("test_")) for name in names}
     if not all(fits.values()):
-        sys.exit("error: no test is named " + next(name for name in names if not fits[name]))
+        sys.exit("error: no test is named " + next(name for name in names if not fits[name]) + "; there are "
+                 + ", ".join(name.removeprefix("test_") for name in tests))
     tests = [name for name in tests if not names or name in itertools.chain(*fits.values())]
     processes = min(4, os.cpu_count() or 1, len(tests))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), one_thread) as pool:

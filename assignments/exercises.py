@@ -318,7 +318,7 @@ def test_glue_ids(m):
         ("a template that wants the user's turn first",
          refuse.replace("COND", "messages[0]['role'] != 'user'") + plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
         ("a template that refuses some answers", plain.replace("<|end|>", refuse.replace(
-            "COND", "m['content'] == 'forbidden'") + "<|end|>"), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+            "COND", "'forbidden' in m['content'] | string") + "<|end|>"), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
         ("a template that ends the last turn with <|pad|> and earlier ones with <|end|>",
          plain.replace("<|end|>", ends), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
         ("a template whose turns are ended by the next role's mark", plain.replace("<|end|>", ""),
@@ -775,7 +775,7 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
     stubs = dict(
         score=score, estimate_advantages=estimate_advantages, policy_loss=policy_loss, value_loss=value_loss,
         kl_estimators=kl_estimators, micro_batches=micro_batches, load_model=load_model,
-        whiten=whiten, rollout=lambda *_: episodes,
+        whiten=whiten, rollout=lambda *_: episodes, scoring_error=lambda *_: 0.0,
         all_sum=lambda values, machine: [ranks * float(v) for v in values],     # each rank has the same
         all_mean=lambda means, machine: means, make=lambda *_, **__: env, shard=lambda model, *_: model,
         load_checkpoint=lambda *_: ("", state, {}), save_checkpoint=keep("saved"), log=keep("logged"),
