@@ -4,7 +4,7 @@
 #   the difference of the two does equal 0. So two ways to write one check disagree.
 # Versions: sympy 1.14.0.
 # Why it matters here: sympy is a common judge of formulas. One that compares with == calls "12*2.0" wrong, one that
-#   subtracts calls it right. Subtract, or read numbers as fractions, as verifier.py does.
+#   subtracts calls it right. Subtract, or compute in fractions, as verifier.py does.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
