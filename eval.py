@@ -135,21 +135,25 @@ def around_answer(tok, messages):
 def turn_form(tok, template):
     """How the tokenizer's chat template writes an answer -> (asked, header, last, between). asked: str, what
     a prompt ends with and no answer begins with: a thought that the model shall think. header: str, what
-    stands between a prompt and an answer. last, between: ids behind an answer that ends the conversation, or
-    that a user's turn follows; the token that ends a turn is among the first of them.
+    stands between a prompt and an answer. last, between: ids behind an answer, up to the special token that
+    ends the turn, where the conversation ends and where a user's turn follows; [] without such a token.
 
-                     header                             last            between
-        most                                            <|end|>         <|end|> <|user|> ...
-        SmolVLM      a space                            <|end|>         <|end|> <|user|> ...
-        gpt-oss      <|channel|> final <|message|>      <|return|>      <|end|> <|start|> user ...
-        GLM-4        a newline                                          <|user|> ..., which ends a turn"""
+                          header                            last                between
+        most                                                <|end|>             <|end|>
+        some              a space                           a newline, <|end|>  a newline, <|end|>
+        gpt-oss           <|channel|> final <|message|>     <|return|>          <|end|>
+        GLM-4             a newline                                             <|user|>, of the next turn"""
     user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}
     asked = chat_text(tok, [user], add_generation_prompt=True)
     before, last = around_answer(tok, [user, answer])
     _, between = around_answer(tok, [user, answer, user])
     common = os.path.commonprefix([asked, before])
-    last, between = (tok(text, add_special_tokens=False).input_ids for text in (last, between))
-    return asked[len(common):], before[len(common):], last, between
+    special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
+    ends = []
+    for text, longest in ((last, None), (between, 2)):  # beyond the second token a special one is the user's
+        ids = tok(text, add_special_tokens=False).input_ids[:longest]
+        ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
+    return asked[len(common):], before[len(common):], *ends
 
 
 def prompt(tok, messages, images=()):
@@ -162,33 +166,27 @@ def prompt(tok, messages, images=()):
     return segment
 
 
-def glue_ids(tok, model, messages, last_id=None):
+def glue_ids(tok, messages, last_id=None):
     """Ids between an answer and the next one -> [int]: end of turn, feedback, "assistant:".
-    messages: [..., assistant, user]. last_id: the end-of-turn token if the model has said it (a turn ends
-    once), None if the answer was cut off.
+    messages: [..., assistant, user]. last_id: the end token if the model has said one (a turn ends once),
+    None if the answer was cut off.
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>"""
-    _, header, last, _ = turn_form(tok, tok.chat_template)
+    _, header, last, between = turn_form(tok, tok.chat_template)
     behind = around_answer(tok, messages)[1]
     ids = tok(behind + header if header.strip() else behind, add_special_tokens=False).input_ids
-    if last_id is None:
-        return ids
-    for closing, ends in ((last, model.generation_config.eos_token_id), (ids[:2], [last_id])):
-        for n, token in enumerate(closing):
-            if token in ends:
-                return ids[n + 1:]
-    return ids
+    ended = last_id is not None and (last or between[-1:] == [last_id])  # else it is the next role's mark
+    return ids[len(between):] if ended else ids
 
 
 def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
     begins with the blanks that the template puts before an answer: `` {`` may be one token."""
     _, header, last, between = turn_form(tok, tok.chat_template)
-    eos = model.generation_config.eos_token_id
-    ends = [ids[:n + 1] for ids in (last, between[:2]) for n, token in enumerate(ids) if token in eos]
     text = text if header.strip() else header + text
-    return tok(text, add_special_tokens=False).input_ids + (ends or [eos[:1]])[0]
+    return tok(text, add_special_tokens=False).input_ids + (
+        last or between or model.generation_config.eos_token_id[:1])
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
@@ -311,7 +309,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 continue
             goes_on, between = step.messages[:len(messages)] == messages, []
             if goes_on:
-                between = glue_ids(tok, model, step.messages, None if cut else said[-1])
+                between = glue_ids(tok, step.messages, None if cut else said[-1])
             else:                                           # a fresh conversation begins
                 segment = prompt(tok, step.messages, step.images)
             if len(segment.ids) + len(between) + max_new_tokens > limit:
@@ -806,9 +804,9 @@ def load(path, device="cpu", dtype=torch.float32):
     or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
     if folder is None and os.path.isdir(path) and any(name.endswith(".gguf") for name in os.listdir(path)):
-        fail(f"{path!r} holds a GGUF and no transformers folder. To make one, load the model by from_pretrained"
-             "(folder, gguf_file=NAME, quantization_config=GgufConfig(dequantize=True)), the tokenizer with "
-             "the same gguf_file, and save both by save_pretrained()")
+        fail(f"{path!r} holds a GGUF and no transformers folder. To make one, load the model by "
+             "from_pretrained(folder, gguf_file=NAME, quantization_config=GgufConfig(dequantize=True)), the "
+             "tokenizer with the same gguf_file, and save both by save_pretrained()")
     if folder is None and (path.count("/") != 1 or os.path.exists(os.path.dirname(path))):
         fail(f"no checkpoint at {path!r}: no config.json and no checkpoint-STEP there")
     try:
@@ -860,10 +858,8 @@ def prepare_chat(path, tok, model):
     if unknown := [i for i in used if i >= known]:
         fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
              "chat template uses; give it one by resize_token_embeddings()")
-    special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
-    ending = [i for i in last if i in special] or [i for i in between[:2] if i in special]
     eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
-    eos = sorted(i for i in eos | set(ending[:1]) if i is not None and i < known)
+    eos = sorted(i for i in eos | set((last or between)[-1:]) if i is not None and i < known)
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:

@@ -1279,8 +1279,8 @@ def test_glue_equals_the_template():
         assert same(row.pictures, first.pictures), family
         step = env.step("hello")
         whole = ev.prompt(tok, step.messages, step.images).ids
-        equal(row.ids + ev.glue_ids(tok, model, step.messages, answer[-1]), whole, family)
-        equal(row.ids[:-1] + ev.glue_ids(tok, model, step.messages), whole, f"{family}, cut")
+        equal(row.ids + ev.glue_ids(tok, step.messages, answer[-1]), whole, family)
+        equal(row.ids[:-1] + ev.glue_ids(tok, step.messages), whole, f"{family}, cut")
 
 
 def test_score_is_what_was_sampled():
@@ -1451,7 +1451,7 @@ def test_rollout_of_the_expert():
                     row.reward[-1] = step.reward
                     equal((turn["text"], turn["cut"]), (text, False), "what was said, and whether it was cut")
                     if not step.info["position_done"]:
-                        row.add(ev.glue_ids(tok, model, step.messages, tok.eos_token_id), 0)
+                        row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
                 equal((segment.ids, segment.action_mask, segment.reward), (row.ids, row.action_mask, row.reward), turns)
                 attempts.add(len(turns))
                 messages = step.messages
@@ -2122,6 +2122,8 @@ R1 = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'as
       "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")
 SMOLVLM = ("{% for m in messages %}{{ m.role + ':' }}{% for part in m.content %}{{ ' ' + part.text }}{% endfor %}<|eot|>\n"
            "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
+NEWLINE = ("{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
+           "{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}")
 MARKS = ("<|eot|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>")
 
 
@@ -2147,7 +2149,7 @@ def test_templates():
             ("llama", LLAMA, True, "<|eot|>", ""), ("qwen", QWEN, False, "<|eot|>", ""), ("gemma", GEMMA, True, "<|eot|>", ""),
             ("gpt-oss", GPT_OSS, False, "<|return|>", ""), ("glm", GLM, False, "<|user|>", ""),
             ("r1", R1, False, "<|eot|>", "thinking is not off"), ("smolvlm", SMOLVLM, False, "<|eot|>", ""),
-            ("base", None, True, "<|end|>", "no chat template")):
+            ("newline", NEWLINE, False, "<|end|>", ""), ("base", None, True, "<|end|>", "no chat template")):
         model, tok, printed = with_template(template, adds_bos)
         assert line in printed and bool(line) == bool(printed), (name, printed)
         ids = tok.convert_tokens_to_ids
@@ -2164,15 +2166,16 @@ def test_templates():
         assert messages[0]["content"] in tok.decode(prompts[0]), f"{name}: the prompt lacks the task"
         answer, step = ev.answer_ids(tok, model, "hello"), env.step("hello")
         equal(answer[-1], ids(end), f"{name}: the end of a demonstration's turn")
-        whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, model, step.messages, answer[-1])
+        whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, step.messages, answer[-1])
         if name not in ("qwen", "r1"):  # which leave the thinking out of what was said before
             ended = [ids("<|eot|>") if name == "gpt-oss" else answer[-1]]  # "return" ends the last turn, and that alone
-            equal(tok.decode(prompts[0] + answer[:-1] + ended + glue), tok.decode(whole), f"{name}: in three turns")
-            cut = answer[:-2] if name == "gemma" else answer[:-1]  # its template puts a space before the end
-            equal(prompts[0] + cut + ev.glue_ids(tok, model, step.messages), whole, f"{name}: the answer was cut off")
+            if name != "newline":  # its end token stands only behind the whole conversation
+                equal(tok.decode(prompts[0] + answer[:-1] + ended + glue), tok.decode(whole), f"{name}: in three turns")
+            cut = answer[:-2] if name in ("gemma", "newline") else answer[:-1]  # there is a space before the end
+            equal(prompts[0] + cut + ev.glue_ids(tok, step.messages), whole, f"{name}: the answer was cut off")
         for said in ("", "<|channel|>final", "</think> x", ev.MARK):  # some templates would refuse these, or take them apart
             step.messages[1]["content"] = said
-            equal(ev.glue_ids(tok, model, step.messages, answer[-1]), glue, f"{name}: glue behind {said!r}")
+            equal(ev.glue_ids(tok, step.messages, answer[-1]), glue, f"{name}: glue behind {said!r}")
         if name == "llama":  # a template that asks for the date, and templates by name: the default one
             tok.chat_template = "{{ date_string }}{{ messages[0].content }}"
             equal(ev.chat_text(tok, messages), ev.TODAY + messages[0]["content"], "the date")

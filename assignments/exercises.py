@@ -326,8 +326,6 @@ def test_glue_ids(m):
         ("a template that names a channel before an answer", plain.replace("<|{{ m['role'] }}|>",
          "<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}final:{% endif %}"),
          "<|end|>", "<|user|>", "<|end|><|assistant|>final:"))
-    eos = tok.convert_tokens_to_ids(["<|end|>", "<|pad|>", "<|user|>"])
-    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
     first, again = {"role": "user", "content": "Make 24."}, {"role": "user", "content": "Try again."}
     chats = (("the first answer", [first, {"role": "assistant", "content": "two  words"}, again]),
              ("an answer that is also a part of the feedback",
@@ -341,7 +339,7 @@ def test_glue_ids(m):
         given = [dict(message) for message in messages]
         expected = tok(text, add_special_tokens=False).input_ids
         try:
-            got = m.glue_ids(tok, model, given, last)
+            got = m.glue_ids(tok, given, last)
         except SystemExit as error:
             raise AssertionError(f"glue behind {what}: expected {text!r}, got {str(error)!r}")
         shown = f"{tok.decode(got)!r} = {got}" if isinstance(got, list) else repr(got)
@@ -353,6 +351,8 @@ def test_glue_ids(m):
         for what, messages in chats:
             check(messages, said, after, f"{what}, which ended, {name}")
             check(messages, None, end + after, f"{what}, which was cut, {name}")
+            if end == "<|user|>":
+                check(messages, tok.pad_token_id, end + after, f"{what}, which ended with <|pad|>, {name}")
 
 
 def test_forward(m):

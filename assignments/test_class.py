@@ -289,17 +289,20 @@ def _(self, ids, action):
     self.reward = [0.0] * len(self.ids)
 
 
-@right("glue_ids", "the places at which a turn ends, in a list")
-def glue(tok, model, messages, last_id=None):
-    _, header, last, _ = turn_form(tok, tok.chat_template)
+@right("glue_ids", "what the turn ends with is taken off")
+def glue(tok, messages, last_id=None):
+    _, header, last, between = turn_form(tok, tok.chat_template)
     text = around_answer(tok, messages)[1] + (header if header.strip() else "")
     ids = tok(text, add_special_tokens=False).input_ids
-    stops = [n for n, token in enumerate(last) if token in model.generation_config.eos_token_id]
-    stops += [n for n, token in enumerate(ids[:2]) if token == last_id]
-    return ids[stops[0] + 1:] if stops and last_id is not None else ids
+    if last_id is None or not last and between != [last_id]:
+        return ids
+    return ids[len(between):]
 
 
-ENDS = "    return ids[stops[0] + 1:] if stops and last_id is not None else ids\n"
+ENDS = """    if last_id is None or not last and between != [last_id]:
+        return ids
+    return ids[len(between):]
+"""
 slip("glue_ids", "the end of turn is repeated where the model has said it", glue, (ENDS, "    return ids\n"))
 slip("glue_ids", "the first token is always dropped", glue, (ENDS, "    return ids[1:]\n"))
 slip("glue_ids", "the first token is dropped if the answer ended: before the end may be a space", glue,
@@ -308,8 +311,10 @@ slip("glue_ids", "only the first token is compared with last_id", glue,
      (ENDS, "    return ids[ids[:1] == [last_id]:]\n"))
 slip("glue_ids", "the end of turn is looked for anywhere", glue,
      (ENDS, "    return ids[ids.index(last_id) + 1:] if last_id in ids else ids\n"))
-slip("glue_ids", "the last turn's end is not asked for", glue, ("enumerate(last)", "enumerate([])"))
-slip("glue_ids", "what was said is not compared: a next role's mark comes twice", glue, ("token == last_id", "False"))
+slip("glue_ids", "the last turn's end is taken off, where earlier turns end otherwise", glue,
+     ("len(between)", "len(last)"))
+slip("glue_ids", "what was said is not compared: the next role's mark is lost", glue,
+     (" or not last and between != [last_id]", ""))
 slip("glue_ids", "the header is left out", glue, (' + (header if header.strip() else "")', ""))
 MARKED = """    text = chat_text(tok, [*messages[:-2], {"role": "assistant", "content": MARK}, messages[-1]],
                      add_generation_prompt=True).rpartition(MARK)[2] + header.strip()
@@ -332,7 +337,7 @@ slip("glue_ids", "leading space is stripped", glue, ("tok(text,", "tok(text.stri
 
 
 @wrong("glue_ids", "a bare end token: the template's newline behind it is forgotten")
-def _(tok, model, messages, last_id=None):
+def _(tok, messages, last_id=None):
     text = f"<|user|>{messages[-1]['content']}<|end|><|assistant|>"
     ids = tok(text, add_special_tokens=False).input_ids
     return ids if last_id == tok.eos_token_id else [tok.eos_token_id] + ids

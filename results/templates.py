@@ -185,11 +185,11 @@ def check(model, tok, lists):
     # template may close an earlier turn with another token than the last one (gpt-oss): one of the two is enough.
     said = ids_of(closing)[-1]
     talks = chat(u1, a1, u2), chat(u1, a1, u2, a2, u3)
-    glues = [product.glue_ids(tok, model, talk, said) for talk in talks]
+    glues = [product.glue_ids(tok, talk, said) for talk in talks]
     rest = [text[special.search(text).end():] for text in behind]
     result["glue"] = first_wrong(
         [compare(ids, want + given) for ids, want in zip(glues, rest)]
-        + [compare(product.glue_ids(tok, model, talk), want + given, "cut off: ") for talk, want in zip(talks, behind)])
+        + [compare(product.glue_ids(tok, talk), want + given, "cut off: ") for talk, want in zip(talks, behind)])
     ends = {text_of([said]), special.search(behind[0])[0]}
     counts = [1 + sum(text_of(ids).partition(user)[0].count(end) for end in ends)
               for ids, user in zip(glues, (u2, u3))]
@@ -199,7 +199,7 @@ def check(model, tok, lists):
     for odd in ODD:
         for messages, want in ((chat(u1, odd, u2), glues[0]), (chat(u1, odd, u2, odd, u3), glues[1])):
             try:
-                if product.glue_ids(tok, model, messages, said) != want:
+                if product.glue_ids(tok, messages, said) != want:
                     result["said"] = f"another glue behind {shown(odd)}"
             except SystemExit as e:
                 result["said"] = f"behind {shown(odd)}: {product.first_line(e)}"
