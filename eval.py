@@ -600,7 +600,7 @@ def new_parser(doc):
     add("--temperature", type=number(0, 100, float), default=1.0, metavar="T",
         help="of sampling; 0 is greedy, for evaluation only (default: 1)")
     add("--max_new_tokens", type=number(1), metavar="N",
-        help="an answer's longest length (default: gp 37, virl 17, with a model of yours 256)")
+        help="an answer's longest length (default: gp 32, virl 17, with a model of yours 256)")
     add("--episodes", type=number(0), default=300, metavar="N",
         help="per cell of the final table; 0: no table (default: 300)")
     add = parser.add_argument_group("device").add_argument

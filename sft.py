@@ -68,7 +68,7 @@ EVERY = {  # run, of rl.py too
     "eval_episodes":     100,                                # a column, for success rates on the way
     "saves":             4,                                  # checkpoints on the way
     "micro_tokens":      2048,                               # tokens a forward pass, padding included
-    "max_new_tokens":    (37,     37,      17,     17),      # 1.25 x the longest demonstration
+    "max_new_tokens":    (32,     32,      17,     17),      # the longest demonstrations have 30 and 16
 }
 BASE = {
     "tokens":            (3.2e6,  5.0e6,   1.5e6,  3.0e6),   # compute X / 6N
