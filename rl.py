@@ -47,9 +47,9 @@ from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 PPO = {                # gp     gp-vl  virl   virl-vl
-    "tokens":           (8e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
+    "tokens":           (5e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
-    "lr":               (1e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; without pictures chosen by ID
+    "lr":               (2e-4,  1e-4,  2e-4,  1e-4),   # AdamW, policy; without pictures chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
@@ -62,7 +62,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "minibatches":      4,                             # optimizer steps an epoch
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; for pictured cards
-    "evaluations":      4,                             # on the way, at equal shares of the budget
+    "evaluations":      2,                             # at equal shares of the budget, one at its start
     "real":             {"value_rate": 10},            # with sft.py's REAL, what differs for a model of yours
 }
 FLAGS = {  # those of PPO that are flags: type, lowest and highest value, help

@@ -2264,7 +2264,7 @@ def test_defaults_of_a_model_from_elsewhere():
     with folder() as out:
         save(f"{out}/m", *tiny())
         real = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
-        own = {"tokens": 8e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
+        own = {"tokens": 5e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
         with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
             text = quick(rl.main, flags(out, model=f"{out}/m"))
         assert text.count("a model of yours, so with --lr 1e-06 --tokens") == 2, text
@@ -2277,7 +2277,7 @@ def test_defaults_of_a_model_from_elsewhere():
                 (rl.main, ["--name", "b", "--init", f"{out}/gp/id/init"], {**real, "value_rate": 10}),  # it knows where it comes from
                 (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
-                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "pixels": 80})):
+                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80})):
             equal(filled(main, *argv), expected, argv)
 
 
