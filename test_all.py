@@ -2617,7 +2617,7 @@ def test_bad_input_gets_one_clear_line():
                 ("nowhere", rl.main, ["--init", f"{out}/nowhere", *stay]),
                 ("another shape .*layers", ev.main, ["--models", f"{out}/wide", *stay]),
                 ("--minibatches", rl.main, ["--batch", "2", "--minibatches", "3", *stay]),
-                ("context of 64", ev.main, ["--models", f"{out}/short", *stay, "--max_new_tokens", "30"]),
+                ("context of 64", ev.main, ["--models", f"{out}/short", *stay, "--max_new_tokens", "60"]),
                 ("route_infos.json", ev.main, ["--env", "virl", "--data", out, "--models", f"{out}/short", *stay]),
                 ("route_infos.json", sft.main, flags(f"{out}/nothing", env="virl", data=out)),
                 ("--data", ev.main, ["--data", out, "--models", f"{out}/gp/base", *stay]),
