@@ -149,10 +149,11 @@ def test_judge_gp(m):
             ('{"formula": "3*8+8-8"}', None, "wrong_numbers"),       # makes 24, with an 8 too many
             ('{"formula": "3+3+8"}', None, "wrong_numbers"),         # neither numbers nor value: one verdict
             ('{"formula": "8*3"}', None, "wrong_numbers"),
+            ('{"formula": "1+1=23"}', None, "wrong_numbers"),        # the claim is looked at with the value
             ('{"formula": "8/(3-8/3"}', None, "illegal"),
             ('{"formula": "=24"}', None, "illegal"),
-            ('{"formula": "3*8=24=24"}', None, "illegal"),
-            ('{"formula": "24=3*8"}', None, "illegal"),              # a claim is a number
+            ('{"formula": "8/(3-8/3)=24=24"}', None, "illegal"),
+            ('{"formula": "24=8/(3-8/3)"}', None, "illegal"),        # a claim is a number
             ('{"formula": 24}', None, "illegal"),
             ('{"number": [3, 3, 8, 8]}', None, "illegal"),
             ('{"formula": "8/(3-8/3) = 24 "}', None, "correct"),
@@ -179,13 +180,17 @@ def test_judge_gp(m):
             ('{"cards": {"3": 8}, "formula": "%s"}' % right, shown, "misread"),
             ('{"cards": [["3", 3], 8, null, "8"], "formula": "%s"}' % right, shown, "misread"),
             ('{"cards": null}', shown, "misread"),
+            ("{}", shown, "misread"),                                # empty JSON is JSON
+            ("{}", None, "illegal"),
             ('{"cards": ["K"], "formula": "%s"}' % right, None, "correct")):         # nothing was to be read
         judged(m, kind, answer, hand, cards=cards)
     for answer, kind, numbers in (
             ("8/(3-8/3)", "correct", [8, 3, 8, 3]), ("3*8+3-8", "wrong_value", [3, 8, 3, 8]),
-            ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None)):
-        verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand)
+            ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None), (right, "misread", None)):
+        verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand, cards=shown if kind == "misread" else None)
         equal(verdict.numbers, numbers, f"the numbers in the verdict on {answer}, which is {kind}")
+    judged(m, "wrong_value", '{"formula": "(7*7)/(1+1)"}', [7, 7, 1, 1])   # 24.5, which is not rounded
+    judged(m, "wrong_value", '{"formula": "(5*5-1-1/2)"}', [5, 5, 1, 1, 2])  # 23.5
     judged(m, "correct", '{"formula": "3*(1+3)"}', [1, 3, 3], target=12)
     judged(m, "wrong_value", '{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12)
 

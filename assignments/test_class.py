@@ -143,6 +143,18 @@ slip("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed", j
      ("sorted(used) != sorted(numbers)", "set(used) != set(numbers)"))
 slip("judge_gp", "what the formula claims behind = is not looked at", judge,
      (" or (sign and int(claim) != target)", ""))
+slip("judge_gp", "what the formula claims is judged before its numbers", judge,
+     (NUMBERS, "    if sign and int(claim) != target:\n        return verdict('wrong_value', used)\n" + NUMBERS))
+slip("judge_gp", "the value is cut to an integer: 24.5 is 24", judge, ("if value !=", "if int(value) !="))
+slip("judge_gp", "the value is rounded: 24.5 is 24", judge, ("if value !=", "if round(value) !="))
+slip("judge_gp", "the value is rounded up: 23.5 is 24", judge, ("if value !=", "if math.ceil(value) !="),
+     ("    fields =", "    import math\n    fields ="))
+slip("judge_gp", "empty JSON is taken for none: the cards are misread there", judge,
+     ("if fields is None", "if not fields"))
+slip("judge_gp", "a second = and what is behind it are not looked at", judge,
+     ('formula.partition("=")', '"=".join(formula.split("=")[:2]).partition("=")'))
+slip("judge_gp", "misread cards with the hand's numbers", judge,
+     ('said, list):\n            return verdict("misread")', 'said, list):\n            return verdict("misread", numbers)'))
 slip("judge_gp", "the cards must be read in the order shown", judge,
      ("sorted(said) != sorted(cards)", "said != cards"))
 slip("judge_gp", "wrong numbers without the numbers: the column of the other rule would be 0", judge,
