@@ -310,27 +310,37 @@ def test_segment_add(m):
 
 
 def test_glue_ids(m):
+    from tokenizers.processors import TemplateProcessing
     from sft import build_tiny
     tok = build_tiny("gp", 0)[1]
     plain, refuse = tok.chat_template, "{% if COND %}{{ raise_exception('refused') }}{% endif %}"
-    ends = "{% if m['role'] == 'assistant' and loop.last %}<|pad|>{% else %}<|end|>{% endif %}"
-    templates = (  # what it is, the template, an answer's end, what stands between it and "Try again.", and behind that
-        ("the repository's template", plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+    mark, ends = "<|{{ m['role'] }}|>", "{% if m['role'] == 'assistant' and COND %}<|pad|>{% else %}<|end|>{% endif %}"
+    before = mark + "{% if m['role'] == 'assistant' %}HEADER{% endif %}"
+    most = "<|end|>", "<|user|>Try again.<|end|><|assistant|>", "<|end|>"
+    templates = (  # what it is, the template, an answer's end, what stands behind that, what the model ends with
+        ("the repository's template", plain, *most),
         ("a template with a newline behind <|end|>", plain.replace("<|end|>", "<|end|>\n"),
-         "<|end|>", "\n<|user|>", "<|end|>\n<|assistant|>"),
+         "<|end|>", "\n<|user|>Try again.<|end|>\n<|assistant|>", "<|end|>"),
         ("a template with a space before <|end|>", plain.replace("<|end|>", " <|end|>"),
-         " <|end|>", "<|user|>", " <|end|><|assistant|>"),
+         " <|end|>", "<|user|>Try again. <|end|><|assistant|>", "<|end|>"),
+        ("a template with a space before an answer", plain.replace(mark, before.replace("HEADER", " ")), *most),
         ("a template that wants the user's turn first",
-         refuse.replace("COND", "messages[0]['role'] != 'user'") + plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+         refuse.replace("COND", "messages[0]['role'] != 'user'") + plain, *most),
         ("a template that refuses some answers", plain.replace("<|end|>", refuse.replace(
-            "COND", "'forbidden' in m['content'] | string") + "<|end|>"), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+            "COND", "'forbidden' in m['content'] | string") + "<|end|>"), *most),
         ("a template that ends the last turn with <|pad|> and earlier ones with <|end|>",
-         plain.replace("<|end|>", ends), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+         plain.replace("<|end|>", ends.replace("COND", "loop.last")), *most[:2], "<|pad|>"),
+        ("a template that ends the last turn with <|end|> and earlier answers with <|pad|>",
+         plain.replace("<|end|>", ends.replace("COND", "not loop.last")), "<|pad|>", *most[1:]),
         ("a template whose turns are ended by the next role's mark", plain.replace("<|end|>", ""),
-         "<|user|>", "", "<|assistant|>"),
-        ("a template that names a channel before an answer", plain.replace("<|{{ m['role'] }}|>",
-         "<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}final:{% endif %}"),
-         "<|end|>", "<|user|>", "<|end|><|assistant|>final:"))
+         "<|user|>", "Try again.<|assistant|>", "<|user|>"),
+        ("a template whose turns are ended by a newline and the next role's mark",
+         plain.replace("<|end|>", "{{ '\n' }}"), "\n<|user|>", "Try again.\n<|assistant|>", "<|user|>"),
+        ("a template in words, in which nothing ends a turn", "{% for m in messages %}{{ m['role'] }}: "
+         "{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+         "", "\nuser: Try again.\nassistant:", "<|end|>"),
+        ("a template that names a channel before an answer", plain.replace(mark, before.replace("HEADER", "final:")),
+         "<|end|>", "<|user|>Try again.<|end|><|assistant|>final:", "<|end|>"))
     first, again = {"role": "user", "content": "Make 24."}, {"role": "user", "content": "Try again."}
     chats = (("the first answer", [first, {"role": "assistant", "content": "two  words"}, again]),
              ("an answer that is also a part of the feedback",
@@ -341,7 +351,7 @@ def test_glue_ids(m):
                {"role": "assistant", "content": "two  words"}, again]))
 
     def check(messages, last, text, what):
-        given = [dict(message) for message in messages]
+        given, form = [dict(message) for message in messages], copy.deepcopy(m.turn_form(tok, tok.chat_template))
         expected = tok(text, add_special_tokens=False).input_ids
         try:
             got = m.glue_ids(tok, given, last)
@@ -350,14 +360,18 @@ def test_glue_ids(m):
         shown = f"{tok.decode(got)!r} = {got}" if isinstance(got, list) else repr(got)
         assert got == expected, f"glue behind {what}: expected {text!r} = {expected}, got {shown}"
         equal(given, messages, f"the messages after the call, {what}")
-    for name, tok.chat_template, end, between, behind in templates:
-        after = f"{between}Try again.{behind}"
-        said = tok.convert_tokens_to_ids("<|pad|>" if "<|pad|>" in name else end.strip())
+        equal(m.turn_form(tok, tok.chat_template), form, f"turn_form()'s result, which is kept for later calls, {what}")
+    for name, tok.chat_template, end, behind, said in templates:
         for what, messages in chats:
-            check(messages, said, after, f"{what}, which ended, {name}")
-            check(messages, None, end + after, f"{what}, which was cut, {name}")
-            if end == "<|user|>":
-                check(messages, tok.pad_token_id, end + after, f"{what}, which ended with <|pad|>, {name}")
+            check(messages, tok.convert_tokens_to_ids(said), behind, f"{what}, which ended, {name}")
+            check(messages, None, end + behind, f"{what}, which was cut, {name}")
+            if said == "<|user|>":
+                check(messages, tok.pad_token_id, end + behind, f"{what}, which ended with <|pad|>, {name}")
+    tok.chat_template = plain
+    check(messages, 0, most[1], "an answer that ended with the token of id 0")
+    tok._tokenizer.post_processor = TemplateProcessing("<|pad|> $A", special_tokens=[("<|pad|>", tok.pad_token_id)])
+    check(messages, None, most[0] + most[1], "an answer that was cut; the tokenizer puts <|pad|> before a text "
+          "unless add_special_tokens is False")
 
 
 def test_forward(m):

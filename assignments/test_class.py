@@ -306,12 +306,12 @@ def glue(tok, messages, last_id=None):
     _, header, last, between = turn_form(tok, tok.chat_template)
     text = around_answer(tok, messages)[1] + (header if header.strip() else "")
     ids = tok(text, add_special_tokens=False).input_ids
-    if last_id is None or not last and between != [last_id]:
+    if last_id is None or not last and between[-1:] != [last_id]:
         return ids
     return ids[len(between):]
 
 
-ENDS = """    if last_id is None or not last and between != [last_id]:
+ENDS = """    if last_id is None or not last and between[-1:] != [last_id]:
         return ids
     return ids[len(between):]
 """
@@ -326,7 +326,7 @@ slip("glue_ids", "the end of turn is looked for anywhere", glue,
 slip("glue_ids", "the last turn's end is taken off, where earlier turns end otherwise", glue,
      ("len(between)", "len(last)"))
 slip("glue_ids", "what was said is not compared: the next role's mark is lost", glue,
-     (" or not last and between != [last_id]", ""))
+     (" or not last and between[-1:] != [last_id]", ""))
 slip("glue_ids", "the header is left out", glue, (' + (header if header.strip() else "")', ""))
 MARKED = """    text = chat_text(tok, [*messages[:-2], {"role": "assistant", "content": MARK}, messages[-1]],
                      add_generation_prompt=True).rpartition(MARK)[2] + header.strip()
@@ -346,6 +346,24 @@ slip("glue_ids", "the earlier messages are dropped: a template may insist on the
 slip("glue_ids", "the mark is written into the caller's messages", glue,
      ("    _, header", "    messages[-2]['content'] = MARK\n    _, header"))
 slip("glue_ids", "leading space is stripped", glue, ("tok(text,", "tok(text.strip(),"))
+slip("glue_ids", "the tokenizer's own marks, such as a first token of each text, come into the glue", glue,
+     ("tok(text, add_special_tokens=False)", "tok(text)"))
+slip("glue_ids", "a header of blanks is written too: the model says it", glue,
+     ('(header if header.strip() else "")', "header"))
+slip("glue_ids", "an end token with id 0 is taken for none", glue, ("last_id is None", "not last_id"))
+slip("glue_ids", "all up to the tokenizer's end token is taken off, wherever it is", glue,
+     ("ids[len(between):]", "ids[ids.index(tok.eos_token_id) + 1:] if tok.eos_token_id in ids else ids[len(between):]"))
+slip("glue_ids", "all up to the last token that was said is taken off, wherever it is", glue,
+     ("ids[len(between):]", "ids[ids.index(last_id) + 1:] if last_id in ids else ids[len(between):]"))
+slip("glue_ids", "a token is dropped where nothing ends a turn", glue,
+     ("not last and between[-1:] != [last_id]", "not last and between and between[-1:] != [last_id]"),
+     ("ids[len(between):]", "ids[len(between or [0]):]"))
+slip("glue_ids", "one token is always dropped where the conversation's last turn has no end", glue,
+     (" or not last and between[-1:] != [last_id]", ""), ("ids[len(between):]", "ids[len(between) if last else 1:]"))
+slip("glue_ids", "between is one token, it is thought: before the next role's mark may be a newline", glue,
+     ("between[-1:] != [last_id]", "between != [last_id]"))
+slip("glue_ids", "turn_form()'s list is emptied, and it is kept for later calls", glue,
+     ("    return ids[len(between):]\n", "    while between:\n        between.pop()\n        ids = ids[1:]\n    return ids\n"))
 
 
 @wrong("glue_ids", "a bare end token: the template's newline behind it is forgotten")
