@@ -51,10 +51,11 @@ def near(actual, expected, what, tolerance=1e-4):
     assert a.shape == b.shape, (f"{what}: expected {shown[0]} of shape {list(b.shape)}, got {shown[1]} of "
                                 f"shape {list(a.shape)}")
     wrong = ((a - b).abs() <= tolerance).logical_not().flatten().nonzero().flatten().tolist()  # NaN is wrong
-    if wrong:
+    if wrong and a.numel() > 8:
         i = wrong[0]
-        where = f", first difference at {i}: expected {b.flatten()[i]:.6g}, got {a.flatten()[i]:.6g}"
-        raise AssertionError(f"{what}: expected {shown[0]}, got {shown[1]}" + where * (a.numel() > 1))
+        raise AssertionError(f"{what}: {len(wrong)} of {a.numel()} numbers differ, the first at {i}: expected "
+                             f"{b.flatten()[i]:.6g}, got {a.flatten()[i]:.6g}")
+    assert not wrong, f"{what}: expected {shown[0]}, got {shown[1]}"
 
 
 def several(got, names):
@@ -149,10 +150,11 @@ def test_judge_gp(m):
             ('{"formula": "3*8+8-8"}', None, "wrong_numbers"),       # makes 24, with an 8 too many
             ('{"formula": "3+3+8"}', None, "wrong_numbers"),         # neither numbers nor value: one verdict
             ('{"formula": "8*3"}', None, "wrong_numbers"),
+            ('{"formula": "1+1=23"}', None, "wrong_numbers"),        # the claim is looked at with the value
             ('{"formula": "8/(3-8/3"}', None, "illegal"),
             ('{"formula": "=24"}', None, "illegal"),
-            ('{"formula": "3*8=24=24"}', None, "illegal"),
-            ('{"formula": "24=3*8"}', None, "illegal"),              # a claim is a number
+            ('{"formula": "8/(3-8/3)=24=24"}', None, "illegal"),
+            ('{"formula": "24=8/(3-8/3)"}', None, "illegal"),        # a claim is a number
             ('{"formula": 24}', None, "illegal"),
             ('{"number": [3, 3, 8, 8]}', None, "illegal"),
             ('{"formula": "8/(3-8/3) = 24 "}', None, "correct"),
@@ -179,13 +181,17 @@ def test_judge_gp(m):
             ('{"cards": {"3": 8}, "formula": "%s"}' % right, shown, "misread"),
             ('{"cards": [["3", 3], 8, null, "8"], "formula": "%s"}' % right, shown, "misread"),
             ('{"cards": null}', shown, "misread"),
+            ("{}", shown, "misread"),                                # empty JSON is JSON
+            ("{}", None, "illegal"),
             ('{"cards": ["K"], "formula": "%s"}' % right, None, "correct")):         # nothing was to be read
         judged(m, kind, answer, hand, cards=cards)
     for answer, kind, numbers in (
             ("8/(3-8/3)", "correct", [8, 3, 8, 3]), ("3*8+3-8", "wrong_value", [3, 8, 3, 8]),
-            ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None)):
-        verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand)
+            ("8*8+3", "wrong_numbers", [8, 8, 3]), ("8*8+", "illegal", None), (right, "misread", None)):
+        verdict = judged(m, kind, '{"formula": "%s"}' % answer, hand, cards=shown if kind == "misread" else None)
         equal(verdict.numbers, numbers, f"the numbers in the verdict on {answer}, which is {kind}")
+    judged(m, "wrong_value", '{"formula": "(7*7)/(1+1)"}', [7, 7, 1, 1])   # 24.5, which is not rounded
+    judged(m, "wrong_value", '{"formula": "(5*5-1-1/2)"}', [5, 5, 1, 1, 2])  # 23.5
     judged(m, "correct", '{"formula": "3*(1+3)"}', [1, 3, 3], target=12)
     judged(m, "wrong_value", '{"formula": "3*(1+3)=24"}', [1, 3, 3], target=12)
 
@@ -305,27 +311,38 @@ def test_segment_add(m):
 
 
 def test_glue_ids(m):
+    from tokenizers.processors import TemplateProcessing
     from sft import build_tiny
     tok = build_tiny("gp", 0)[1]
     plain, refuse = tok.chat_template, "{% if COND %}{{ raise_exception('refused') }}{% endif %}"
-    ends = "{% if m['role'] == 'assistant' and loop.last %}<|pad|>{% else %}<|end|>{% endif %}"
-    templates = (  # what it is, the template, an answer's end, what stands between it and "Try again.", and behind that
-        ("the repository's template", plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+    ends = "{% if m['role'] == 'assistant' and COND %}<|pad|>{% else %}<|end|>{% endif %}"
+    mark = "<|{{ m['role'] }}|>"
+    before = mark + "{% if m['role'] == 'assistant' %}HEADER{% endif %}"
+    most = "<|end|>", "<|user|>Try again.<|end|><|assistant|>", "<|end|>"
+    templates = (  # what it is, the template, an answer's end, what stands behind that, what the model ends with
+        ("the repository's template", plain, *most),
         ("a template with a newline behind <|end|>", plain.replace("<|end|>", "<|end|>\n"),
-         "<|end|>", "\n<|user|>", "<|end|>\n<|assistant|>"),
+         "<|end|>", "\n<|user|>Try again.<|end|>\n<|assistant|>", "<|end|>"),
         ("a template with a space before <|end|>", plain.replace("<|end|>", " <|end|>"),
-         " <|end|>", "<|user|>", " <|end|><|assistant|>"),
+         " <|end|>", "<|user|>Try again. <|end|><|assistant|>", "<|end|>"),
+        ("a template with a space before an answer", plain.replace(mark, before.replace("HEADER", " ")), *most),
         ("a template that wants the user's turn first",
-         refuse.replace("COND", "messages[0]['role'] != 'user'") + plain, "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+         refuse.replace("COND", "messages[0]['role'] != 'user'") + plain, *most),
         ("a template that refuses some answers", plain.replace("<|end|>", refuse.replace(
-            "COND", "'forbidden' in m['content'] | string") + "<|end|>"), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+            "COND", "'forbidden' in m['content'] | string") + "<|end|>"), *most),
         ("a template that ends the last turn with <|pad|> and earlier ones with <|end|>",
-         plain.replace("<|end|>", ends), "<|end|>", "<|user|>", "<|end|><|assistant|>"),
+         plain.replace("<|end|>", ends.replace("COND", "loop.last")), *most[:2], "<|pad|>"),
+        ("a template that ends the last turn with <|end|> and earlier answers with <|pad|>",
+         plain.replace("<|end|>", ends.replace("COND", "not loop.last")), "<|pad|>", *most[1:]),
         ("a template whose turns are ended by the next role's mark", plain.replace("<|end|>", ""),
-         "<|user|>", "", "<|assistant|>"),
-        ("a template that names a channel before an answer", plain.replace("<|{{ m['role'] }}|>",
-         "<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}final:{% endif %}"),
-         "<|end|>", "<|user|>", "<|end|><|assistant|>final:"))
+         "<|user|>", "Try again.<|assistant|>", "<|user|>"),
+        ("a template whose turns are ended by a newline and the next role's mark",
+         plain.replace("<|end|>", "{{ '\n' }}"), "\n<|user|>", "Try again.\n<|assistant|>", "<|user|>"),
+        ("a template in words, in which nothing ends a turn", "{% for m in messages %}{{ m['role'] }}: "
+         "{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+         "", "\nuser: Try again.\nassistant:", "<|end|>"),
+        ("a template that names a channel before an answer", plain.replace(mark, before.replace("HEADER", "final:")),
+         "<|end|>", "<|user|>Try again.<|end|><|assistant|>final:", "<|end|>"))
     first, again = {"role": "user", "content": "Make 24."}, {"role": "user", "content": "Try again."}
     chats = (("the first answer", [first, {"role": "assistant", "content": "two  words"}, again]),
              ("an answer that is also a part of the feedback",
@@ -336,7 +353,7 @@ def test_glue_ids(m):
                {"role": "assistant", "content": "two  words"}, again]))
 
     def check(messages, last, text, what):
-        given = [dict(message) for message in messages]
+        given, form = [dict(message) for message in messages], copy.deepcopy(m.turn_form(tok, tok.chat_template))
         expected = tok(text, add_special_tokens=False).input_ids
         try:
             got = m.glue_ids(tok, given, last)
@@ -345,14 +362,19 @@ def test_glue_ids(m):
         shown = f"{tok.decode(got)!r} = {got}" if isinstance(got, list) else repr(got)
         assert got == expected, f"glue behind {what}: expected {text!r} = {expected}, got {shown}"
         equal(given, messages, f"the messages after the call, {what}")
-    for name, tok.chat_template, end, between, behind in templates:
-        after = f"{between}Try again.{behind}"
-        said = tok.convert_tokens_to_ids("<|pad|>" if "<|pad|>" in name else end.strip())
+        equal(m.turn_form(tok, tok.chat_template), form,
+              f"turn_form()'s result, which is kept for later calls, {what}")
+    for name, tok.chat_template, end, behind, said in templates:
         for what, messages in chats:
-            check(messages, said, after, f"{what}, which ended, {name}")
-            check(messages, None, end + after, f"{what}, which was cut, {name}")
-            if end == "<|user|>":
-                check(messages, tok.pad_token_id, end + after, f"{what}, which ended with <|pad|>, {name}")
+            check(messages, tok.convert_tokens_to_ids(said), behind, f"{what}, which ended, {name}")
+            check(messages, None, end + behind, f"{what}, which was cut, {name}")
+            if said == "<|user|>":
+                check(messages, tok.pad_token_id, end + behind, f"{what}, which ended with <|pad|>, {name}")
+    tok.chat_template = plain
+    check(messages, 0, most[1], "an answer that ended with the token of id 0")
+    tok._tokenizer.post_processor = TemplateProcessing("<|pad|> $A", special_tokens=[("<|pad|>", tok.pad_token_id)])
+    check(messages, None, most[0] + most[1], "an answer that was cut; the tokenizer puts <|pad|> before a text "
+          "unless add_special_tokens is False")
 
 
 def test_forward(m):
@@ -667,7 +689,7 @@ def test_group_baseline(m):
 
 
 # The update runs in train() itself, on a policy whose gradient is known without autograd: each action token
-# has a weight of its own, and its log-probability is that weight / temperature.
+# has a weight of its own, and its log-probability is that weight / temperature. The reference has other weights.
 
 SIZES = [1, 2, 1, 3, 2, 1, 4, 2]          # action tokens of eight conversations: token i is weight i
 ADVANTAGES = [3, -2, 1, 2, -3, 1, -1, 4, 2, -4, 1, -2, 3, -1, 2, -3]
@@ -675,28 +697,33 @@ RETURNS = [1, 0, -1, 2, 1, 0, 1, -1, 2, 0, 1, 1, -2, 0, 1, 2]
 TRUNK = [1, -1, 2, 0, 1, 1, -2, 1, 0, 2, -1, 1, 1, 0, -1, 2]     # what the value head reads: V = a TRUNK + b
 
 
-def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise=0, **flags):
+def update_run(m, advantage=3.0, ranks=1, others=None, dtype="float32", drift=(), broken=0, noise=0, **flags):
     """One iteration of train() with stubs for all other parts -> namespace. minibatches: the action tokens of
-    each step. passes: conversations and tokens of each forward pass with a gradient. head: a and b. record:
-    the log's. drift: what the log-probs change by before the first step. broken: how many forward passes have
-    a gradient that is not finite. noise: seed of random's own generator."""
+    each step. passes: conversations and tokens of each forward pass with a gradient. backward: for each step
+    the number of backward passes, and of the parts that micro_batches() gives. head: a and b. record: the
+    log's. others: what all_sum() multiplies by: (all 16 tokens' count, other numbers); None: all by ranks.
+    drift: {token: what its log-prob changes by before the first step}. broken: how many forward passes have a
+    gradient that is not finite. noise: seed of random's own generator."""
     import random
     import torch
     from eval import Episode, Segment
     args = SimpleNamespace(**{**dict(
         lr=1.0, value_rate=2.0, gamma=1.0, lam=1.0, beta=0.0, temperature=0.5, epochs=1, minibatches=1,
         target_kl=1e9, clip=0.2, clip_value=0.5, coef_value=0.1, coef_entropy=0.05, decay=0, tokens=1e6,
-        steps=1, batch=4, micro_tokens=12, max_new_tokens=4, evaluations=0, saves=0, seed=0, init="",
+        steps=1, batch=4, micro_tokens=10 ** 6, max_new_tokens=4, evaluations=0, saves=0, seed=0, init="",
         rule="id", vl=False, activation_checkpointing=False, folder=""), **flags})
-    machine = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16 if fp16 else torch.float32,
-                              rank=1, world=ranks, amp=contextlib.nullcontext)  # rank 1 writes no file
+    machine = SimpleNamespace(device=torch.device("cpu"), dtype=getattr(torch, dtype), rank=1, world=ranks,
+                              amp=contextlib.nullcontext)  # rank 1 writes no file
     segments, token = [], 0
     for i, size in enumerate(SIZES):
         prompt = [0] * (1 + i % 3)
         segments.append(Segment(prompt + list(range(token, token + size)), prompt + [1] * size))
         token += size
-    run = SimpleNamespace(args=args, ranks=ranks, advantage=advantage, minibatches=[], passes=[], updating=False,
-                          tokens=sum(len(s.ids) for s in segments))
+    others = others or (ranks, ranks)
+    run = SimpleNamespace(args=args, ranks=ranks, others=others, advantage=advantage, minibatches=[], passes=[],
+                          backward=[], updating=False, tokens=sum(len(s.ids) for s in segments))
+    started, whitened = -torch.arange(1.0, 17) / 8, advantage * (torch.tensor(ADVANTAGES) - 0.25)
+    moved = torch.tensor([float(dict(drift).get(i, 0)) for i in range(16)])
 
     def actions(segment):
         return [i for i, action in zip(segment.ids, segment.action_mask) if action]
@@ -704,19 +731,25 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
     class Policy(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight, self.dropout = torch.nn.Parameter(-torch.arange(1.0, 17) / 8), torch.nn.Dropout(0.5)
+            self.weight, self.dropout = torch.nn.Parameter(started.clone()), torch.nn.Dropout(0.5)
 
         def get_output_embeddings(self):
             return SimpleNamespace(in_features=1)
-    policy, head, scored, seen = Policy().eval(), [], [], []
+    policy, head, scored, seen, backward = Policy().eval(), [], [], [], []
+    last = [None]  # the tokens of the last forward pass
 
     def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
         ids = torch.tensor(sum(map(actions, segments), []))
+        if run.updating:
+            equal(temperature, args.temperature, "the temperature that score() was given, with --temperature 0.5")
+            equal(model.training, False, "is the policy in train mode (dropout) in score()")
+        last[0] = ids
         weights = model.dropout(model.weight)[ids]
         logp, entropy = weights / temperature, 3 * weights
         if run.updating and not run.minibatches:
-            logp = logp + drift
+            logp = logp + moved[ids]
         if torch.is_grad_enabled():
+            logp.register_hook(lambda gradient: backward.append(len(gradient)))
             scored.extend(segments)
             run.passes.append((len(segments), len(segments) * max(len(s.ids) for s in segments)))
             if len(seen) < broken:
@@ -733,8 +766,11 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
             super().__init__(groups, lr=lr)
 
         def step(self, closure=None):
-            run.minibatches.append(sum((actions(s) for s in segments if any(s is x for x in scored)), []))
-            scored.clear()
+            minibatch = [s for s in segments if any(s is x for x in scored)]
+            assert minibatch, "optimizer.step(): expected score() with gradients before it, got no such call"
+            run.minibatches.append(sum(map(actions, minibatch), []))
+            run.backward.append((len(backward), len(micro_batches(minibatch, args.micro_tokens, machine))))
+            scored.clear(), backward.clear()
             return super().step()
 
     def estimate_advantages(episode, *_):
@@ -746,12 +782,22 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
         run.updating = True  # what comes next
         return advantage * (x - 0.25)
 
+    def given(function, name, x, field, of_tokens):
+        """An argument must be the field of the conversations of the last forward pass, by tokens."""
+        if len(x) == len(last[0]):  # else the student has another order, and the weights say more
+            near(x, torch.as_tensor(of_tokens, dtype=torch.float32)[last[0]],
+                 f"the {name} that {function}() was given, .{field} of the part's tokens {last[0].tolist()}")
+
     def policy_loss(logp, old_logp, advantages, clip):
-        equal(clip, 0.2, "the clip that policy_loss() was given, with --clip 0.2")
+        equal(clip, args.clip, f"the clip that policy_loss() was given, with --clip {args.clip}")
+        given("policy_loss", "old_logp", old_logp, "logp", started / args.temperature)
+        given("policy_loss", "advantages", advantages, "whitened", whitened)
         return -advantages * (logp - old_logp).exp()
 
     def value_loss(values, old_values, returns, clip):
         equal(clip, 0.5, "the clip that value_loss() was given, with --clip_value 0.5")
+        given("value_loss", "old_values", old_values, "value", [0] * 16)
+        given("value_loss", "returns", returns, "returns", RETURNS)
         return 0.5 * (values - returns).square() + (values - old_values).square()
 
     def kl_estimators(logp, ref_logp):
@@ -764,7 +810,13 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
         return parts + [(parts[0][0], 0.0)] * (ranks > 1)  # as on a rank with fewer of them than another
 
     def load_model(path, args, machine, trained=True):
-        return (policy if trained else copy.deepcopy(policy)), SimpleNamespace(pad_token_id=0)
+        model = policy if trained else copy.deepcopy(policy)
+        if not trained:
+            model.weight.data += torch.linspace(-0.5, 0.4, 16)
+        return model, SimpleNamespace(pad_token_id=0)
+
+    def all_sum(values, machine):
+        return [float(v) * others[0 if float(v) == 16 else 1] for v in values]
 
     def keep(name):
         return lambda *arguments: setattr(run, name, arguments)
@@ -776,10 +828,9 @@ def update_run(m, advantage=3.0, ranks=1, fp16=False, drift=0.0, broken=0, noise
         score=score, estimate_advantages=estimate_advantages, policy_loss=policy_loss, value_loss=value_loss,
         kl_estimators=kl_estimators, micro_batches=micro_batches, load_model=load_model,
         whiten=whiten, rollout=lambda *_: episodes, scoring_error=lambda *_: 0.0,
-        all_sum=lambda values, machine: [ranks * float(v) for v in values],     # each rank has the same
-        all_mean=lambda means, machine: means, make=lambda *_, **__: env, shard=lambda model, *_: model,
-        load_checkpoint=lambda *_: ("", state, {}), save_checkpoint=keep("saved"), log=keep("logged"),
-        open_run=lambda *_: mock.Mock(n=0))
+        all_sum=all_sum, all_mean=lambda means, machine: means, make=lambda *_, **__: env,
+        shard=lambda model, *_: model, load_checkpoint=lambda *_: ("", state, {}),
+        save_checkpoint=keep("saved"), log=keep("logged"), open_run=lambda *_: mock.Mock(n=0))
     random.seed(noise)
     with mock.patch.multiple(m, **stubs), mock.patch.object(torch.optim, "AdamW", Plain):
         try:
@@ -799,7 +850,8 @@ def by_hand(run):
     args, weights, a, b = run.args, [-(i + 1) / 8 for i in range(16)], 0.0, 0.0
     old, log = [w / args.temperature for w in weights], []
     for tokens in run.minibatches:
-        count = len(tokens)
+        everywhere = len(tokens) * run.others[0]         # the action tokens of all ranks
+        count = everywhere / run.others[1]               # sums are those of this rank, times others[1]
         change = {i: weights[i] / args.temperature - old[i] for i in tokens}
         ratio = {i: math.exp(change[i]) for i in tokens}
         pull = {i: run.advantage * (ADVANTAGES[i] - 0.25) * ratio[i] for i in tokens}
@@ -810,15 +862,16 @@ def by_hand(run):
             "value_loss": sum(0.5 * (value[i] - RETURNS[i]) ** 2 + value[i] ** 2 for i in tokens) / count,
             "entropy": sum(3 * weights[i] for i in tokens) / count,
             "approx_kl": sum(-change[i] if change[i] < 0 else 5 * change[i] for i in tokens) / count,
+            "abs_log_ratio": sum(abs(change[i]) for i in tokens) / count,
             "clip_fraction": sum(abs(ratio[i] - 1) > args.clip for i in tokens) / count})
         gradient = [0.0] * 18
         for i in tokens:
-            gradient[i] = (-pull[i] / args.temperature - 3 * args.coef_entropy) / count / run.ranks
+            gradient[i] = (-pull[i] / args.temperature - 3 * args.coef_entropy) / everywhere
             for place, slope in ((16, TRUNK[i]), (17, 1)):
-                gradient[place] += args.coef_value * error[i] * slope / count / run.ranks
+                gradient[place] += args.coef_value * error[i] * slope / everywhere
         norm = math.sqrt(sum(g * g for g in gradient))
         log[-1]["grad_norm"] = norm
-        gradient = [g * min(1, 1 / norm) for g in gradient]
+        gradient = [g * min(1, 1 / max(norm, 1e-9)) for g in gradient]
         weights = [w - args.lr * g for w, g in zip(weights, gradient)]
         a, b = (x - args.lr * args.value_rate * g for x, g in zip((a, b), gradient[16:]))
     return weights, [a, b], {name: sum(x[name] for x in log) / len(log) for name in log[0]}
@@ -826,40 +879,78 @@ def by_hand(run):
 
 def test_update(m):
     import torch
+    started = -torch.arange(1.0, 17) / 8
 
     def went(what, steps, **settings):
         """A run that must come to its end after so many steps. Each must be the one that by_hand() takes."""
         run = update_run(m, **settings)
         assert not run.stopped, f"{what}: expected an iteration without an error, got {run.stopped!r}"
-        equal(len(run.minibatches), steps, f"{what}: optimizer steps")
+        equal(len(run.minibatches), steps, f"{what}: optimizer steps" + ", no step was taken" * (not run.minibatches))
         weights, head, log = by_hand(run)
         after = f"{what}: after {steps} step{'s' * (steps > 1)} of plain gradient descent"
+        move, expected = run.weights - started, torch.tensor(weights) - started
+        assert move.any(), f"{after}: expected other weights of the policy, got the old ones: its gradient was 0"
+        share = (move / expected)[expected.abs() > 1e-4]
+        if steps == 1 and (share - share[0]).abs().max() < 1e-3:  # a wrong weight, sign or count
+            near(share[0], torch.tensor(1.0), f"{after}: how far the policy's weights went, as a multiple of what is "
+                 "right", 1e-3)
         near(run.weights, weights, f"{after}, the policy's weights", 1e-6)
         near(torch.tensor(run.head), head, f"{after}, the value head's weights", 1e-6)
         equal(run.record["updates"], steps, f"{what}: updates")
         for name, expected in log.items():
             assert name in run.record, f"{what}: {name} in the log: expected {expected:.6g}, got nothing"
-            near(run.record[name], expected, f"{what}: {name} in the log", 1e-4)
+            near(run.record[name], expected, f"{what}: {name} in the log, the mean over the steps", 1e-4)
+        near(run.record["ratio_error"], 0.0,
+             f"{what}: ratio_error, which is measured only before the first step", 1e-6)
+        for i, (got, parts) in enumerate(run.backward if run.ranks > 1 else []):
+            assert got >= parts, (f"{what}: backward passes before step {i + 1}: expected {parts}, one for each part "
+                                  f"that micro_batches() gives, also for that with weight 0, got {got}")
         return run
 
     def trained(run):
         """FLOP in the log: for each of 16 weights 6 a trained token, and 2 a token that is scored twice."""
-        return (run.record["flops"] / 16 - 4 * run.tokens) / 6
-    # One step on all tokens, whatever the micro-batches.
-    for limit, (advantage, size) in product((12, 1, 10 ** 6), ((3.0, "above"), (0.3, "below"))):
-        what = f"--epochs 1 --minibatches 1 --micro_tokens {limit}, gradient norm {size} 1"
+        return (run.record["flops"] / 16 / run.ranks - 4 * run.tokens) / 6
+
+    def fails(what, **settings):
+        run = update_run(m, **settings)
+        assert run.stopped and not run.minibatches, (
+            f"{what}: expected fail() before a step, got {len(run.minibatches)} steps and "
+            f"{run.stopped or 'no error'!r}")
+
+    def goes_on(what, **settings):
+        run = update_run(m, **settings)
+        assert not run.stopped, f"{what}: expected no error, got {run.stopped!r}"
+        return run
+    # One step on all tokens, in one part. One term of the loss after the other.
+    for terms, coefficients in (("policy loss only", (0.0, 0.0)), ("policy and value loss", (0.1, 0.0)),
+                                ("policy loss and entropy bonus", (0.0, 0.05)), ("all three terms", (0.1, 0.05))):
+        settings = dict(zip(("coef_value", "coef_entropy"), coefficients))
+        flags = " ".join(f"--{name} {x:g}" for name, x in settings.items())
+        went(f"{terms} ({flags}), one step on one part, gradient norm below 1", 1, advantage=0.3, **settings)
+    went("all three terms, one step on one part, gradient norm above 1", 1)
+    # The same, in several parts.
+    for limit, (advantage, size) in product((12, 1), ((0.3, "below"), (3.0, "above"))):
+        what = f"one step on several parts (--micro_tokens {limit}), gradient norm {size} 1"
         run = went(what, 1, micro_tokens=limit, advantage=advantage)
-        near(run.record["ratio_error"], 0.0, f"{what}: ratio_error", 1e-6)
         most = max([tokens for conversations, tokens in run.passes if conversations > 1], default=0)
         assert most <= limit, (f"{what}: tokens of a forward pass of several conversations, with padding: "
                                f"expected at most {limit}, got {most}")
-    # Two epochs of four minibatches.
-    what = "--epochs 2 --minibatches 4"
-    run, again = (went(what, 8, epochs=2, minibatches=4, lr=0.5, noise=noise) for noise in (0, 1))
-    for epoch in (run.minibatches[:4], run.minibatches[4:]):
-        equal(sorted(sum(epoch, [])), list(range(16)), f"{what}: the action tokens of an epoch, sorted")
+    # Two steps on all tokens. In the second the ratios are not 1; some are between exp(clip) and 1 + clip.
+    for clip in (0.2, 0.5):
+        went(f"--epochs 2 --minibatches 1 --clip {clip}, several parts", 2, epochs=2, micro_tokens=12, clip=clip,
+             advantage=1.0)
+    # Two epochs of five minibatches.
+    what = "--epochs 2 --minibatches 5 with eight conversations"
+    run = update_run(m, epochs=2, minibatches=5, lr=0.5)
+    assert not run.stopped, f"{what}: expected an iteration without an error, got {run.stopped!r}"
+    equal(len(run.minibatches), 10, f"{what}: optimizer steps")
+    for epoch in (run.minibatches[:5], run.minibatches[5:]):
+        tokens = sum(epoch, [])
+        for i in range(16):
+            equal(tokens.count(i), 1, f"{what}: how often action token {i} is trained in an epoch")
         equal([] in epoch, False, f"{what}: is a minibatch empty")
-    equal(run.minibatches[:4] == run.minibatches[4:], False, f"{what}: are both epochs' minibatches the same")
+    run, again = (went(what, 10, epochs=2, minibatches=5, lr=0.5, noise=noise) for noise in (0, 1))
+    equal(run.minibatches[:5] == run.minibatches[5:], False, f"{what}: are both epochs' minibatches the same")
     equal(run.minibatches == again.minibatches, True,
           f"{what}: has a second run with the same seed the same minibatches (rng)")
     near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, by the flops in the log", 0.5)
@@ -867,31 +958,52 @@ def test_update(m):
     what = "--epochs 3 --minibatches 1, where the KL is too large in the second epoch"
     run = went(what, 1, epochs=3, target_kl=0.01)
     near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, by the flops in the log", 0.5)
-    # The first ratio.
-    for drift in (3e-4, -3e-4):
-        run = update_run(m, drift=drift)
-        what = f"log-probs that change by {drift} before the first step"
-        assert not run.stopped, f"{what}: expected no error, got {run.stopped!r}"
+    # The first ratio. Tokens 0 and 13 are in the first and in the last part.
+    for (token, other), sign in product(((0, 13), (13, 0)), (1, -1)):
+        where = f"before the first step, the log-prob of one token in the {'last' if token else 'first'} part"
+        what = f"{where} changes by {sign * 3e-4}, of one in the {'first' if token else 'last'} part by 0.0001"
+        run = goes_on(what, drift={token: sign * 3e-4, other: 1e-4}, micro_tokens=12)
         near(run.record["ratio_error"], 3e-4, f"{what}: ratio_error", 1e-5)
-    for drift in (0.1, -0.1):
-        run = update_run(m, drift=drift)
-        assert run.stopped and not run.minibatches, (
-            f"log-probs that change by {drift} before the first step, in fp32: expected fail() before a step, "
-            f"got {len(run.minibatches)} steps and {run.stopped or 'no error'!r}")
+        fails(f"{where} changes by {sign * 0.1}, in fp32", drift={token: sign * 0.1}, micro_tokens=12)
+    fails("before the first step, all log-probs change by 0.1, in fp32 with --target_kl 0.01 (ratio_error is tested "
+          "before the KL)", drift=dict.fromkeys(range(16), 0.1), target_kl=0.01)
+    for dtype in ("bfloat16", "float16"):
+        where = f"in {dtype}, before the first step,"
+        what = f"{where} all log-probs change by 0.01 (their mean may change by 0.05)"
+        run = goes_on(what, dtype=dtype, drift=dict.fromkeys(range(16), 0.01))
+        near(run.record["ratio_error"], 0.01, f"{what}: ratio_error", 1e-5)
+        goes_on(f"{where} one of 16 log-probs changes by 0.5, so the mean |log ratio| is 0.031", dtype=dtype,
+                drift={9: 0.5})
+        fails(f"{where} half of the log-probs change by 0.12, the others by -0.12", dtype=dtype,
+              drift={i: (-1) ** i * 0.12 for i in range(16)}, target_kl=0.01)
+        for token in (0, 13):
+            fails(f"{where} one of 16 log-probs, in the {'last' if token else 'first'} part, changes by 1.2, so the "
+                  "mean |log ratio| is 0.075", dtype=dtype, drift={token: 1.2}, micro_tokens=12)
     # Several ranks. FSDP adds their gradients up.
-    went("the first of two ranks with equal data, one micro-batch with weight 0", 4, ranks=2, epochs=2,
-         minibatches=2)
+    what = "one of two ranks with equal data, one part with weight 0"
+    run = went(what, 4, ranks=2, epochs=2, minibatches=2, micro_tokens=12)
+    near(trained(run), 2 * run.tokens, f"{what}: trained_tokens, this rank's, by the flops in the log", 0.5)
+    run = goes_on(what, ranks=2, drift={13: 3e-4}, micro_tokens=12)
+    near(run.record["ratio_error"], 3e-4, f"{what}: ratio_error, this rank's", 1e-5)
+    unequal = dict(ranks=2, others=(3, 2), epochs=2, advantage=1.0)
+    what = "one of two ranks, of which the other one has twice as many tokens"
+    run = went(what, 2, **unequal)
+    kl = 2 * run.record["approx_kl"]  # of the second minibatch; that of the first is 0
+    for share, steps in ((0.75, 1), (1.25, 2)):  # this rank's sum over all ranks' count: 0.5; over its own: 1.5
+        went(f"{what}, approx_kl in the second epoch is {1 / share:.3g} times --target_kl", steps, **unequal,
+             target_kl=share * kl)
     # Gradients that are not finite.
     what = "the first gradient is not finite"
     try:
-        run = update_run(m, broken=1, epochs=2, micro_tokens=10 ** 6)
+        run = update_run(m, broken=1, epochs=2)
     except RuntimeError as error:  # of clip_grad_norm_(..., error_if_nonfinite=True)
-        assert "non-finite" in str(error), error
+        if "non-finite" not in str(error):
+            raise
     else:
         finite = run.weights.isfinite().all().item() and len(run.minibatches) <= 1
         assert finite, f"{what}: expected no step on it, got {len(run.minibatches)} steps in 2 epochs"
-    went("fp16 with its loss scaler", 1, fp16=True)
-    run = went(f"fp16, {what}, --epochs 2", 1, fp16=True, broken=1, epochs=2, micro_tokens=10 ** 6)
+    went("fp16 with its loss scaler", 1, dtype="float16")
+    run = went(f"fp16, {what}, --epochs 2", 1, dtype="float16", broken=1, epochs=2)
     equal(run.scale, 2.0 ** 15, f"fp16, {what}: the loss scale in the end; it was 65536")
 
 

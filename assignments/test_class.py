@@ -143,6 +143,18 @@ slip("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed", j
      ("sorted(used) != sorted(numbers)", "set(used) != set(numbers)"))
 slip("judge_gp", "what the formula claims behind = is not looked at", judge,
      (" or (sign and int(claim) != target)", ""))
+slip("judge_gp", "what the formula claims is judged before its numbers", judge,
+     (NUMBERS, "    if sign and int(claim) != target:\n        return verdict('wrong_value', used)\n" + NUMBERS))
+slip("judge_gp", "the value is cut to an integer: 24.5 is 24", judge, ("if value !=", "if int(value) !="))
+slip("judge_gp", "the value is rounded: 24.5 is 24", judge, ("if value !=", "if round(value) !="))
+slip("judge_gp", "the value is rounded up: 23.5 is 24", judge, ("if value !=", "if math.ceil(value) !="),
+     ("    fields =", "    import math\n    fields ="))
+slip("judge_gp", "empty JSON is taken for none: the cards are misread there", judge,
+     ("if fields is None", "if not fields"))
+slip("judge_gp", "a second = and what is behind it are not looked at", judge,
+     ('formula.partition("=")', '"=".join(formula.split("=")[:2]).partition("=")'))
+slip("judge_gp", "misread cards with the hand's numbers", judge,
+     ('said, list):\n            return verdict("misread"', 'said, list):\n            return verdict("misread", numbers'))
 slip("judge_gp", "the cards must be read in the order shown", judge,
      ("sorted(said) != sorted(cards)", "said != cards"))
 slip("judge_gp", "wrong numbers without the numbers: the column of the other rule would be 0", judge,
@@ -294,12 +306,12 @@ def glue(tok, messages, last_id=None):
     _, header, last, between = turn_form(tok, tok.chat_template)
     text = around_answer(tok, messages)[1] + (header if header.strip() else "")
     ids = tok(text, add_special_tokens=False).input_ids
-    if last_id is None or not last and between != [last_id]:
+    if last_id is None or not last and between[-1:] != [last_id]:
         return ids
     return ids[len(between):]
 
 
-ENDS = """    if last_id is None or not last and between != [last_id]:
+ENDS = """    if last_id is None or not last and between[-1:] != [last_id]:
         return ids
     return ids[len(between):]
 """
@@ -314,7 +326,7 @@ slip("glue_ids", "the end of turn is looked for anywhere", glue,
 slip("glue_ids", "the last turn's end is taken off, where earlier turns end otherwise", glue,
      ("len(between)", "len(last)"))
 slip("glue_ids", "what was said is not compared: the next role's mark is lost", glue,
-     (" or not last and between != [last_id]", ""))
+     (" or not last and between[-1:] != [last_id]", ""))
 slip("glue_ids", "the header is left out", glue, (' + (header if header.strip() else "")', ""))
 MARKED = """    text = chat_text(tok, [*messages[:-2], {"role": "assistant", "content": MARK}, messages[-1]],
                      add_generation_prompt=True).rpartition(MARK)[2] + header.strip()
@@ -334,6 +346,29 @@ slip("glue_ids", "the earlier messages are dropped: a template may insist on the
 slip("glue_ids", "the mark is written into the caller's messages", glue,
      ("    _, header", "    messages[-2]['content'] = MARK\n    _, header"))
 slip("glue_ids", "leading space is stripped", glue, ("tok(text,", "tok(text.strip(),"))
+slip("glue_ids", "the tokenizer's own marks, such as a first token of each text, come into the glue", glue,
+     ("tok(text, add_special_tokens=False)", "tok(text)"))
+slip("glue_ids", "a header of blanks is written too: the model says it", glue,
+     ('(header if header.strip() else "")', "header"))
+slip("glue_ids", "an end token with id 0 is taken for none", glue, ("last_id is None", "not last_id"))
+slip("glue_ids", "all up to the tokenizer's end token is taken off, wherever it is", glue,
+     ("ids[len(between):]",
+      "ids[ids.index(tok.eos_token_id) + 1:] if tok.eos_token_id in ids else ids[len(between):]"))
+slip("glue_ids", "all up to the last token that was said is taken off, wherever it is", glue,
+     ("ids[len(between):]", "ids[ids.index(last_id) + 1:] if last_id in ids else ids[len(between):]"))
+slip("glue_ids", "a token is dropped where nothing ends a turn", glue,
+     ("not last and between[-1:] != [last_id]", "not last and between and between[-1:] != [last_id]"),
+     ("ids[len(between):]", "ids[len(between or [0]):]"))
+slip("glue_ids", "one token is always dropped where the conversation's last turn has no end", glue,
+     (" or not last and between[-1:] != [last_id]", ""), ("ids[len(between):]", "ids[len(between) if last else 1:]"))
+slip("glue_ids", "between is one token, it is thought: before the next role's mark may be a newline", glue,
+     ("between[-1:] != [last_id]", "between != [last_id]"))
+slip("glue_ids", "turn_form()'s list is emptied, and it is kept for later calls", glue,
+     ("    return ids[len(between):]\n", """    while between:
+        between.pop()
+        ids = ids[1:]
+    return ids
+"""))
 
 
 @wrong("glue_ids", "a bare end token: the template's newline behind it is forgotten")
@@ -785,7 +820,8 @@ def update():
             minibatch = order[k * len(order) // args.minibatches:(k + 1) * len(order) // args.minibatches]
             count = all_sum([sum(sum(s.action_mask) for s in minibatch)], machine)[0]
             optimizer.zero_grad()
-            total = dict(policy_loss=0.0, value_loss=0.0, entropy=0.0, approx_kl=0.0, clip_fraction=0.0)
+            total = dict(policy_loss=0.0, value_loss=0.0, entropy=0.0, approx_kl=0.0, abs_log_ratio=0.0,
+                         clip_fraction=0.0)
             for part, weight in micro_batches(minibatch, args.micro_tokens, machine):
                 logp, entropy, value = score(policy, part, pad, machine, args.temperature, value_head)
                 old = joined(part, "logp")
@@ -801,10 +837,12 @@ def update():
                     total["value_loss"] += weight * critic.sum().item()
                     total["entropy"] += weight * entropy.sum().item()
                     total["approx_kl"] += weight * kl_estimators(old, logp)[1].sum().item()
+                    total["abs_log_ratio"] += weight * (logp - old).abs().sum().item()
                     total["clip_fraction"] += weight * (gone.abs() > args.clip).sum().item()
             trained_tokens += sum(len(s.ids) for s in minibatch)
             means = {name: x / count for name, x in zip(total, all_sum(total.values(), machine))}
-            if machine.dtype == torch.float32 and ratio_error > 1e-3:
+            if updates == 0 and (ratio_error > 1e-3 if machine.dtype == torch.float32
+                                 else means["abs_log_ratio"] > 0.05):
                 fail(f"the first ratio is off by {ratio_error}")
             if means["approx_kl"] > args.target_kl:
                 done = True
@@ -896,6 +934,99 @@ slip("update", "the run goes on where the first ratio is not 1", update,
      ("ratio_error > 1e-3", "ratio_error > 1e9"))
 slip("update", "trained_tokens counts the action tokens only", update,
      ("trained_tokens += sum(len(s.ids)", "trained_tokens += sum(len(s.logp)"))
+
+for reason, *changes in (
+        ("the reference's log-probs in place of the old ones", ('joined(part, "logp")', 'joined(part, "ref_logp")')),
+        ("the KL from the reference in place of from the old policy",
+         ("kl_estimators(old, logp)", 'kl_estimators(joined(part, "ref_logp"), logp)')),
+        ("ratio_error from the reference",
+         ("max(ratio_error, (logp - old)", 'max(ratio_error, (logp - joined(part, "ref_logp"))')),
+        ("the clip fraction from the reference",
+         ("gone = (logp - old)", 'gone = (logp - joined(part, "ref_logp"))'))):
+    slip("update", reason, update, *changes)
+SLICE = "order[k * len(order) // args.minibatches:(k + 1) * len(order) // args.minibatches]"
+slip("update", "the rest of the conversations is dropped where their number is no multiple", update,
+     (SLICE, "order[k * (len(order) // args.minibatches):(k + 1) * (len(order) // args.minibatches)]"))
+for reason, size in (("rounded down, so there are more minibatches", "max(1, len(order) // args.minibatches)"),
+                     ("rounded up, so there are fewer minibatches", "-(-len(order) // args.minibatches)")):
+    slip("update", "a minibatch's size is " + reason, update,
+         ("for k in range(args.minibatches)", f"for k in range(0, len(order), {size})"),
+         (SLICE, f"order[k:k + {size}]"))
+slip("update", "ratio_error is of all steps, though the run stops only before the first", update,
+     ("if updates == 0:\n", "if True:\n"))
+slip("update", "ratio_error is that of the last micro-batch", update,
+     ("max(ratio_error, (logp - old).abs().max().item())", "(logp - old).abs().max().item()"))
+slip("update", "ratio_error is that of the first micro-batch", update,
+     ("max(ratio_error, (logp - old).abs().max().item())", "ratio_error or (logp - old).abs().max().item()"))
+slip("update", "ratio_error has a sign", update, ("(logp - old).abs().max()", "(logp - old).max()"))
+slip("update", "ratio_error is added up over the ranks", update,
+     ("            trained_tokens +=",
+      "            ratio_error = all_sum([ratio_error], machine)[0]\n            trained_tokens +="))
+STOP = """(ratio_error > 1e-3 if machine.dtype == torch.float32
+                                 else means["abs_log_ratio"] > 0.05)"""
+slip("update", "fp32's bound of the first ratio in every dtype", update, (STOP, "ratio_error > 1e-3"))
+slip("update", "only fp32 has a bound", update,
+     (STOP, "machine.dtype == torch.float32 and ratio_error > 1e-3"))
+slip("update", "a bound for fp32 and bf16, none for fp16", update,
+     (STOP, STOP + " and not scaler.is_enabled()"))
+slip("update", "the other bound is of the largest log ratio and not of the mean", update,
+     ('means["abs_log_ratio"] > 0.05', "ratio_error > 0.05"))
+slip("update", "the mean log ratio with its sign: ups and downs cancel", update,
+     ('weight * (logp - old).abs().sum()', "weight * (logp - old).sum()"))
+slip("update", "the mean |log ratio| is not logged", update,
+     ("for name in means:\n", "for name in set(means) - {'abs_log_ratio'}:\n"))
+slip("update", "the KL stop comes before the test of the first ratio", update,
+     ("            if updates == 0 and (", """            if means["approx_kl"] > args.target_kl:
+                done = True
+                break
+            if updates == 0 and ("""))
+slip("update", "a micro-batch with weight 0 is not run: FSDP2 hangs", update,
+     ("                logp, entropy, value = score(",
+      "                if weight == 0:\n                    continue\n                logp, entropy, value = score("))
+slip("update", "a micro-batch with weight 0 has no backward pass: FSDP2 hangs", update,
+     ("                scaler.scale(loss / count)", "                weight and scaler.scale(loss / count)"))
+slip("update", "the KL stop asks this rank's sum over all ranks' tokens", update,
+     ('means["approx_kl"] > args.target_kl', 'total["approx_kl"] / count > args.target_kl'))
+slip("update", "the KL stop asks this rank's mean", update, (
+    'means["approx_kl"] > args.target_kl',
+    'total["approx_kl"] / sum(len(s.logp) for s in minibatch) > args.target_kl'))
+slip("update", "the log has this rank's means", update,
+     ("all_sum(total.values(), machine)",
+      "[y * count / sum(len(s.logp) for s in minibatch) for y in total.values()]"))
+slip("update", "trained_tokens are added up over the ranks, and train() does that once more", update,
+     ("trained_tokens += sum(len(s.ids) for s in minibatch)",
+      "trained_tokens += int(all_sum([sum(len(s.ids) for s in minibatch)], machine)[0])"))
+slip("update", "a minibatch at which the KL stop ends the update is not in trained_tokens", update,
+     ("            trained_tokens += sum(len(s.ids) for s in minibatch)\n", ""),
+     ("            scaler.unscale_",
+      "            trained_tokens += sum(len(s.ids) for s in minibatch)\n            scaler.unscale_"))
+slip("update", "a micro-batch with weight 0 is counted among the tokens", update,
+     ("all_sum([sum(sum(s.action_mask) for s in minibatch)], machine)[0]",
+      "all_sum([sum(sum(s.action_mask) for part, _ in micro_batches(minibatch, args.micro_tokens, machine) "
+      "for s in part)], machine)[0]"))
+slip("update", "a minibatch at which the KL stop ends the update is in the stats", update,
+     ("""                for name in means:
+                    stats[name] += means[name]
+""", ""),
+     ("            if means[\"approx_kl\"] >", """            for name in means:
+                stats[name] += means[name]
+            if means["approx_kl"] >"""))
+slip("update", "an fp16 gradient that is not finite ends the update", update,
+     ("            scaler.update()\n", """            scaler.update()
+            if not math.isfinite(norm):
+                done = True
+                break
+"""))
+slip("update", "gradients are set to zero once an epoch", update,
+     ("            optimizer.zero_grad()\n", ""),
+     ("        rng.shuffle(order)\n", "        rng.shuffle(order)\n        optimizer.zero_grad()\n"))
+slip("update", "the clip fraction by the log ratio", update, ("gone.abs() >", "(logp - old).abs() >"))
+slip("update", "the critic's old values are the new ones: its clip never acts", update,
+     ('joined(part, "value"), joined', "value.detach(), joined"))
+slip("update", "grad_norm is the norm after clipping", update,
+     ('stats["grad_norm"] += norm', 'stats["grad_norm"] += min(norm, 1.0)'))
+slip("update", "the policy's weight is missing where the critic has one", update,
+     ("(actor + args.coef_value * critic", "((1 - args.coef_value) * actor + args.coef_value * critic"))
 
 
 @wrong("group_baseline", "the mean of the whole batch")
@@ -1066,8 +1197,8 @@ def _():
         policy.zero_grad()
         value_head.zero_grad()
         [everywhere] = all_sum([sum(s.logp.numel() for s in chosen)], machine)
-        names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"]
-        sums = torch.zeros(5, dtype=torch.float64)
+        names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "abs_log_ratio"]
+        sums = torch.zeros(6, dtype=torch.float64)
         for part, weight in micro_batches(chosen, args.micro_tokens, machine):
             new, entropy, value = score(policy, part, pad, machine, temperature=args.temperature,
                                         value_head=value_head, entropy_grad=True)
@@ -1080,14 +1211,16 @@ def _():
             ratio = (new.detach() - old).exp()
             outside = (ratio > 1 + args.clip) | (ratio < 1 - args.clip)
             k3 = kl_estimators(old, new.detach())[1]
-            found = actor, critic, entropy, k3, outside
+            found = actor, critic, entropy, k3, outside, ratio.log().abs()
             sums += weight * torch.stack([x.detach().double().sum() for x in found])
             if not updates:
                 ratio_error = max(ratio_error, float(ratio.log().abs().max()))
         trained_tokens += sum(map(len, (s.ids for s in chosen)))
+        found = dict(zip(names, [x / everywhere for x in all_sum(sums.tolist(), machine)]))
         if machine.dtype == torch.float32:
             assert ratio_error < 1e-3 or fail("not repeatable")
-        found = dict(zip(names, [x / everywhere for x in all_sum(sums.tolist(), machine)]))
+        else:
+            assert updates or found["abs_log_ratio"] <= 0.05 or fail("not repeatable on the mean")
         if found["approx_kl"] > args.target_kl:
             break
         found["grad_norm"] = clip_and_step(parameters, [optimizer], scaler, "update")
@@ -1105,15 +1238,16 @@ def _():
             yield part, weight, logp, entropy, value
 
     def measure(minibatch):
-        kl, outside, off = 0.0, 0.0, 0.0
+        kl, outside, off, mean = 0.0, 0.0, 0.0, 0.0
         with torch.no_grad():
             for part, weight, logp, _, _ in parts_of(minibatch):
                 change = logp - joined(part, "logp")
                 kl += weight * kl_estimators(joined(part, "logp"), logp)[1].sum().item()
                 outside += weight * ((change.exp() - 1).abs() > args.clip).sum().item()
                 off = max(off, change.abs().max().item())
-        kl, outside, count = all_sum([kl, outside, sum(len(s.value) for s in minibatch)], machine)
-        return kl / count, outside / count, off, count
+                mean += weight * change.abs().sum().item()
+        kl, outside, mean, count = all_sum([kl, outside, mean, sum(len(s.value) for s in minibatch)], machine)
+        return kl / count, outside / count, off, mean / count, count
 
     queue = []
     for _ in range(args.epochs):
@@ -1122,10 +1256,10 @@ def _():
     while queue:
         minibatch = queue.pop(0)
         trained_tokens += sum(len(s.ids) for s in minibatch)
-        kl, outside, off, count = measure(minibatch)
+        kl, outside, off, mean, count = measure(minibatch)
         if updates == 0:
             ratio_error = max(off, ratio_error)
-            if off > 1e-3 and machine.dtype == torch.float32:
+            if off > 1e-3 and machine.dtype == torch.float32 or mean > 0.05:
                 raise SystemExit("the first ratio is not 1")
         if kl > args.target_kl:
             queue = []
@@ -1148,7 +1282,7 @@ def _():
         updates += 1
         pl, vl, ent = (x / count for x in all_sum(sums, machine))
         stats.update(policy_loss=pl, value_loss=vl, entropy=ent, approx_kl=kl, clip_fraction=outside,
-                     grad_norm=norm)
+                     abs_log_ratio=mean, grad_norm=norm)
 
 
 @right("group_baseline", "group by group")
