@@ -4,6 +4,7 @@
     python results/gpu.py same FILE MODEL DEVICE DTYPE   # one model's numbers on DEVICE and on the CPU in fp32
     python results/gpu.py measure FILE sft|rl FLAGS      # a few steps: seconds of each part, GB held
     python results/gpu.py spent RUN                      # tokens (X / 6N) that a run has used up
+    python results/gpu.py curve RUN TABLE FILE           # its metrics.jsonl, with its row of the table as the last record
     python results/gpu.py summary FILES                  # a line a check: PASS or FAIL, with its numbers
 """
 import gc
@@ -140,6 +141,14 @@ def spent(home):
     print(f"{(flops[-1] - flops[0]) / 6 / records[0]['n']:.0f}")
 
 
+def curve(home, table, file):
+    records = lines(os.path.join(home, "metrics.jsonl"))
+    row = next(row for row in read(table)["rows"] if row["name"] == os.path.basename(home))
+    records.append({"step": records[-1]["step"], "flops": records[-1]["flops"], **row})
+    with open(file, "w") as f:
+        f.writelines(json.dumps(r) + "\n" for r in records)
+
+
 def write(file, content):
     with open(file, "w") as f:
         json.dump(content, f, indent=1)
@@ -175,16 +184,16 @@ def summary(files):
     for file in found("tiny-*-table.json"):
         run = file.removesuffix("-table.json")
         _, env, device, dtype = os.path.basename(run).split("-")
+        reference = os.path.join(files, f"tiny-{env}-cpu-fp32")
         name, rows = f"{env} {device} {dtype}", {row["name"]: row for row in read(file)["rows"]}
         iterations = [r for r in lines(run + "-rl.jsonl") if "ratio_error" in r]
         error = max(r["ratio_error"] for r in iterations)
         verdict(error <= BOUNDS[dtype][2], f"{name}: ratio_error {error:.1e} (<= {BOUNDS[dtype][2]:g}) in "
                 f"{len(iterations)} iterations, {sum(r['sampling_seconds'] for r in iterations):.0f} s of sampling")
-        if device == "cpu":
+        if run == reference:
             print("      " + "; ".join(f"{row} " + ", ".join(f"{rows[row][c]['p']:.2f}" for c in ("seen", "id", "ood"))
                                        for row in rows))
             continue
-        reference = os.path.join(files, f"tiny-{env}-cpu-fp32")
         theirs = {row["name"]: row for row in read(reference + "-table.json")["rows"]}
         losses = [[r["loss"] for r in lines(f"{x}-base.jsonl") if "loss" in r][:10] for x in (reference, run)]
         drift = max(abs(b / a - 1) for a, b in zip(*losses))
@@ -199,7 +208,7 @@ def summary(files):
     print("\nSpeed and memory, random weights. GB: held between steps, at most; README's table says")
     for file in found("size-*.json"):
         r, name = read(file), os.path.basename(file).removesuffix(".json")
-        text = (f"{name} ({r['n'] / 1e9:.2f}e9, {r['dtype']}): {r['held_gb']:.2f}, {r['peak_gb']:.1f} GB; "
+        text = (f"{name} ({r['n'] / 1e9:.3g}e9, {r['dtype']}): {r['held_gb']:.2f}, {r['peak_gb']:.1f} GB; "
                 f"formula {r['formula_held_gb']:.2f}, {r['formula_most_gb']:.1f} without activations; "
                 f"{r['tokens_per_s']:.0f} tokens/s")
         if r["method"] == "rl":
@@ -228,4 +237,4 @@ def check_cells(name, mine, theirs, spread):
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (build, same, measure, spent, summary)}[sys.argv[1]](*sys.argv[2:])
+    {f.__name__: f for f in (build, same, measure, spent, curve, summary)}[sys.argv[1]](*sys.argv[2:])

@@ -59,7 +59,7 @@ released() {  # task, budget, an answer's longest length: a short SFT; then PPO,
   $PYTHON -u sft.py $flags --episodes 0 --lr $SFT_LR --tokens $($PYTHON results/gpu.py spent $home/rl) || return 1
   $PYTHON -u eval.py $flags --episodes $EPISODES --models $model $home/{init,sft,rl} || return 1
   for name in sft rl; do
-    cp $home/$name/metrics.jsonl $run-$name.jsonl
+    $PYTHON results/gpu.py curve $home/$name $home/eval.json $run-$name.jsonl
     $PYTHON results/figures.py course $run-$name.jsonl
   done
   $PYTHON results/figures.py curves $run.png $run-{sft,rl}.jsonl  # needs matplotlib
