@@ -4,19 +4,22 @@
 # summary.txt there has a line a check. A step that fails is named, and the next one begins. A second start leaves out the
 # steps that are done. To try every line on a CPU:
 #   DEVICE=cpu DTYPES=bf16 SIZES=tiny JOBS=1 LIMIT=9999 BASE="--tokens 2e4" RL="--tokens 2e3 --batch 4" EPISODES=2 \
-#     SIZE="--dtype bf16 --batch 4" INIT_TOKENS=500 GP_TOKENS=2e3 VIRL_TOKENS=2e3 BATCH=4 bash results/gpu.sh out/gpu/model-tiny
+#     SIZE="--dtype bf16 --batch 4" INIT_TOKENS=500 GP_TOKENS=2e3 VIRL_TOKENS=2e3 GP_BATCH=4,4 VIRL_BATCH=1,4 PLAYED=2 \
+#     bash results/gpu.sh out/gpu/model-tiny
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : ${OUT:=out/gpu} ${DEVICE:=cuda} ${DTYPES:=bf16 fp16} ${LIMIT:=1500} ${PYTHON:=python}
 : ${JOBS:=6} ${OMP_NUM_THREADS:=2}        # tiny jobs at a time, and cores of each
 : ${BASE:=} ${RL:=} ${EPISODES:=300}      # of the tiny jobs: more flags; hands or routes a column of every table
 : ${SIZES:=0.5B 1.5B} ${SIZE:=--verify 2} # see gpu.py; more flags
-: ${INIT_TOKENS:=2e5} ${GP_TOKENS:=4e6} ${VIRL_TOKENS:=4e6} ${BATCH:=128} ${SFT_LR:=2e-5} ${RL_LR:=1e-5}
-: ${RL_SECONDS:=120}                      # PPO of the released model is stopped then, and SFT gets as much compute
+: ${INIT_TOKENS:=2e5} ${GP_TOKENS:=4e6} ${VIRL_TOKENS:=4e6} ${SFT_LR:=2e-5} ${RL_LR:=1e-5}  # of the released model
+: ${GP_BATCH:=64,128} ${VIRL_BATCH:=8,32} # episodes a step of SFT, an iteration of PPO
+: ${PLAYED:=80} ${RL_SECONDS:=120}        # episodes a column; PPO is stopped then, and SFT gets as much compute
 model=${1:-} files=$OUT/files
-export OMP_NUM_THREADS TQDM_DISABLE=1 OUT DEVICE PYTHON BASE RL EPISODES SIZE INIT_TOKENS BATCH SFT_LR RL_LR RL_SECONDS
-export model files
+export OMP_NUM_THREADS TQDM_DISABLE=1 OUT DEVICE PYTHON BASE RL EPISODES SIZE INIT_TOKENS SFT_LR RL_LR
+export RL_SECONDS PLAYED model files
 mkdir -p $files
+rm -f $files/failed.txt
 
 # A step: the file that it leaves, and its command. What it prints goes to a text file of its own.
 step() {
@@ -50,14 +53,18 @@ size() {  # size, sft or rl: a few steps in this device's own dtype
     --device $DEVICE $SIZE
 }
 
-released() {  # task, budget, an answer's longest length: a short SFT; then PPO, and SFT at PPO's compute
-  local home=$OUT/released/$1/id run=$files/released-$1 name
-  local flags="--env $1 --model $model --out $OUT/released --device $DEVICE --max_new_tokens $3"
+at_size() {  # script, flags: with PLAYED episodes a column on the way
+  $PYTHON -uc "import sft, rl; sft.EVERY['eval_episodes'] = $PLAYED; $1.script($1.main)" ${@:2} --episodes 0
+}
+
+released() {  # task, budget, episodes a step of SFT and PPO, flags: a short SFT; then PPO, and SFT at PPO's compute
+  local home=$OUT/released/$1/id run=$files/released-$1 name flags="--env $1 --model $model --out $OUT/released"
+  flags="$flags --device $DEVICE ${*:5}"
   rm -rf $home
-  $PYTHON -u sft.py --stage init $flags --episodes 0 --lr $SFT_LR --tokens $INIT_TOKENS --batch 32 || return 1
-  timeout $RL_SECONDS $PYTHON -u rl.py $flags --episodes 0 --lr $RL_LR --tokens $2 --batch $BATCH
-  $PYTHON -u sft.py $flags --episodes 0 --lr $SFT_LR --tokens $($PYTHON results/gpu.py spent $home/rl) || return 1
-  $PYTHON -u eval.py $flags --episodes $EPISODES --models $model $home/{init,sft,rl} || return 1
+  at_size sft --stage init $flags --lr $SFT_LR --tokens $INIT_TOKENS --batch $3 || return 1
+  timeout $RL_SECONDS bash -c "at_size rl $flags --lr $RL_LR --tokens $2 --batch $4"
+  at_size sft $flags --lr $SFT_LR --tokens $($PYTHON results/gpu.py spent $home/rl) --batch $3 || return 1
+  $PYTHON -u eval.py $flags --episodes $PLAYED --models $model $home/{init,sft,rl} || return 1
   for name in sft rl; do
     $PYTHON results/gpu.py curve $home/$name $home/eval.json $run-$name.jsonl
     $PYTHON results/figures.py course $run-$name.jsonl
@@ -66,7 +73,7 @@ released() {  # task, budget, an answer's longest length: a short SFT; then PPO,
   cp $home/eval.json $run-table.json
 }
 
-export -f tiny weights size released
+export -f tiny weights size at_size released
 { nvidia-smi; $PYTHON -c "import torch, transformers; print(torch.__version__, transformers.__version__)"
   git log -1 --format=%h; } &> $files/machine.txt
 $PYTHON results/figures.py memory > $files/memory.txt
@@ -90,7 +97,7 @@ for size in $SIZES; do
   step size-$size-rl.json size $size rl
 done
 if [ -n "$model" ]; then
-  step released-gp-table.json released gp $GP_TOKENS 60
-  step released-virl-table.json released virl $VIRL_TOKENS 56
+  step released-gp-table.json released gp $GP_TOKENS ${GP_BATCH/,/ } --max_new_tokens 60 --verify 3
+  step released-virl-table.json released virl $VIRL_TOKENS ${VIRL_BATCH/,/ } --max_new_tokens 56 --verify 1
 fi
 $PYTHON results/gpu.py summary $files | tee $files/summary.txt
