@@ -156,7 +156,7 @@ def print_course(files, part):
     print("share of the budget | percent: each seed | mean; OOD's change since the first, in standard errors")
     spent = [p["flops"] - runs[0][0]["flops"] for p in runs[0]]
     for i in range(min(map(len, runs))):
-        text = f"{spent[i] / spent[-1]:4.2f}"
+        text = f"{spent[i] / max(1, spent[-1]):4.2f}"
         for column in ("seen", "id", "ood"):
             now, first = ([100 * PARTS[part](run[k][column])["p"] for run in runs] for k in (i, 0))
             text += f" | {column} {' '.join(f'{x:5.1f}' for x in now)} | {mean_se(now)[0]:5.1f}"
