@@ -49,7 +49,7 @@ from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro
 PPO = {                # gp     gp-vl  virl   virl-vl
     "tokens":           (5e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
-    "lr":               (2e-4,  1e-4,  1e-4,  1e-4),   # AdamW, policy; without pictures chosen by ID
+    "lr":               1e-4,                           # AdamW, policy; without pictures chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
@@ -58,7 +58,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "clip_value":       (0.5,   0.5,   5.0,   5.0),    # how far V may move; returns are up to 1, or 2
     "coef_value":       0.1,                           # weight of the value loss (the paper: 0.5)
     "coef_entropy":     0.0,                           # weight of the entropy bonus
-    "epochs":           2,                             # passes over each iteration's data (the paper: 4)
+    "epochs":           (4,     2,     2,     2),      # passes over each iteration's data (the paper: 4)
     "minibatches":      4,                             # optimizer steps an epoch
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; for pictured cards
