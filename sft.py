@@ -439,10 +439,10 @@ def shard(model, machine, dtype):
         return model.to(machine.device)
     if machine.dtype == torch.float16:
         fail("torchrun goes with bf16 or fp32: in fp16 the ranks' loss scalers would differ")
+    inner_first = [*reversed(blocks(model, "torchrun")), model]  # a unit takes what is left
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about changes in place; there are none here
     mesh = DeviceMesh(machine.device.type, torch.arange(machine.world))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    inner_first = [*reversed(blocks(model, "torchrun")), model]  # a unit takes what is left
     for unit in dict.fromkeys(inner_first):
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         unit.set_gradient_divide_factor(1.0)          # a sum over the ranks; the default is the mean
