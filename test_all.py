@@ -1,6 +1,6 @@
 """test_all.py: every claim about correctness, as a test.
 
-    python test_all.py                    # all, five to six minutes on two cores; the last line is "N passed, N failed"
+    python test_all.py                    # all, three minutes on two cores; the last line is "N passed, N failed"
     python test_all.py gae_brute_force    # one test, by its exact name, with or without test_
     python test_all.py 'gae*' whiten      # * and ? stand for any text and any character
     pytest test_all.py                    # the same, if you have pytest
