@@ -41,13 +41,13 @@ from collections import Counter
 
 import torch
 
-from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, scoring_error, script, summary
+from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, scoring_error, script
 from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run,
                  parse_run, restore, save_checkpoint, shard)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 PPO = {                # gp     gp-vl  virl   virl-vl
-    "tokens":           (5e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
+    "tokens":           (6e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
     "lr":               1e-4,                           # AdamW, policy; without pictures chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
@@ -222,9 +222,8 @@ def train(args, machine, stop):
         stopping = all_sum([stop.is_set()], machine)[0] > 0    # all ranks leave at the same iteration
         if int(progress * args.evaluations) > int(before * args.evaluations) and not ending:
             cells = evaluate(policy, tok, args, machine, args.eval_episodes)
-            rates = summary(cells, args)
-            log(args, machine, {"step": step, "flops": flops, "tokens": flops / 6 / n, **cells},
-                f"[rl] step {step:4d} {100 * progress:3.0f}% {rates}")
+            rates = log(args, machine, {"step": step, "flops": flops, "tokens": flops / 6 / n, **cells},
+                        f"[rl] step {step:4d} {100 * progress:3.0f}% ")
         if step > state["step"] and (
                 int(progress * args.saves) > int(before * args.saves) or ending or stopping):
             save_checkpoint(args.folder, policy, tok, machine,

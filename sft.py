@@ -84,7 +84,7 @@ BASE = {
     "evaluations":       1,                                  # at equal shares of the budget; 1: none on the way
 }
 SFT = {
-    "tokens":            (5e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
+    "tokens":            (6e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
     "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; without pictures chosen by ID
     "muon_lr":           0.0,
@@ -312,9 +312,8 @@ def train(args, machine, stop):
         stopping = all_sum([stop.is_set()], machine)[0] > 0    # all ranks leave at the same step
         if int(progress * args.evaluations) > int(before * args.evaluations) and not ending:
             cells = evaluate(model, tok, args, machine, args.eval_episodes)
-            rates = summary(cells, args)
-            log(args, machine, {"step": step, "flops": flops, "tokens": flops / 6 / n, **cells},
-                f"[{args.stage}] step {step:4d} {100 * progress:3.0f}% {rates}")
+            rates = log(args, machine, {"step": step, "flops": flops, "tokens": flops / 6 / n, **cells},
+                        f"[{args.stage}] step {step:4d} {100 * progress:3.0f}% ")
         if step > state["step"] and (
                 int(progress * args.saves) > int(before * args.saves) or ending or stopping):
             save_checkpoint(args.folder, model, tok, machine,
@@ -560,12 +559,15 @@ def open_run(args, machine, n, step):
 
 
 def log(args, machine, record, text=""):
-    """Append a record to metrics.jsonl, and print the text, on rank 0."""
+    """Append a record to metrics.jsonl, and print the text, on rank 0 -> the record's success rates in words,
+    which follow the text; "" without any."""
+    rates = summary(record, args) if text and "seen" in record else ""
     if text:
-        print0(machine, text)
+        print0(machine, text + rates)
     if machine.rank == 0:
         with open(os.path.join(args.folder, "metrics.jsonl"), "a", encoding="utf-8") as f:
             f.write(json.dumps({**record, "memory_gb": peak_memory_gb(machine)}) + "\n")
+    return rates
 
 
 def read_log(file):

@@ -2264,7 +2264,7 @@ def test_defaults_of_a_model_from_elsewhere():
     with folder() as out:
         save(f"{out}/m", *tiny())
         real = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
-        own = {"tokens": 5e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
+        own = {"tokens": 6e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
         with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
             text = quick(rl.main, flags(out, model=f"{out}/m"))
         assert text.count("a model of yours, so with --lr 1e-06 --tokens") == 2, text

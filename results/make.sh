@@ -193,7 +193,7 @@ pictures() {  # one run of each method, rule id, visual variation id (VISUAL=ood
   done
 }
 
-env=gp SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=1.5e6
+env=gp SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=1.8e6
 INIT_LR=3e-4 ROUTES= EPISODES=300
 case $name in *-virl)
   env=virl SFT_RATES="3e-4 1e-3 2e-3 3e-3" SFT_LR=2e-3 RL_LR=1e-4 SECOND_LR=1e-3 DOSE=1.8e6
