@@ -61,7 +61,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "epochs":           (4,     2,     2,     2),      # passes over each iteration's data (the paper: 4)
     "minibatches":      4,                             # optimizer steps an epoch
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
-    "decay":            (0.0,   0.5,   0.0,   0.0),    # last share of budget, lr to 0; for pictured cards
+    "decay":            (0.5,   0.5,   0.0,   0.0),    # last share of the budget with lr going to 0
     "evaluations":      2,                             # at equal shares of the budget, one at its start
     "real":             {"value_rate": 10},            # with sft.py's REAL, what differs for a model of yours
 }
