@@ -133,7 +133,7 @@ def training_hands(rule):
 # The words. Fixed wording between $slots is one token of the tiny model's tokenizer.
 
 RULE = Template("A is 1; J is $j; Q is $q; K is $k")
-# The example shows the answer's form. Its hand can not make 24, so it is never dealt, and a copy is never right.
+# The example shows an answer's form. Its hand cannot make 24, so it is never dealt: a copy is never right.
 EXAMPLE = '{"cards": ["3", "5", "8", "10"], "number": [3, 5, 8, 10], "formula": "(3+5)*(10-8)"}'
 PROMPT = Template("Make $target from the four cards below, using the number of each card exactly once, with "
                   "+ - * / and brackets.\nRule: $rule.\nCards: $cards.\n"

@@ -137,6 +137,7 @@ def turn_form(tok, template):
     a prompt ends with and no answer begins with: a thought that the model shall think. header: str, what
     stands between a prompt and an answer. last, between: ids behind an answer, up to the special token that
     ends the turn, where the conversation ends and where a user's turn follows; [] without such a token.
+    template: tok.chat_template, for the cache alone: a tokenizer may get another one.
 
                           header                            last                between
         most                                                <|end|>             <|end|>

@@ -81,12 +81,12 @@ BASE = {
     "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates times this; at 0.3 some never read
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
-    "evaluations":       1,                                  # at equal shares of the budget; 1: none on the way
+    "evaluations":       1,                                  # at equal shares of the budget; 1: none
 }
 SFT = {
     "tokens":            (6e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; without pictures chosen by ID
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen by ID on former bases
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,

@@ -2225,6 +2225,10 @@ def test_conversations_that_outgrow_the_context():
             equal(([t["reward"] for t in a.turns]), [t["reward"] for t in b.turns][:len(a.turns)], "rewards")
             equal((a.turns[-1]["cut"], len(a.positions())), (a.turns[-1]["cut"] or len(a.turns) == len(b.turns), 1), "the end")
             assert len(a.turns) == len(b.turns) or a.turns[-1]["cut"] and not a.turns[-1]["success"]
+    needed = 16 + max(len(e.segments[0].ids) - e.turns[-1]["tokens"] for e in free)  # tokens alone, no holes of the cache
+    for limit, fits in ((needed, True), (needed - 1, False)):
+        with mock.patch.object(model.config, "max_position_embeddings", limit):
+            equal([e.segments[0].ids for e in played(n=8)] == [e.segments[0].ids for e in free], fits, f"all fit into {limit}")
     with mock.patch.object(model.config, "max_position_embeddings", len(ev.prompt(tok, GeneralPoints().reset(0)[0]).ids) + 15):
         raises(SystemExit, "too short", lambda: played(n=3))
     with folder() as out:
