@@ -271,8 +271,8 @@ def fragments(vl=False):
     texts = [text.template for text in (LANDMARK, FIRST, TURN, MOVE, ARRIVE, PROMPT, WALK, GLIMPSE)]
     texts += [MOVE_ON, answer_text("$x", "$x", "$x"), *VIRL_FEEDBACK.values()] + [IN_PICTURE] * vl
     phrases = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
-    phrases += [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING, "forward()", "stop()",
-                "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
+    phrases += [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING,
+                "forward()", "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
     phrases += [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
     return phrases + [LANDMARK.substitute(name=name, side=side) for name in LANDMARKS
                       for side in RELATIVE[:2]]
