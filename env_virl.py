@@ -272,7 +272,8 @@ def fragments(vl=False):
     texts += [MOVE_ON, answer_text("$x", "$x", "$x"), *VIRL_FEEDBACK.values()] + [IN_PICTURE] * vl
     phrases = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
     phrases += [THAT_IS, f"{ON_TO}intersection, ", f"{ON_TO}destination, ", NOTHING, CROSSING,
-                "forward()", "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none", "Last steps: ", "\nNow: "]
+                "forward()", "stop()", "turn_direction(", "; ", "); ", ", ", ": ", ".\n", "none",
+                "Last steps: ", "\nNow: "]
     phrases += [*COMPASS, *RELATIVE, *SPACES["letters"], *SPACES["clock"]]
     return phrases + [LANDMARK.substitute(name=name, side=side) for name in LANDMARKS
                       for side in RELATIVE[:2]]
