@@ -535,15 +535,15 @@ def print_table(rows, args):
 
 def table(paths, args, machine):
     """Evaluate checkpoints and print the table -> the dict that eval.json holds. paths: {name: path}."""
-    rows = []
+    rows, limits = [], [saved_args(path).get("max_new_tokens", 0) for path in paths.values()]
+    row_args = SimpleNamespace(**vars(args))
+    row_args.max_new_tokens = args.max_new_tokens or max(limits) or 256  # of an answer, alike in all rows
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
         if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
-        limit = args.max_new_tokens or saved.get("max_new_tokens", 256)
-        row_args = SimpleNamespace(**{**vars(args), "max_new_tokens": limit})
         rows.append({"name": name, "path": path, **evaluate(model, tok, row_args, machine, args.episodes)})
         model = None  # before the next one comes
     if machine.rank == 0:

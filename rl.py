@@ -340,7 +340,7 @@ def train(args, machine, stop):
                "explained_var": ".2f", "episodes_per_s": ".0f"}
         log(args, machine, {**record, "step": step, "flops": flops, "tokens": flops / 6 / n},
             f"KEY {step:3d} " + " ".join(f"{name} {record.get(name, 0):{form}}" for name, form in key.items())
-            + f"\n[rl] about {minutes:.1f} minutes to go on this machine" * (step == 2))
+            + f"\n[rl] about {max(0.1, minutes):.1f} minutes to go on this machine" * (step == 2))
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"success {record['success']:.2f} {rates}")
         if machine.rank == 0 and step % 10 == 1:  # a look at what is said

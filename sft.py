@@ -359,7 +359,7 @@ def train(args, machine, stop):
         log(args, machine,
             {"step": step, "flops": flops, "tokens": flops / 6 / n, "loss": loss, "grad_norm": norm,
              "lr": args.lr * factor, "tokens_per_s": tokens / seconds},
-            f"[{args.stage}] about {minutes:.1f} minutes to go on this machine" * (step == 5))
+            f"[{args.stage}] about {max(0.1, minutes):.1f} minutes to go on this machine" * (step == 5))
         bar.update(min(100, 100 * progress) - bar.n)
         bar.set_postfix_str(f"loss {loss:.3f} {rates}")
 
@@ -627,7 +627,7 @@ NUMBERS = {  # flags of every run that set a hyper-parameter: type, lowest and h
     "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
     "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
     "lr": (float, 1e-12, 1e30, "AdamW's learning rate"),
-    "evaluations": (int, 1, math.inf, "how often success is evaluated on the way"),
+    "evaluations": (int, 0, math.inf, "how often success is evaluated on the way; 0: never"),
     "micro_tokens": (int, 1, math.inf, "tokens a forward pass when not sampling, padding included"),
 }
 

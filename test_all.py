@@ -2645,6 +2645,17 @@ def test_bad_input_gets_one_clear_line():
             raises(SystemExit, "does not name its blocks", lambda: sft.shard(model, two, torch.float32))
 
 
+def test_rows_of_a_table_have_one_limit():
+    """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'."""
+    made_with, limits = {"released": {}, "init": {"max_new_tokens": 60}, "rl": {"max_new_tokens": 40}}, []
+    machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
+    for names, flag, limit in (("released init rl", [], 60), ("released", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
+        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,
+                                 evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}):
+            rows = ev.table({name: name for name in names.split()}, ev.parse(ev.new_parser(""), flag), machine)["rows"]
+        equal([row["limit"] for row in rows], [limit] * len(rows), names)
+
+
 def test_command_line_from_an_empty_folder():
     """The main job with a very small budget: base, init, PPO and the table; SFT; then eval.py. PPO and eval.py as typed."""
     with folder() as out:
@@ -2688,6 +2699,10 @@ def test_command_lines_of_all_tasks():
             assert first["ratio_error"] < 1e-5 and first["kl1"] == 0 and ("recognized" in first) == vl, first
             if vl:
                 equal(set(rows["rl"]["visual"]["recognition"]), {"p", "se", "n", "whole", "solved"})
+            if env == "gp" and not vl:  # --evaluations 0: none on the way, only the table's row in the end
+                quiet(sft.main, ["--out", out, "--tokens", "1.5e3", "--batch", "4", *shared, "--evaluations", "0"])
+                equal(["loss" in r for r in records(f"{out}/gp/id/sft", "flops")][-2:], [True, False])
+                equal(len(records(f"{out}/gp/id/sft", "seen")), 1)
             if vl and env == "gp":  # it does the task in words too
                 text = quiet(ev.main, ["--out", out, "--models", f"{place}/rl", "--episodes", "2", "--max_new_tokens", "6"])
                 assert "visual OOD" not in text and "rl  " in text

@@ -29,13 +29,11 @@ wheels() {  # a release and its wheels: the files, downloaded once
   done
 }
 
-# A run that is finished is left alone, and one that was stopped goes on: script, task, run, flags. Success on the way is
-# evaluated once, before the first step; one episode a column is enough there.
+# A run that is finished is left alone, and one that was stopped goes on: script, task, run, flags.
 train() {
   local script=$1 home=$runs/$2/id/$3
   if ! grep -qs '"done": true' $home/checkpoint-*/state.json; then
-    $python -uc "import sft, $script; sft.EVERY['eval_episodes'] = 1; $script.script($script.main)" --env $2 --name $3 \
-      --model $model --out $runs --episodes 0 --verify $VERIFY "${@:4}" $([ -d $home ] && echo --resume)
+    $python -u $script.py --env $2 --name $3 --model $model --out $runs --episodes 0 --evaluations 0 --verify $VERIFY "${@:4}" $([ -d $home ] && echo --resume)
   fi
 }
 
@@ -48,7 +46,7 @@ smollm2() {  # task, budgets of SFT and PPO, episodes a step of each, episodes a
     train sft $env init-$lr --stage init --lr $lr --tokens $2 --batch $4 --micro_tokens 2048 $long
   done
   [ $3 = 0 ] || for lr in $RL_LRS; do
-    train rl $env rl-$lr --init $init --lr $lr --tokens $3 --batch $5 --epochs 1 --evaluations 1 --micro_tokens 2048 $long
+    train rl $env rl-$lr --init $init --lr $lr --tokens $3 --batch $5 --epochs 1 --micro_tokens 2048 $long
   done
   [ -f $home/eval.json ] || $python -u eval.py --env $env --out $runs --models $model $(ls -d $home/*-*) --episodes $6 \
     --verify $VERIFY $long
