@@ -338,7 +338,9 @@ def bars(picture, files):
         ax.grid(axis="y", alpha=0.3)
     fig.suptitle("Under the held-out rule RL ends above SFT: SFT mostly loses success there, RL gains or keeps it")
     fig.tight_layout(rect=(0, 0.07, 1, 1))
-    fig.legend(*axes[0][0].get_legend_handles_labels(), fontsize=9, ncol=5, loc="lower center")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] not in ("init", "SFT", "RL"))  # bars, then marks
+    fig.legend([handles[i] for i in order], [labels[i] for i in order], fontsize=9, ncol=5, loc="lower center")
     fig.savefig(picture, dpi=110)
     print("drawn:", picture, "from", len(files), "tables")
 
