@@ -31,7 +31,7 @@ PARTS = {"within": lambda cell: cell, "first": lambda cell: cell["first"],  # of
          "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
          "read": lambda cell: cell["recognition"]["whole"], "solved": lambda cell: cell["recognition"]["solved"],
          "other": lambda cell: cell["other_rule"]}
-CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-1e-4")}  # by choose(), rule id
+CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-1e-4")}  # SFT_LR, RL_LR of make.sh
 PAPER = {("gp", "id"): (11.5, 3.4, 15.0), ("virl", "id"): (80.8, 1.3, 91.8)}  # OOD of init, SFT, RL, in percent
 CLAIMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "claims.txt")
 
@@ -336,7 +336,7 @@ def bars(picture, files):
         ax.set_title(f"{titles[env]}, rule {rule} trained", fontsize=10)
         ax.set_ylabel(metrics[env], fontsize=9)
         ax.grid(axis="y", alpha=0.3)
-    fig.suptitle("Under the held-out rule RL ends above SFT: SFT mostly loses success there, RL gains or keeps it")
+    fig.suptitle("On the held-out rule SFT mostly loses success, and RL gains or keeps it")
     fig.tight_layout(rect=(0, 0.07, 1, 1))
     handles, labels = axes[0][0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] not in ("init", "SFT", "RL"))  # bars, then marks

@@ -233,12 +233,12 @@ mute() {  # from pictures: SFT without loss on the answer's field "cards"
   done
 }
 
-# A line of results/raw/made.txt says what the raw files of a section come from.
+# Each time a section is started, results/raw/made.txt gets a line: what its raw files come from.
 made() {
   local changes=$(git status --porcelain -- . ':!results/raw' ':!results/tables')
   echo "$name, seeds $seeds, $(date -u +%Y-%m-%dT%H:%MZ), commit $(git rev-parse --short HEAD)" \
     "$([ -z "$changes" ] && echo clean || echo changed)," \
-    "$( (lscpu 2> /dev/null || uname -m) | sed -n 's/^Model name: *//p; 1!d; /:/!p')," \
+    "$(lscpu | sed -n 's/^Model name: *//p')," \
     "avx512 $(grep -qs avx512f /proc/cpuinfo && echo yes || echo no)," \
     "torch $($python -c 'import torch; print(torch.__version__)')" >> $raw/made.txt
 }
