@@ -267,8 +267,11 @@ tables() {
     mute) stems=mute-gp-vl-id ;;
     *) stems=$section-$env-id ;;
   esac
-  if [ $env = virl ]; then parts="paper turns"; fi
-  case $section in pictures | mute) parts="$parts episode read solved" ;; esac
+  case $1 in
+    pictures-gp | mute-gp) parts="within read solved" ;;  # an episode is one hand, so "episode" is "within"
+    pictures-virl) parts="paper turns episode read solved" ;;
+    *-virl) parts="paper turns" ;;
+  esac
   {
     if [ $section = distance ]; then
       show distance.py fit "$raw/distance-$env-id-s?.json" "$raw/main-$env-id-s?.json" "$raw/rates-$env-id-s?.json"
