@@ -55,8 +55,10 @@ def read_tables(files):
             fail(f"{file} is not a table of eval.py (eval.json): {e!r}")
         if first != this or tables[-1]["seed"] in [t["seed"] for t in tables[:-1]]:
             fail(f"{file} is not {files[0]} with another seed: task and settings must agree, seeds differ")
+    order = [row["name"] for t in tables[:1] for row in t["rows"]]
     for t in tables:
-        t["rows"] = [row for row in t["rows"] if all(row["name"] in found for found in names)]
+        t["rows"] = sorted((row for row in t["rows"] if all(row["name"] in found for found in names)),
+                           key=lambda row: order.index(row["name"]))
     return tables
 
 
