@@ -2710,7 +2710,7 @@ def test_command_lines_of_all_tasks():
 
 
 def test_figures():
-    """The mean over seeds, differences paired by seed, the rate chosen by ID, what is refused; README's table of memory."""
+    """The mean over seeds, paired differences, the chosen rate, what is refused; t test and Holm; README's table of memory."""
     def write(path, seed, p, **other):
         def row(name, by_id, seen=0.9):
             return {"name": name, **{c: {"p": q, "se": 0.1, "n": 50} for c, q in (("seen", seen), ("id", by_id), ("ood", p))}}
@@ -2727,6 +2727,23 @@ def test_figures():
             assert "another seed" in command("results/figures.py", "table", files[0], other, code=1)
         put(out, "v.json", b'{"env": "gp"')
         assert "v.json" in command("results/figures.py", "table", files[0], f"{out}/v.json", code=1)
+        os.mkdir(f"{out}/raw")
+        for seed, p in ((0, 0.1), (1, 0.2), (2, 0.6)):
+            write(f"{out}/raw/a-gp-s{seed}.json", seed, p)
+        put(out, "claims.txt", b"""a a-gp within id sft-1 > init
+a a-gp within id sft-2 < init  # it is larger, by 10, 20 and 30 points: t = 3.5
+a a-gp within id sft-2 < sft-1
+a a-gp within id rl > init
+b b-gp within id sft-1 > init
+""")
+        figures = runpy.run_path(os.path.join(HERE, "results", "figures.py"))
+        figures["print_claims"].__globals__["CLAIMS"] = f"{out}/claims.txt"
+        lines = quiet(figures["print_claims"], "a").splitlines()[1:]
+        equal([line.split("|")[-1].strip() for line in lines], ["established", "no", "tendency", "not run"], lines)
+    for df, quantile in enumerate((12.706, 4.303, 3.182, 2.776, 2.571), 1):  # of Student's t, two-sided 95%
+        assert abs(figures["p_value"](quantile, df) - 0.05) < 1e-4, (df, figures["p_value"](quantile, df))
+    equal(figures["holm"]([0.04, 0.01, 0.03]), [False, True, False])  # 0.03 > 0.05 / 2, so 0.04 is not asked
+    equal(figures["holm"]([0.012, 0.04, 0.013]), [True, True, True])
     with mock.patch.object(sys, "argv", ["figures.py", "memory"]):
         table = quiet(lambda file: runpy.run_path(file, run_name="__main__"), os.path.join(HERE, "results", "figures.py"))
     with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:

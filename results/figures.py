@@ -5,16 +5,19 @@
     python results/figures.py choose results/raw/rates-gp-id-s?.json     # the grid by ID: which rate is chosen
     python results/figures.py course results/raw/gp-id-s?-dose.jsonl                 # success on the way
     python results/figures.py matched results/raw/gp-id-s?-{sft-2e-4,rl-1e-4}.jsonl # OOD at equal seen accuracy
+    python results/figures.py claims main-gp           # the claims of results/claims.txt, all or a section's, tested
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
     python results/figures.py curves results/curves.png results/raw/gp-{id,ood}-s?-{sft-2e-4,rl-1e-4}.jsonl
     python results/figures.py ppo results/raw/gp-id-s?-rl-1e-4.jsonl   # ranges of PPO's metrics
     python results/figures.py speed out/gp/base                    # training steps against a matrix product
     python results/figures.py memory                               # what a GPU must hold, by size of the model
 
-A difference between two models is paired by seed. With n seeds it is called established when its t passes
-95%: 4.3 standard errors at n = 3, 3.2 at n = 4, 2.8 at n = 5.
+A difference between two models is paired by seed. A * means p < 0.05 in a two-sided paired t test: with three
+seeds 4.3 standard errors, with four 3.2, with five 2.8. The tables print many differences, and the * is not
+corrected for their number: some carry it by chance. Only `claims` corrects, for the claims of claims.txt.
 """
 import argparse
+import glob
 import json
 import math
 import os
@@ -23,13 +26,14 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-PARTS = {"": lambda cell: cell, "first": lambda cell: cell["first"],  # of a column in eval.json
+PARTS = {"within": lambda cell: cell, "first": lambda cell: cell["first"],  # of a cell
          "turns": lambda cell: cell["matters"], "turns-first": lambda cell: cell["matters"]["first"],
          "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
          "read": lambda cell: cell["recognition"]["whole"], "solved": lambda cell: cell["recognition"]["solved"],
          "other": lambda cell: cell["other_rule"]}
-CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-2e-4")}  # by choose(), rule id
-T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided Student t, 95%, by number of seeds
+CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-1e-4")}  # SFT_LR, RL_LR of make.sh
+PAPER = {("gp", "id"): (11.5, 3.4, 15.0), ("virl", "id"): (80.8, 1.3, 91.8)}  # OOD of init, SFT, RL, in percent
+CLAIMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "claims.txt")
 
 
 def fail(message):
@@ -51,8 +55,10 @@ def read_tables(files):
             fail(f"{file} is not a table of eval.py (eval.json): {e!r}")
         if first != this or tables[-1]["seed"] in [t["seed"] for t in tables[:-1]]:
             fail(f"{file} is not {files[0]} with another seed: task and settings must agree, seeds differ")
+    order = [row["name"] for t in tables[:1] for row in t["rows"]]
     for t in tables:
-        t["rows"] = [row for row in t["rows"] if all(row["name"] in found for found in names)]
+        t["rows"] = sorted((row for row in t["rows"] if all(row["name"] in found for found in names)),
+                           key=lambda row: order.index(row["name"]))
     return tables
 
 
@@ -62,13 +68,33 @@ def mean_se(values):
     return mean, math.sqrt(sum((x - mean) ** 2 for x in values) / max(1, n - 1) / n)
 
 
+def p_value(t, df):
+    """Two-sided p of Student's t with an integer number of degrees of freedom (Abramowitz and Stegun, 26.7.3-4)."""
+    angle = math.atan2(abs(t), math.sqrt(df))
+    total, term = 0.0, math.cos(angle) ** (df % 2)
+    for power in range(df % 2, df - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    total *= math.sin(angle)
+    return 1 - (2 / math.pi * (angle + total) if df % 2 else total)
+
+
+def paired_test(differences):
+    """One difference a seed -> (mean, its standard error, |mean| in standard errors, p of the paired t test). With
+    one seed nothing can be tested: p = 1."""
+    mean, se = mean_se(differences)
+    t = abs(mean) / max(se, 1e-9)
+    return mean, se, min(99.0, t), p_value(t, len(differences) - 1) if len(differences) > 1 else 1.0
+
+
 def numbers(tables, row, column, part):
     """Percent, one number a seed."""
     return [100 * PARTS[part](t["rows"][row][column])["p"] for t in tables]
 
 
 def print_tables(files, part, chosen=None):
-    """Every seed's number and their mean, a line a model; then differences between models, paired by seed."""
+    """Every seed's number and their mean, a line a model; then differences between models, paired by seed. A *
+    means p < 0.05 for this one difference, not corrected for the number of differences printed."""
     tables = read_tables(files)
     for t in tables:
         t["rows"] = [row for row in t["rows"] if not chosen or row["name"] in chosen]
@@ -78,32 +104,78 @@ def print_tables(files, part, chosen=None):
     columns = [c for c in ("seen", "id", "ood", "visual") if c in rows[0]]
     print(f"{tables[0]['env']}, trained rule {tables[0]['trained_rule']}, "
           f"seeds {[t['seed'] for t in tables]}, {tables[0]['episodes']} episodes a cell, "
-          f"{part or 'within the attempts'}, percent: each seed | mean")
-    wide = max(30, 6 * len(tables) + 8)
-    print(f"{'':14}" + "".join(f"| {c:^{wide}}" for c in columns))
+          f"at most {tables[0]['verify']} attempts, --part {part}, percent: each seed | mean")
+    wide, name_width = max(30, 6 * len(tables) + 8), max(14, *(len(row["name"]) + 1 for row in rows))
+    print(" " * name_width + "".join(f"| {c:^{wide}}" for c in columns))
     for i, row in enumerate(rows):
         cells = [numbers(tables, i, c, part) for c in columns]
-        print(f"{row['name']:14}" + "".join(
-            "| " + f"{' '.join(f'{x:5.1f}' for x in v)} | {mean_se(v)[0]:5.1f}".ljust(wide) for v in cells))
+        print(row["name"].ljust(name_width) + "".join(
+            "| " + f"{' '.join(f'{x:5.1f}' for x in v)} | {mean_se(v)[0]:5.1f}".ljust(wide) for v in cells).rstrip())
     if len(tables) > 1:
-        print("differences: each seed | mean, in standard errors; * = established")
+        print("differences: each seed | mean, in standard errors; * = p < 0.05, uncorrected")
         for i, row in enumerate(rows):
-            for j in range(i if len(rows) <= 4 else min(i, 1)):
-                text = f"{row['name']} - {rows[j]['name']}".ljust(24)
+            for j in range(i):
+                text = f"{row['name']} - {rows[j]['name']}".ljust(2 * name_width + 2)
                 for c in columns[1:]:
                     d = [a - b for a, b in zip(numbers(tables, i, c, part), numbers(tables, j, c, part))]
-                    mean, se = mean_se(d)
-                    t = abs(mean) / max(se, 1e-9)
-                    text += (f"| {c} {' '.join(f'{x:+6.1f}' for x in d)} | {mean:+6.1f}, {min(t, 99):4.1f}"
-                             + "*" * (t > T95.get(len(d), 2.6))).ljust(20 + 8 * len(d))
-                print(text)
+                    mean, _, t, p = paired_test(d)
+                    text += (f"| {c} {' '.join(f'{x:+6.1f}' for x in d)} | {mean:+6.1f}, {t:4.1f}"
+                             + "*" * (p < 0.05)).ljust(20 + 8 * len(d))
+                print(text.rstrip())
+
+
+def print_claims(section=None):
+    """Each claim of claims.txt: the difference of its two rows, paired by seed, and whether a t test confirms the sign.
+
+    The p values are corrected by Holm's method within a section: the smallest of m must be at most 0.05 / m, the next
+    one 0.05 / (m - 1), and so on up to the first that fails. Verdicts: established, the claimed sign and significant;
+    tendency, the claimed sign only; no, the other sign; reversed, the other sign and significant."""
+    raw, claims = os.path.join(os.path.dirname(CLAIMS), "raw"), {}  # {section: [[the claim, its test], ...]}
+    with open(CLAIMS) as f:
+        for line in f:
+            words = line.split("#")[0].split()
+            if words and section in (None, words[0]):
+                _, stem, part, column, row, sign, other = words
+                files = sorted(glob.glob(os.path.join(raw, f"{stem}-s[0-9]*.json")))
+                tables, differences = read_tables(files), []
+                names = [r["name"] for r in tables[0]["rows"]] if tables else []
+                if row in names and other in names:
+                    differences = [a - b for a, b in zip(*(numbers(tables, names.index(name), column, part)
+                                                           for name in (row, other)))]
+                claims.setdefault(words[0], []).append((words, differences))
+    if not claims:
+        fail(f"{CLAIMS} has no claims of a section {section}")
+    print("section, raw files, part, column, claim | difference in points ± standard error, seeds, p | after Holm")
+    for of_section in claims.values():
+        p_values = [paired_test(d)[-1] for _, d in of_section if d]
+        significant = holm(p_values)
+        for words, d in of_section:
+            text = "{:13} {:19} {:6} {:6} {} {} {}".format(*words)
+            if not d:
+                print(f"{text:77} | not run")
+                continue
+            mean, se, _, p = paired_test(d)
+            right = mean > 0 if words[5] == ">" else mean < 0
+            verdict = (("tendency", "established") if right else ("no", "reversed"))[significant.pop(0)]
+            print(f"{text:77} | {mean:+6.1f} ± {se:4.1f}, n = {len(d)}, p "
+                  + (f"= {p:.4f}" if p >= 1e-4 else "< 0.0001") + f" | {verdict}")
+
+
+def holm(p_values, level=0.05):
+    """Holm's step-down method -> [True where significant, ...], in the order given."""
+    order, significant = sorted(range(len(p_values)), key=p_values.__getitem__), [False] * len(p_values)
+    for k, i in enumerate(order):
+        if p_values[i] > level / (len(order) - k):
+            break
+        significant[i] = True
+    return significant
 
 
 def choose(files):
     """Of the runs whose names begin alike (sft-..., rl-...): the one with the best mean ID. SFT must also
     have learnt its training set (mean seen of 85% or more), if any run has. OOD plays no part."""
     tables = read_tables(files)
-    part = "turns" if tables[0]["env"] == "virl" else ""
+    part = "turns" if tables[0]["env"] == "virl" else "within"
     for method in ("sft", "rl"):
         runs = [(row["name"], mean_se(numbers(tables, i, "id", part))[0],
                  mean_se(numbers(tables, i, "seen", part))[0])
@@ -160,9 +232,8 @@ def print_course(files, part):
         for column in ("seen", "id", "ood"):
             now, first = ([100 * PARTS[part](run[k][column])["p"] for run in runs] for k in (i, 0))
             text += f" | {column} {' '.join(f'{x:5.1f}' for x in now)} | {mean_se(now)[0]:5.1f}"
-        change, se = mean_se([a - b for a, b in zip(now, first)])  # of OOD, the last column
-        errors = f"{min(99, abs(change) / max(se, 1e-9)):4.1f}" if len(runs) > 1 else "   -"
-        print(f"{text}; {change:+6.1f}, {errors}" + "*" * (abs(change) > se * T95.get(len(runs), 2.6) > 0))
+        change, _, t, p = paired_test([a - b for a, b in zip(now, first)])  # of OOD, the last column
+        print(f"{text}; {change:+6.1f}, {t:4.1f}" + "*" * (p < 0.05))
 
 
 def at_seen(points, level, part):
@@ -187,12 +258,11 @@ def print_matched(files, part):
         pairs = {s: [at_seen(runs[method][s], level, part) for method in runs] for s in seeds}
         pairs = {s: pair for s, pair in pairs.items() if None not in pair}  # else one of the two is never there
         if len(pairs) > 2:
-            change, se = mean_se([rl - sft for sft, rl in pairs.values()])
+            change, _, t, p = paired_test([rl - sft for sft, rl in pairs.values()])
             sft, rl = (f"{' '.join(f'{x:5.1f}' for x in row)} | {mean_se(row)[0]:5.1f}"
                        for row in zip(*pairs.values()))
-            established = "*" * (abs(change) > se * T95.get(len(pairs), 2.6))
-            print(f"seen {level} | SFT {sft} | RL {rl} | RL - SFT {change:+6.1f}, "
-                  f"{abs(change) / max(se, 1e-9):4.1f}{established} | {list(pairs)}")
+            print(f"seen {level} | SFT {sft} | RL {rl} | RL - SFT {change:+6.1f}, {t:4.1f}{'*' * (p < 0.05)} | "
+                  f"{list(pairs)}")
 
 
 def curves(picture, files):
@@ -211,7 +281,7 @@ def curves(picture, files):
             n = min(map(len, of_method))
             x = [sum(run[i]["flops"] for run in of_method) / len(of_method) / 1e12 for i in range(n)]
             for column, style in (("seen", ":"), ("id", "--"), ("ood", "-")):
-                pick = PARTS["turns" if task[0].startswith("virl") else ""]
+                pick = PARTS["turns" if task[0].startswith("virl") else "within"]
                 points = [mean_se([100 * pick(run[i][column])["p"] for run in of_method]) for i in range(n)]
                 color = {"SFT": "C3", "RL": "C0"}[method]
                 label = f"{method} {dict(seen='seen', id='ID', ood='OOD')[column]}"
@@ -240,31 +310,39 @@ def pyplot():
 
 
 def bars(picture, files):
-    """ID and OOD of init, SFT and RL at the chosen rates: a panel a task and rule, a bar the mean over seeds, a dot
-    a seed. V-IRL by the paper's metric."""
+    """ID and OOD of init, SFT and RL at the chosen rates: a panel a task and rule. A bar is the mean over seeds, a dot
+    a seed, a hollow diamond the paper's number, where it has one. V-IRL by the paper's metric."""
     plt, groups = pyplot(), {}
     for file in files:
         with open(file) as f:
             t = json.load(f)
         groups.setdefault((t["env"], t["trained_rule"]), []).append(t)
-    titles = {"gp": "GeneralPoints", "virl": "V-IRL, the paper's metric"}
-    fig, axes = plt.subplots(1, len(groups), figsize=(3.3 * len(groups), 3.3), sharey=True, squeeze=False)
+    titles = {"gp": "GeneralPoints", "virl": "V-IRL"}
+    metrics = {"gp": "hands solved within 5 attempts, %", "virl": "share of correct answers,\nevery attempt counts, %"}
+    fig, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 4), sharey=True, squeeze=False)
     for ax, ((env, rule), tables) in zip(axes[0], groups.items()):
         for i, (name, color) in enumerate(zip(CHOSEN[env], ("0.6", "C3", "C0"))):
             for at, column in enumerate(("id", "ood")):
-                pick = PARTS["paper" if env == "virl" else ""]
+                pick = PARTS["paper" if env == "virl" else "within"]
                 rows = [next(row for row in t["rows"] if row["name"] == name) for t in tables]
                 seeds = [100 * pick(row[column])["p"] for row in rows]
                 x = at + 0.27 * (i - 1)
                 ax.bar(x, sum(seeds) / len(seeds), 0.24, color=color, alpha=0.75,
                        label=("init", "SFT", "RL")[i] if at == 0 else None)
-                ax.plot([x] * len(seeds), seeds, "o", color="black", markersize=3)
-        ax.set_xticks([0, 1], ["trained rule (ID)", "held-out rule (OOD)"], fontsize=9)
-        ax.set_title(f"{titles[env]},\ntrained on rule {rule}", fontsize=10)
+                ax.plot([x] * len(seeds), seeds, "o", color="black", markersize=3,
+                        label="one seed" if at == 0 and i == 2 else None)
+                if column == "ood" and (env, rule) in PAPER:
+                    ax.plot(x, PAPER[env, rule][i], "D", color="black", markerfacecolor="white", markersize=6,
+                            label="the paper's model of 11B" if i == 2 else None)
+        ax.set_xticks([0, 1], ["trained rule\n(ID)", "held-out rule\n(OOD)"], fontsize=9)
+        ax.set_title(f"{titles[env]}, rule {rule} trained", fontsize=10)
+        ax.set_ylabel(metrics[env], fontsize=9)
         ax.grid(axis="y", alpha=0.3)
-    axes[0][0].set_ylabel("success, %")
-    axes[0][0].legend(fontsize=9)
-    fig.tight_layout()
+    fig.suptitle("On the held-out rule SFT mostly loses success, and RL gains or keeps it")
+    fig.tight_layout(rect=(0, 0.07, 1, 1))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] not in ("init", "SFT", "RL"))  # bars, then marks
+    fig.legend([handles[i] for i in order], [labels[i] for i in order], fontsize=9, ncol=5, loc="lower center")
     fig.savefig(picture, dpi=110)
     print("drawn:", picture, "from", len(files), "tables")
 
@@ -370,13 +448,13 @@ def memory():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["table", "choose", "course", "matched", "bars", "curves", "ppo",
-                                            "speed", "memory"])
+    parser.add_argument("command", choices=["table", "choose", "course", "matched", "claims", "bars", "curves",
+                                            "ppo", "speed", "memory"])
     parser.add_argument("files", nargs="*", metavar="FILE")
-    parser.add_argument("--part", choices=PARTS, default="")          # of the three printed tables: what counts
+    parser.add_argument("--part", choices=PARTS, default="within")    # of the three printed tables: what counts
     parser.add_argument("--rows", nargs="+", metavar="NAME")          # of table: only these models
     args = parser.parse_args()
-    needed = {"memory": 0, "bars": 2, "curves": 2}.get(args.command, 1)
+    needed = {"memory": 0, "claims": 0, "bars": 2, "curves": 2}.get(args.command, 1)
     if len(args.files) < needed:
         parser.error(f"{args.command} needs " + ("a picture and files" if needed == 2 else "files"))
     if args.command == "table":
@@ -387,6 +465,8 @@ def main():
         print_course(args.files, args.part)
     elif args.command == "matched":
         print_matched(args.files, args.part)
+    elif args.command == "claims":
+        print_claims(*args.files[:1])
     elif args.command == "bars":
         bars(args.files[0], args.files[1:])
     elif args.command == "curves":

@@ -1,16 +1,30 @@
 #!/usr/bin/env bash
-# results/make.sh NAME: make the raw files of a section of results/README.md again, from nothing, below out/study.
-# It goes on where it was stopped, and a finished run is not trained again. Do not edit it while it runs.
+# results/make.sh NAME: make a section of results/README.md again, from nothing: its runs below out/study, its raw files
+# in results/raw, its tables in results/tables/NAME.txt. It goes on where it was stopped, and a finished run is not
+# trained again. Do not edit it while it runs.
 #   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh main-gp
+#   bash results/make.sh tables     # all of results/tables from the raw files, without training
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:-} seeds=${SEEDS:-} rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw
-mkdir -p $raw
+rules=${RULES:-id ood} python=${PYTHON:-python} study=out/study raw=results/raw ROOM=${ROOM:-5e5 7.5e5 1.5e6}
+mkdir -p $raw results/tables
 
 # Of metrics.jsonl the header, the success rates and every fourth step; of PPO at the chosen rates every iteration. Six
 # decimals, no indent.
 thin() { awk -v all=$3 'NR == 1 || /"seen"/ || all && /"reward"/ || NR % 4 == 0' $1 | six > $2; }
 six() { sed -E 's/([.][0-9]{6})[0-9]+/\1/g; s/^ +//'; }
+
+# Where the runs of a task, rule and seed are ($home, $base), and their flags ($task, $trained). With pictures (gp-vl,
+# virl-vl) the rule is id, and the second word is the visual variation that is trained.
+place() {
+  local env=$1 rule=$2 seed=$3
+  task="--env ${env%-vl} --seed $seed --out $study/s$seed" trained="--rule $rule"
+  home=$study/s$seed/$env/$rule base=$study/s$seed/$env/base
+  case $env in *-vl)
+    task="$task --vl --visual $rule" trained="--rule id" home=$study/s$seed/$env/id-$rule
+    if [ $rule = ood ]; then base=$base-ood; fi ;;
+  esac
+}
 
 # A base or an init that was stopped goes on, before a run that needs it. Its folder, its stage, the task's flags.
 go_on() {
@@ -23,34 +37,34 @@ go_on() {
 # One run: script, task, rule, seed, name, more flags. Its table is made later, together with the other runs' rows.
 # Only at the chosen rates is success evaluated more than once on the way, for the curves. VARIANT: see variants.py.
 train() {
-  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py evaluations=1 prefix=; shift 5
-  local home=$study/s$seed/$env task="--env $env --seed $seed --out $study/s$seed"
-  local folder=$home/$rule/$run
+  local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py evaluations=1 prefix= task trained home base; shift 5
+  place $env $rule $seed
   [ -z "${VARIANT:-}" ] || command="results/variants.py $VARIANT $script"
   if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then evaluations=4; fi
-  if ! [ -f $folder/eval.json ]; then  # else it is finished
-    go_on $home/base base $task
-    go_on $home/$rule/init init $task --rule $rule
-    $python -u $command $task --rule $rule --name $run --episodes 2 --evaluations $evaluations "$@" \
-      $([ -d $folder ] && echo --resume)
+  if ! [ -f $home/$run/eval.json ]; then  # else it is finished
+    go_on $base base $task
+    go_on $home/init init $task $trained
+    $python -u $command $task $trained --name $run --episodes 2 --evaluations $evaluations "$@" \
+      $([ -d $home/$run ] && echo --resume)
   fi
   [ $study = out/study ] || prefix=${study#out/}-
-  thin $folder/metrics.jsonl $raw/$prefix$env-$rule-s$seed-$run.jsonl $((evaluations == 4))
+  thin $home/$run/metrics.jsonl $raw/$prefix$env-$rule-s$seed-$run.jsonl $((evaluations == 4))
 }
 
-# One table: its section's name, task, rule, seed, the runs in it. 300 hands or 200 routes a cell.
+# One table: its section's name, task, rule, seed, the runs in it (none given: base, init, rl, sft). ATTEMPTS: how many
+# attempts an episode has, if not the usual number.
 tabulate() {
-  local section=$1 env=$2 rule=$3 seed=$4 episodes=300; shift 4
-  local home=$study/s$seed/$env
-  [ $env = virl ] && episodes=200
-  $python -u eval.py --env $env --rule $rule --seed $seed --out $study/s$seed --episodes $episodes \
-    --models $(printf "$home/$rule/%s " "$@")
-  six < $home/$rule/eval.json > $raw/$section-$env-$rule-s$seed.json
+  local section=$1 env=$2 rule=$3 seed=$4 episodes=300 task trained home base; shift 4
+  place $env $rule $seed
+  case $env in virl) episodes=200 ;; virl-vl) episodes=80 ;; esac
+  $python -u eval.py $task $trained --episodes $episodes ${ATTEMPTS:+--verify $ATTEMPTS} \
+    $([ $# = 0 ] || echo --models $(printf "$home/%s " "$@"))
+  six < $home/eval.json > $raw/$section-$env-$rule-s$seed.json
 }
 
 main() {  # the chosen rates, both rules
   local seed rule
-  for seed in ${seeds:-0 1 2 3 4}; do
+  for seed in $seeds; do
     for rule in $rules; do
       train sft $env $rule $seed sft-$SFT_LR --lr $SFT_LR
       train rl $env $rule $seed rl-$RL_LR --lr $RL_LR
@@ -61,7 +75,7 @@ main() {  # the chosen rates, both rules
 
 rates() {  # every cell of the grid, rule id
   local seed lr
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     for lr in $SFT_RATES; do train sft $env id $seed sft-$lr --lr $lr; done
     for lr in $RL_RATES; do train rl $env id $seed rl-$lr --lr $lr; done
     tabulate rates $env id $seed init $(printf "sft-%s " $SFT_RATES) $(printf "rl-%s " $RL_RATES)
@@ -70,7 +84,7 @@ rates() {  # every cell of the grid, rule id
 
 writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many routes. Under rule ood only habit
   local seed lr runs n
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     train sft $env ood $seed sft-$SFT_LR --lr $SFT_LR
     train sft $env ood $seed habit-$SFT_LR --demos habit --lr $SFT_LR
     tabulate habit $env ood $seed init sft-$SFT_LR habit-$SFT_LR
@@ -92,7 +106,7 @@ writers() {  # who writes the demonstrations, at two rates; V-IRL: from how many
 
 prompts() {  # demonstrations under more than one face-card rule
   local seed n
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     for n in 2 8 32; do VARIANT=rules=$n train sft gp id $seed rules$n --lr $SFT_LR; done
     tabulate prompts gp id $seed init sft-$SFT_LR rules2 rules8 rules32
   done
@@ -100,7 +114,7 @@ prompts() {  # demonstrations under more than one face-card rule
 
 dose() {  # SFT to three times the compute, eight evaluations
   local seed
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     train sft $env id $seed sft-$SFT_LR --lr $SFT_LR
     train sft $env id $seed dose --lr $SFT_LR --tokens $DOSE --evaluations 8
     tabulate dose $env id $seed init sft-$SFT_LR dose
@@ -109,7 +123,7 @@ dose() {  # SFT to three times the compute, eight evaluations
 
 rescue() {  # RL from SFT at 1/4, 1 and 3 budgets; 0 is main's rl
   local seed start
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     train sft gp id $seed quarter --lr $SFT_LR --tokens 2e5
     for start in quarter sft-$SFT_LR dose; do
       train rl gp id $seed from-$start --lr $RL_LR --init $study/s$seed/gp/id/$start
@@ -120,34 +134,59 @@ rescue() {  # RL from SFT at 1/4, 1 and 3 budgets; 0 is main's rl
 
 scratch() {  # RL without the short SFT
   local seed
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
     tabulate scratch gp id $seed ../base init rl-$RL_LR raw
   done
 }
 
-noform() {  # RL from a base that never saw the task's form: directly, after the short SFT, after a budget of SFT
-  local seed study=out/noform
-  for seed in ${seeds:-0 1 2}; do
+noform() {  # RL from a base that never saw the task's form: directly, after the short SFT, after a budget of SFT; and
+            # after 1/3, 1 and 3 budgets of SFT from the base on all hands but the test hands, in the base's style
+  local seed dose study=out/noform starts="all-2e5 all-6e5 all-1.8e6"
+  for seed in $seeds; do
     VARIANT=noform train rl gp id $seed rl --lr $RL_LR
     VARIANT=noform train rl gp id $seed raw --lr $RL_LR --init $study/s$seed/gp/base
     train sft gp id $seed sft --lr $INIT_LR
     train rl gp id $seed from-sft --lr $RL_LR --init $study/s$seed/gp/id/sft
-    tabulate noform gp id $seed ../base init sft from-sft rl raw
+    for dose in 2e5 6e5 1.8e6; do
+      VARIANT=hands=2000 train sft gp id $seed all-$dose --demos habit --lr $INIT_LR --tokens $dose \
+        --init $study/s$seed/gp/base
+      train rl gp id $seed from-all-$dose --lr $RL_LR --init $study/s$seed/gp/id/all-$dose
+    done
+    tabulate noform gp id $seed ../base init sft from-sft rl raw $starts $(printf "from-%s " $starts)
   done
 }
 
-verify() {  # one compute, 1 to 10 attempts while training; tables within 5
+room() {  # V-IRL: RL from weaker and stronger bases
+  local seed tokens task trained home base
+  for tokens in $ROOM; do
+    local study=out/room$tokens
+    for seed in $seeds; do
+      place virl id $seed
+      [ -d $base ] || $python -u sft.py --stage base $task --tokens $tokens --episodes 0
+      train rl virl id $seed rl --lr $RL_LR
+      tabulate room$tokens virl id $seed init rl
+    done
+  done
+}
+
+verify() {  # 1 to 10 attempts while training, at one compute and at one number of hands; tables within 1, 3, 5, 10
   local seed n
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     for n in 1 3 10; do train rl gp id $seed verify$n --lr $RL_LR --verify $n; done
-    tabulate verify gp id $seed init verify1 verify3 rl-$RL_LR verify10
+    train rl gp id $seed rl-$RL_LR --lr $RL_LR  # the usual 5 attempts
+    # 16 iterations of 128 hands. The budget is never reached, so the rate does not decay.
+    for n in 1 3 5 10; do train rl gp id $seed hands$n --lr $RL_LR --verify $n --steps 16 --tokens 1e9; done
+    for n in 1 3 5 10; do
+      ATTEMPTS=$n tabulate verify$([ $n = 5 ] || echo $n) gp id $seed \
+        init verify1 verify3 rl-$RL_LR verify10 hands1 hands3 hands5 hands10
+    done
   done
 }
 
 losses() {  # another loss, another baseline
   local seed
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     VARIANT=dft train sft $env id $seed dft --lr $SFT_LR
     VARIANT=kl=1 train sft $env id $seed sft-kl1 --lr $SFT_LR
     train rl $env id $seed nokl --lr $RL_LR --beta 0
@@ -159,7 +198,7 @@ losses() {  # another loss, another baseline
 
 distance() {  # no training: KL from the init of all runs that are there
   local seed home models
-  for seed in ${seeds:-0 1 2}; do
+  for seed in $seeds; do
     home=$study/s$seed/$env/id
     models=$(ls -d $home/*/checkpoint-* | xargs -n1 dirname | uniq | grep -v '/init$')
     $python -u results/distance.py measure --env $env --seed $seed --out $study/s$seed --models $home/init $models
@@ -169,7 +208,7 @@ distance() {  # no training: KL from the init of all runs that are there
 
 ppo() {  # PPO's settings, one change at a time
   local seed
-  for seed in ${seeds:-0}; do
+  for seed in $seeds; do
     train rl gp id $seed ppo-epochs4-clip.1 --epochs 4 --clip 0.1
     train rl gp id $seed ppo-lam1 --lam 1
     train rl gp id $seed ppo-minibatch8 --minibatches 8
@@ -178,27 +217,99 @@ ppo() {  # PPO's settings, one change at a time
 }
 
 pictures() {  # one run of each method, rule id, visual variation id (VISUAL=ood: the other one)
-  local seed visual=${VISUAL:-id} run folder task
-  for seed in ${seeds:-0 1 2}; do
-    folder=$study/s$seed/$env-vl/id-$visual task="--env $env --vl --visual $visual --seed $seed --out $study/s$seed"
-    for run in rl sft; do
-      if [ -f $folder/$run/eval.json ]; then continue; fi
-      go_on $folder/../base$([ $visual = ood ] && echo -ood) base $task
-      go_on $folder/init init $task
-      $python -u $run.py $task --episodes $([ $run = sft ] && echo $EPISODES || echo 2) \
-        $([ -d $folder/$run ] && echo --resume)
-    done
-    six < $folder/sft/eval.json > $raw/pictures-$env-vl-$visual-s$seed.json
-    for run in sft rl; do thin $folder/$run/metrics.jsonl $raw/$env-vl-$visual-s$seed-$run.jsonl 0; done
+  local seed run visual=${VISUAL:-id}
+  for seed in $seeds; do
+    for run in rl sft; do train $run $env-vl $visual $seed $run --evaluations 2; done
+    tabulate pictures $env-vl $visual $seed
   done
 }
 
-env=gp SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=1.8e6
-INIT_LR=3e-4 ROUTES= EPISODES=300
-case $name in *-virl)
-  env=virl SFT_RATES="3e-4 1e-3 2e-3 3e-3" SFT_LR=2e-3 RL_LR=1e-4 SECOND_LR=1e-3 DOSE=1.8e6
-  ROUTES="16 256" EPISODES=80 ;;
-esac
+mute() {  # from pictures: SFT without loss on the answer's field "cards"
+  local seed
+  for seed in $seeds; do
+    train sft gp-vl id $seed sft --evaluations 2
+    VARIANT=mute train sft gp-vl id $seed mute --evaluations 2
+    tabulate mute gp-vl id $seed init sft mute
+  done
+}
+
+# Each time a section is started, results/raw/made.txt gets a line: what its raw files come from.
+made() {
+  local changes=$(git status --porcelain -- . ':!results/raw' ':!results/tables')
+  echo "$name, seeds $seeds, $(date -u +%Y-%m-%dT%H:%MZ), commit $(git rev-parse --short HEAD)" \
+    "$([ -z "$changes" ] && echo clean || echo changed)," \
+    "$(lscpu | sed -n 's/^Model name: *//p')," \
+    "avx512 $(grep -qs avx512f /proc/cpuinfo && echo yes || echo no)," \
+    "torch $($python -c 'import torch; print(torch.__version__)')" >> $raw/made.txt
+}
+
+# A command line of figures.py or distance.py, and what it prints; nothing where raw files are missing.
+show() {
+  local word
+  for word in "$@"; do
+    case $word in $raw/*) compgen -G "$word" > /dev/null || return 0 ;; esac
+  done
+  echo "python results/$*"
+  $python results/$* 2>&1 || true  # unquoted: patterns become file names
+  echo
+}
+
+# All tables of a section -> results/tables/NAME.txt.
+tables() {
+  local section=${1%-*} part rule tokens stems parts=within
+  settings $1
+  case $section in
+    main) stems="main-$env-id main-$env-ood" ;;
+    writers) stems="writers-$env-id habit-$env-ood" ;;
+    room) stems=$(printf "room%s-virl-id " $ROOM) ;;
+    verify) stems="verify1-gp-id verify3-gp-id verify-gp-id verify10-gp-id" ;;
+    pictures) stems="pictures-$env-vl-id pictures-$env-vl-ood" ;;
+    mute) stems=mute-gp-vl-id ;;
+    *) stems=$section-$env-id ;;
+  esac
+  case $1 in
+    pictures-gp | mute-gp) parts="within read solved" ;;  # an episode is one hand, so "episode" is "within"
+    pictures-virl) parts="paper turns episode read solved" ;;
+    *-virl) parts="paper turns" ;;
+  esac
+  {
+    if [ $section = distance ]; then
+      show distance.py fit "$raw/distance-$env-id-s?.json" "$raw/main-$env-id-s?.json" "$raw/rates-$env-id-s?.json"
+    else
+      for stem in $stems; do
+        for part in $parts; do show figures.py table "$raw/$stem-s?.json" --part $part; done
+      done
+    fi
+    case $section in
+      main)
+        for rule in id ood; do
+          for part in $parts; do
+            show figures.py matched "$raw/$env-$rule-s?-sft-$SFT_LR.jsonl" "$raw/$env-$rule-s?-rl-$RL_LR.jsonl" \
+              --part $part
+          done
+          show figures.py ppo "$raw/$env-$rule-s?-rl-$RL_LR.jsonl"
+        done ;;
+      dose) for part in $parts; do show figures.py course "$raw/$env-id-s?-dose.jsonl" --part $part; done ;;
+      rates) show figures.py choose "$raw/rates-$env-id-s?.json" ;;
+    esac
+    if grep -q "^$1 " results/claims.txt; then show figures.py claims $1; fi
+  } > results/tables/$1.txt
+}
+
+# The settings of a section's task.
+settings() {
+  env=gp SFT_RATES="1e-4 2e-4 4e-4 8e-4" RL_RATES="5e-5 1e-4 2e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=1.8e6
+  INIT_LR=3e-4 ROUTES=
+  case $1 in *-virl)
+    env=virl SFT_RATES="3e-4 1e-3 2e-3 3e-3" SFT_LR=2e-3 RL_LR=1e-4 SECOND_LR=1e-3 DOSE=1.8e6 ROUTES="16 256" ;;
+  esac
+  case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
+  seeds=${SEEDS:-$seeds}
+}
+
+names="main-gp main-virl rates-gp rates-virl writers-gp writers-virl prompts-gp dose-gp dose-virl rescue-gp scratch-gp
+noform-gp room-virl verify-gp losses-gp losses-virl distance-gp distance-virl ppo-gp pictures-gp pictures-virl mute-gp"
+name=${1:-}
 
 case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, once. Most want the runs of rates or main
   main-gp | main-virl) echo "SFT against RL, both rules: 5 minutes a seed" ;;
@@ -208,14 +319,21 @@ case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, on
   dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed" ;;
   rescue-gp) echo "RL from SFT, after dose-gp: 4 minutes a seed" ;;
   scratch-gp) echo "RL without SFT: 2 minutes a seed" ;;
-  noform-gp) echo "RL from a base without the form: 8 minutes a seed with that base" ;;
-  verify-gp) echo "1, 3, 10 attempts: 3 minutes a seed" ;;
+  noform-gp) echo "RL from a base without the form: one base and eleven runs a seed" ;;
+  room-virl) echo "RL from weaker and stronger bases: three bases and three runs a seed" ;;
+  verify-gp) echo "1, 3, 5, 10 attempts: seven runs a seed, and four tables" ;;
   losses-gp | losses-virl) echo "other losses: 5 minutes a seed, in V-IRL 7" ;;
   distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
   ppo-gp) echo "PPO's settings: 3 minutes a seed" ;;
   pictures-gp | pictures-virl) echo "from pictures: 11 to 15 minutes a seed" ;;
-  *) echo "usage: bash results/make.sh main-gp | main-virl | rates-gp | rates-virl | writers-gp | writers-virl |" \
-       "prompts-gp | dose-gp | dose-virl | rescue-gp | scratch-gp | noform-gp | verify-gp | losses-gp | losses-virl |" \
-       "distance-gp | distance-virl | ppo-gp | pictures-gp | pictures-virl" >&2; exit 2 ;;
+  mute-gp) echo "SFT from pictures without loss on the cards: one run a seed after pictures-gp" ;;
+  tables)
+    for name in $names; do tables $name; done
+    show figures.py claims > results/tables/claims.txt
+    exit ;;
+  *) echo "usage: bash results/make.sh tables |" $(echo $names | sed 's/ / | /g') >&2; exit 2 ;;
 esac
+settings $name
+made
 ${name%-*}
+tables $name

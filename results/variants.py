@@ -10,6 +10,8 @@
     own10       the same, sampled anew from the current model every 10 steps, 512 episodes (arXiv 2510.18874)
     rules=8     GeneralPoints: training deals come under this many face-card rules, 2 or more (arXiv 2510.00237)
     routes=16   V-IRL: the number of training routes
+    hands=2000  GeneralPoints: the number of training hands; all that are not test hands if there are fewer
+    mute        GeneralPoints from pictures, SFT: no loss on the answer's field "cards"
     noform      pretraining without the task's chat form. Give an --out of its own
     group       PPO without the critic: eight episodes a hand, and the mean of their rewards as the baseline
 The change is made when the last stage, sft or rl, begins to train. A base and an init that are made on the way are
@@ -141,6 +143,27 @@ def routes(count):
     env_virl.training_routes.cache_clear()  # an init that was made on the way has filled it
 
 
+def hands(count):
+    env_gp.TRAIN_HANDS = int(count)
+    env_gp.training_hands.cache_clear()
+
+
+def mute(_):
+    demonstration_row = sft.demonstration_row
+
+    def without_cards(tok, model, messages, images, answer):
+        """The row of a demonstration, with loss only behind `{"cards": [...], "number": [`."""
+        row = demonstration_row(tok, model, messages, images, answer)
+        name = '"number": ['  # one token holds the end of the cards and this name
+        ids = tok(answer[:answer.index(name) + len(name)], add_special_tokens=False).input_ids
+        first = row.action_mask.index(1)
+        behind = first + len(ids)
+        assert row.ids[first:behind] == ids and any(row.action_mask[behind:])
+        row.action_mask[first:behind] = [0] * len(ids)
+        return row
+    sft.demonstration_row = without_cards
+
+
 def noform(_):
     sft.BASE["chat_share"] = 0.0
 
@@ -166,7 +189,7 @@ def group(_):
     rl.rollout, rl.estimate_advantages = in_groups, advantages
 
 
-VARIANTS = {f.__name__: f for f in (dft, kl, own, own10, rules, routes, noform, group)}
+VARIANTS = {f.__name__: f for f in (dft, kl, own, own10, rules, routes, hands, mute, noform, group)}
 
 
 def main(argv):
