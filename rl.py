@@ -47,7 +47,7 @@ from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 PPO = {                # gp     gp-vl  virl   virl-vl
-    "tokens":           (6e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
+    "tokens":           (7e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
     "lr":               1e-4,                          # AdamW, policy; GeneralPoints: by ID on seed 0
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this

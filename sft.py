@@ -71,22 +71,22 @@ EVERY = {  # run, of rl.py too
     "max_new_tokens":    (32,     32,      17,     17),      # the longest demonstrations have 30 and 16
 }
 BASE = {
-    "tokens":            (1.6e6,  5.0e6,   1.0e6,  3.0e6),   # compute X / 6N
+    "tokens":            (1.6e6,  2.5e6,   7.5e5,  1.5e6),   # compute X / 6N
     "batch":             (16,     21,      16,     16),      # rows of documents a step
     "row_tokens":        (128,    192,     256,    256),     # width of a row
     "chat_share":        (0.08,   0.12,    0.15,   0.15),    # documents in the task's chat form
     "picture_share":     (0.0,    0.5,     0.0,    0.5),     # documents with pictures
     "lr":                (3e-3,   3e-3,    1e-2,   1e-2),    # AdamW: embeddings, norms
-    "muon_lr":           (0.01,   0.02,    0.01,   0.02),    # Muon: the matrices inside the blocks
+    "muon_lr":           0.01,                               # Muon: the matrices inside the blocks
     "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates times this; at 0.3 some never read
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
     "evaluations":       1,                                  # at equal shares of the budget; 1: none
 }
 SFT = {
-    "tokens":            (6e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
+    "tokens":            (7e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen by ID on former bases
+    "lr":                (2e-4,   2e-4,    1e-3,   1e-3),    # AdamW
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
@@ -96,7 +96,7 @@ SFT = {
 INIT = {
     **SFT,
     "tokens":            8e4,                                # enough to take on the expert's style
-    "lr":                (3e-4,   1e-3,    3e-5,   1e-4),
+    "lr":                (3e-4,   3e-4,    3e-5,   3e-5),
     "evaluations":       0,
 }
 # What differs for a model of yours (--model), in SFT and PPO. Never tried at size: no GPU was at hand.

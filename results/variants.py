@@ -13,6 +13,7 @@
     hands=2000  GeneralPoints: the number of training hands; all that are not test hands if there are fewer
     mute        GeneralPoints from pictures, SFT: no loss on the answer's field "cards"
     noform      pretraining without the task's chat form. Give an --out of its own
+    frozen      the embeddings are not trained
     group       PPO without the critic: eight episodes a hand, and the mean of their rewards as the baseline
 The change is made when the last stage, sft or rl, begins to train. A base and an init that are made on the way are
 the usual ones; noform changes only the base. Give --resume together with the same variant: args.json names it.
@@ -168,6 +169,19 @@ def noform(_):
     sft.BASE["chat_share"] = 0.0
 
 
+def frozen(_):
+    def patch(script):
+        load_model = script.load_model
+
+        def load(*args, **keywords):
+            model, tok = load_model(*args, **keywords)
+            model.get_input_embeddings().requires_grad_(False)  # tied: the output's matrix too
+            return model, tok
+        script.load_model = load
+    patch(sft)
+    patch(rl)
+
+
 def group(_):
     rollout = rl.rollout
 
@@ -189,7 +203,7 @@ def group(_):
     rl.rollout, rl.estimate_advantages = in_groups, advantages
 
 
-VARIANTS = {f.__name__: f for f in (dft, kl, own, own10, rules, routes, hands, mute, noform, group)}
+VARIANTS = {f.__name__: f for f in (dft, kl, own, own10, rules, routes, frozen, hands, mute, noform, group)}
 
 
 def main(argv):
