@@ -35,12 +35,12 @@ go_on() {
 }
 
 # One run: script, task, rule, seed, name, more flags. Its table is made later, together with the other runs' rows.
-# Only at the chosen rates is success evaluated more than once on the way, for the curves. VARIANT: see variants.py.
+# In GeneralPoints at the chosen rates success is evaluated four times on the way, for the curves, else once. VARIANT: see variants.py.
 train() {
   local script=$1 env=$2 rule=$3 seed=$4 run=$5 command=$1.py evaluations=1 prefix= task trained home base; shift 5
   place $env $rule $seed
   [ -z "${VARIANT:-}" ] || command="results/variants.py $VARIANT $script"
-  if [ $run = sft-$SFT_LR ] || [ $run = rl-$RL_LR ]; then evaluations=4; fi
+  case $env-$run in gp-sft-$SFT_LR | gp-rl-$RL_LR) evaluations=4 ;; esac
   if ! [ -f $home/$run/eval.json ]; then  # else it is finished
     go_on $base base $task
     go_on $home/init init $task $trained
@@ -157,17 +157,18 @@ noform() {  # RL from a base that never saw the task's form: directly, after the
   done
 }
 
-room() {  # V-IRL: RL with frozen embeddings, and from an init that a higher rate has damaged
+room() {  # V-IRL: RL whose critic hardly moves the policy; with frozen embeddings; from an init with broken answers
   local seed task trained home base
   for seed in $seeds; do
     train rl virl id $seed rl-$RL_LR --lr $RL_LR
+    train rl virl id $seed critic --lr $RL_LR --coef_value 1e-3
     VARIANT=frozen train rl virl id $seed frozen --lr $RL_LR
     VARIANT=frozen train sft virl id $seed sft-frozen --lr $SFT_LR
     place virl id $seed
     go_on $home/damaged init $task $trained
     [ -d $home/damaged ] || $python -u sft.py --stage init $task $trained --name damaged --lr 1e-4 --episodes 0
     train rl virl id $seed from-damaged --lr $RL_LR --init $home/damaged
-    tabulate room virl id $seed init sft-$SFT_LR sft-frozen rl-$RL_LR frozen damaged from-damaged
+    tabulate room virl id $seed init sft-$SFT_LR sft-frozen rl-$RL_LR critic frozen damaged from-damaged
   done
 }
 
@@ -284,10 +285,8 @@ tables() {
     case $section in
       main)
         for rule in id ood; do
-          for part in $parts; do
-            show figures.py matched "$raw/$env-$rule-s?-sft-$SFT_LR.jsonl" "$raw/$env-$rule-s?-rl-$RL_LR.jsonl" \
-              --part $part
-          done
+          [ $env = virl ] ||
+            show figures.py matched "$raw/$env-$rule-s?-sft-$SFT_LR.jsonl" "$raw/$env-$rule-s?-rl-$RL_LR.jsonl"
           show figures.py ppo "$raw/$env-$rule-s?-rl-$RL_LR.jsonl"
         done ;;
       dose) for part in $parts; do show figures.py course "$raw/$env-id-s?-dose.jsonl" --part $part; done ;;
@@ -302,7 +301,7 @@ settings() {
   env=gp SFT_RATES="1e-4 2e-4 4e-4" RL_RATES="5e-5 1e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=2.1e6
   INIT_LR=3e-4 ROUTES=
   case $1 in *-virl)
-    env=virl SFT_RATES="5e-4 1e-3" RL_RATES="5e-5 1e-4" SFT_LR=1e-3 RL_LR=1e-4 SECOND_LR=5e-4 DOSE=1.8e6 ROUTES="16 256" ;;
+    env=virl SFT_RATES="5e-4 1e-3" RL_RATES="5e-5 1e-4" SFT_LR=5e-4 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6 ROUTES="16 256" ;;
   esac
   case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
   seeds=${SEEDS:-$seeds}
