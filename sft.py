@@ -71,7 +71,7 @@ EVERY = {  # run, of rl.py too
     "max_new_tokens":    (32,     32,      17,     17),      # the longest demonstrations have 30 and 16
 }
 BASE = {
-    "tokens":            (1.6e6,  2.5e6,   7.5e5,  1.5e6),   # compute X / 6N
+    "tokens":            (1.6e6,  2.5e6,   1.2e6,  1.5e6),   # compute X / 6N
     "batch":             (16,     21,      16,     16),      # rows of documents a step
     "row_tokens":        (128,    192,     256,    256),     # width of a row
     "chat_share":        (0.08,   0.12,    0.15,   0.15),    # documents in the task's chat form
