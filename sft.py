@@ -99,9 +99,10 @@ INIT = {
     "lr":                (3e-4,   3e-4,    3e-5,   3e-5),
     "evaluations":       0,
 }
-# What differs for a model of yours (--model), in SFT and PPO. Never tried at size: no GPU was at hand.
-REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096, "max_new_tokens": 256}
-REAL_INIT = {**REAL, "tokens": 1e6}
+# What differs for a model of yours (--model), in SFT and PPO. The rates rest on one model of 135M parameters (README,
+# "A released model"), and larger ones want smaller rates: the paper's 11B had 1e-6. No GPU was at hand.
+REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256}
+REAL_INIT = {**REAL, "tokens": 1e6, "lr": 2e-5}
 STAGES = {"base": BASE, "init": INIT, "sft": SFT}
 CLIP_GRAD = 1.0  # the gradient's norm is clipped to this
 TINY = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,

@@ -2268,15 +2268,15 @@ def test_defaults_of_a_model_from_elsewhere():
         return {k: getattr(taken[0], k) for k in (*sft.REAL, "value_rate", "pixels") if hasattr(taken[0], k)}
     with folder() as out:
         save(f"{out}/m", *tiny())
-        real = {"tokens": 1e7, "batch": 64, "lr": 1e-6, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
+        real = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
         own = {"tokens": 7e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
         with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
             text = quick(rl.main, flags(out, model=f"{out}/m"))
-        assert text.count("a model of yours, so with --lr 1e-06 --tokens") == 2, text
+        assert all(text.count(f"a model of yours, so with --lr {lr} --tokens") == 1 for lr in ("2e-05", "1e-05")), text
         header = records(f"{out}/gp/id/init")[0]
-        equal({k: header[k] for k in real}, {**real, "tokens": 2e3, "max_new_tokens": 24}, "the init that rl.py made")
+        equal({k: header[k] for k in real}, {**real, "lr": 2e-5, "tokens": 2e3, "max_new_tokens": 24}, "the init that rl.py made")
         for main, argv, expected in (
-                (sft.main, ["--stage", "init", "--model", f"{out}/m", "--name", "b"], {**real, "tokens": 1e6}),
+                (sft.main, ["--stage", "init", "--model", f"{out}/m", "--name", "b"], {**real, "lr": 2e-5, "tokens": 1e6}),
                 (rl.main, ["--name", "b", "--model", f"{out}/m"], {**real, "value_rate": 10}),
                 (rl.main, ["--name", "b", "--model", f"{out}/m", "--env", "virl", "--vl"], {**real, "value_rate": 10, "pixels": 1200}),
                 (rl.main, ["--name", "b", "--init", f"{out}/gp/id/init"], {**real, "value_rate": 10}),  # it knows where it comes from
