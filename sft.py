@@ -86,7 +86,7 @@ BASE = {
 SFT = {
     "tokens":            (7e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    5e-4,   5e-4),    # AdamW; chosen by ID on seed 0
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen by ID on seed 0
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
@@ -99,8 +99,8 @@ INIT = {
     "lr":                (3e-4,   3e-4,    3e-5,   3e-5),
     "evaluations":       0,
 }
-# What differs for a model of yours (--model), in SFT and PPO. The rates rest on one model of 135M parameters (README,
-# "A released model"), and larger ones want smaller rates: the paper's 11B had 1e-6. No GPU was at hand.
+# What differs for a model of yours (--model), in SFT and PPO. The rates rest on one model of 135M parameters
+# (results/README.md, section released). Larger ones want smaller rates: the paper's 11B had 1e-6.
 REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256}
 REAL_INIT = {**REAL, "tokens": 1e6, "lr": 2e-5}
 STAGES = {"base": BASE, "init": INIT, "sft": SFT}

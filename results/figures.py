@@ -31,7 +31,7 @@ PARTS = {"within": lambda cell: cell, "first": lambda cell: cell["first"],  # of
          "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
          "read": lambda cell: cell["recognition"]["whole"], "solved": lambda cell: cell["recognition"]["solved"],
          "other": lambda cell: cell["other_rule"]}
-CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-5e-4", "rl-5e-5")}  # SFT_LR, RL_LR of make.sh
+CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-5e-5")}  # SFT_LR, RL_LR of make.sh
 PAPER = {("gp", "id"): (11.5, 3.4, 15.0), ("virl", "id"): (80.8, 1.3, 91.8)}  # OOD of init, SFT, RL, in percent
 CLAIMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "claims.txt")
 

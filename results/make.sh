@@ -166,7 +166,7 @@ room() {  # V-IRL: RL whose critic hardly moves the policy; with frozen embeddin
     VARIANT=frozen train sft virl id $seed sft-frozen --lr $SFT_LR
     place virl id $seed
     go_on $home/damaged init $task $trained
-    [ -d $home/damaged ] || $python -u sft.py --stage init $task $trained --name damaged --lr 1e-4 --episodes 0
+    [ -d $home/damaged ] || $python -u sft.py --stage init $task $trained --name damaged --lr 3e-4 --episodes 0
     train rl virl id $seed from-damaged --lr $RL_LR --init $home/damaged
     tabulate room virl id $seed init sft-$SFT_LR sft-frozen rl-$RL_LR critic frozen damaged from-damaged
   done
@@ -301,7 +301,7 @@ settings() {
   env=gp SFT_RATES="1e-4 2e-4 4e-4" RL_RATES="5e-5 1e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=2.1e6
   INIT_LR=3e-4 ROUTES=
   case $1 in *-virl)
-    env=virl SFT_RATES="5e-4 1e-3" RL_RATES="5e-5 1e-4" SFT_LR=5e-4 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6 ROUTES="16 256" ;;
+    env=virl SFT_RATES="5e-4 1e-3 2e-3" RL_RATES="5e-5 1e-4" SFT_LR=2e-3 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6 ROUTES="16 256" ;;
   esac
   case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
   seeds=${SEEDS:-$seeds}
