@@ -1848,7 +1848,7 @@ def test_learning_rates():
             share = 0.1 if "vision_tower" in name or "projector" in name else 1.0
             kind, rate = rates[p]
             equal(kind, "Muon" if matrix else "AdamW", name)
-            near(rate, (0.02 if matrix else 3e-3) * share * (step + 1) / 50, 1e-9, f"rate of {name} at step {step}")
+            near(rate, (0.01 if matrix else 3e-3) * share * (step + 1) / 50, 1e-9, f"rate of {name} at step {step}")
 
     with folder(init=True) as out:
         for module, name, table, warmup in ((sft, "sft", sft.SFT, 3), (rl, "rl", rl.PPO, 1)):
