@@ -2648,7 +2648,7 @@ def test_bad_input_gets_one_clear_line():
 
 def test_rows_of_a_table_have_one_limit():
     """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'."""
-    made_with, limits = {"released": {}, "init": {"max_new_tokens": 60}, "rl": {"max_new_tokens": 40}}, []
+    made_with = {"released": {}, "init": {"max_new_tokens": 60}, "rl": {"max_new_tokens": 40}}
     machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
     for names, flag, limit in (("released init rl", [], 60), ("released", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
         with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,

@@ -165,7 +165,7 @@ room() {  # V-IRL: RL whose critic hardly moves the policy; with frozen embeddin
     VARIANT=frozen train rl virl id $seed frozen --lr $RL_LR
     VARIANT=frozen train sft virl id $seed sft-frozen --lr $SFT_LR
     place virl id $seed
-    go_on $home/damaged init $task $trained
+    go_on $home/damaged init $task $trained --name damaged
     [ -d $home/damaged ] || $python -u sft.py --stage init $task $trained --name damaged --lr 3e-4 --episodes 0
     train rl virl id $seed from-damaged --lr $RL_LR --init $home/damaged
     tabulate room virl id $seed init sft-$SFT_LR sft-frozen rl-$RL_LR critic frozen damaged from-damaged
@@ -301,7 +301,8 @@ settings() {
   env=gp SFT_RATES="1e-4 2e-4 4e-4" RL_RATES="5e-5 1e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=2.1e6
   INIT_LR=3e-4 ROUTES=
   case $1 in *-virl)
-    env=virl SFT_RATES="5e-4 1e-3 2e-3" RL_RATES="5e-5 1e-4" SFT_LR=2e-3 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6 ROUTES="16 256" ;;
+    env=virl SFT_RATES="5e-4 1e-3 2e-3" RL_RATES="5e-5 1e-4" SFT_LR=2e-3 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6
+    ROUTES="16 256" ;;
   esac
   case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
   seeds=${SEEDS:-$seeds}
@@ -311,7 +312,7 @@ names="main-gp main-virl rates-gp rates-virl writers-gp writers-virl prompts-gp 
 noform-gp room-virl verify-gp losses-gp losses-virl distance-gp distance-virl ppo-gp pictures-gp pictures-virl mute-gp"
 name=${1:-}
 
-case $name in  # minutes on 2 cores; a base of 3 minutes a seed comes on top, once. Most want the runs of rates or main
+case $name in  # minutes on 2 cores at the former rates, an upper bound; a base of 3 minutes a seed comes on top, once. Most want the runs of rates or main
   main-gp | main-virl) echo "SFT against RL, both rules: 5 minutes a seed" ;;
   rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed, in V-IRL 10, with the base" ;;
   writers-gp | writers-virl) echo "who writes: 7 minutes a seed, in V-IRL 12" ;;

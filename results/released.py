@@ -57,12 +57,16 @@ def table(out):
         with open(file) as f:
             t = json.load(f)
         print(f"\n{t['env']}: {t['episodes']} episodes a column, T = {t['temperature']:g}, within {t['verify']} attempts")
-        print(f"{'':14}| legal first answers, %   | success, %\n{'':14}|    seen     ID    OOD    |    seen     ID    OOD")
+        right = ("correct", "wrong_value") if t["env"] == "gp" else ("correct",)  # the cards' numbers, or the action
+        print("".join(f"{head:26}" for head in ("", "| legal first answers, %", "| right numbers, %" if right[1:] else
+                                                "| right actions, %", "| success, %"))[12:])
+        print(" " * 14 + "|    seen     ID    OOD    " * 3)
         for row in t["rows"]:
             cells = [row[column] for column in ("seen", "id", "ood")]
             legal = [100 - 100 * cell["verdicts"].get("illegal", 0) for cell in cells]
-            print(f"{row['name']:14}| " + " ".join(f"{x:6.1f}" for x in legal) + "     | "
-                  + " ".join(f"{100 * cell['p']:6.1f}" for cell in cells))
+            known = [100 * sum(cell["verdicts"].get(kind, 0) for kind in right) for cell in cells]
+            print(f"{row['name']:14}" + "".join(f"| {x:6.1f} {y:6.1f} {z:6.1f}    " for x, y, z in (
+                legal, known, [100 * cell["p"] for cell in cells])).rstrip())
     for home in sorted(glob.glob(os.path.join(out, "runs*", "*", "id", "*-*")) + glob.glob(f"{out}/runs-*/gp/id/init")):
         steps = records(home)
         first, last, middle = steps[0], steps[-1], {k: median(r[k] for r in steps) for k in steps[0] if k != "verdicts"}

@@ -33,7 +33,8 @@ wheels() {  # a release and its wheels: the files, downloaded once
 train() {
   local script=$1 home=$runs/$2/id/$3
   if ! grep -qs '"done": true' $home/checkpoint-*/state.json; then
-    $python -u $script.py --env $2 --name $3 --model $model --out $runs --episodes 0 --evaluations 0 --verify $VERIFY "${@:4}" $([ -d $home ] && echo --resume)
+    $python -u $script.py --env $2 --name $3 --model $model --out $runs --episodes 0 --evaluations 0 \
+      --verify $VERIFY "${@:4}" $([ -d $home ] && echo --resume)
   fi
 }
 
