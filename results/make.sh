@@ -160,6 +160,7 @@ noform() {  # RL from a base that never saw the task's form: directly, after the
 room() {  # V-IRL: RL whose critic hardly moves the policy; with frozen embeddings; from an init with broken answers
   local seed task trained home base
   for seed in $seeds; do
+    train sft virl id $seed sft-$SFT_LR --lr $SFT_LR
     train rl virl id $seed rl-$RL_LR --lr $RL_LR
     train rl virl id $seed critic --lr $RL_LR --coef_value 1e-3
     VARIANT=frozen train rl virl id $seed frozen --lr $RL_LR
