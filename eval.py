@@ -10,8 +10,8 @@ OOD: unseen episodes under the held-out rule. With --vl also the other visual va
 the trained rule, with pictures of a kind that was not trained on. Success means solved within --verify
 attempts. Errors are one standard error. eval.json holds these rates and many more: see evaluate().
 
-Departures from the paper: we sample at T = 1 (the paper: 0.2), play 300 episodes a cell (the paper: 234), and
-our ID episodes are unseen (the paper's ID is our "seen").
+Departures from the paper: we sample at T = 1 (the paper: 0.2), play 300 hands or 200 routes a cell (the
+paper: 234 and 48), and our ID episodes are unseen (the paper's ID is our "seen").
 """
 import argparse
 import inspect
@@ -20,6 +20,7 @@ import math
 import os
 import re
 import shlex
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -602,8 +603,8 @@ def new_parser(doc):
         help="of sampling; 0 is greedy, for evaluation only (default: 1)")
     add("--max_new_tokens", type=number(1), metavar="N",
         help="an answer's longest length (default: gp 32, virl 17, with a model of yours 256)")
-    add("--episodes", type=number(0), default=300, metavar="N",
-        help="per cell of the final table; 0: no table (default: 300)")
+    add("--episodes", type=number(0), metavar="N",
+        help="per cell of the final table; 0: no table (default: 300 hands or 200 routes)")
     add = parser.add_argument_group("device").add_argument
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
@@ -617,6 +618,8 @@ def parse(parser, argv, saved=None):
     if (args.visual or args.pixels) and not args.vl:
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
     args.data = args.data and os.path.normpath(args.data)  # DIR/ is DIR
+    if args.episodes is None:
+        args.episodes = 200 if args.env == "virl" else 300  # a route has eight positions, a hand is one
     if args.vl:
         args.visual = args.visual or "id"
     return args
@@ -632,6 +635,8 @@ def script(main):
         raise SystemExit(130)
     if dist.is_initialized():  # only here: a rank that fails must not wait for the others in this call
         dist.destroy_process_group()
+        # FSDP2 keeps gloo's threads alive, and one that lets go of a tensor while Python ends aborts the process.
+        time.sleep(1)
 
 
 def setup(args):
