@@ -129,7 +129,8 @@ def print_claims(section=None):
 
     The p values are corrected by Holm's method within a section: the smallest of m must be at most 0.05 / m, the next
     one 0.05 / (m - 1), and so on up to the first that fails. Verdicts: established, the claimed sign and significant;
-    tendency, the claimed sign only; no, the other sign; reversed, the other sign and significant."""
+    tendency, the claimed sign in every seed; unclear, in the mean only; no, the other sign; reversed, the other sign and
+    significant."""
     raw, claims = os.path.join(os.path.dirname(CLAIMS), "raw"), {}  # {section: [[the claim, its test], ...]}
     with open(CLAIMS) as f:
         for line in f:
@@ -156,8 +157,9 @@ def print_claims(section=None):
                 print(f"{text:77} | not run")
                 continue
             mean, se, _, p = paired_test(d)
-            right = mean > 0 if words[5] == ">" else mean < 0
-            verdict = (("tendency", "established") if right else ("no", "reversed"))[significant.pop(0)]
+            sign = 1 if words[5] == ">" else -1
+            weak = "tendency" if all(sign * x > 0 for x in d) else "unclear" if sign * mean > 0 else "no"
+            verdict = (weak, "established" if sign * mean > 0 else "reversed")[significant.pop(0)]
             print(f"{text:77} | {mean:+6.1f} ± {se:4.1f}, n = {len(d)}, p "
                   + (f"= {p:.4f}" if p >= 1e-4 else "< 0.0001") + f" | {verdict}")
 
