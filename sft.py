@@ -689,7 +689,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
     for name, value in saved.items():
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
-    now.folder = args.folder
+    now.folder, now.out = args.folder, args.out
     if saved["init"] == run_folder(SimpleNamespace(**saved), "init"):
         now.init = None  # the usual one, found again by command(): --out may have been moved
     return now

@@ -2402,6 +2402,12 @@ def test_a_run_is_a_folder():
         changed = {k: v for k, v in ev.read_json(f"{path}/args.json").items() if args_json[k] != v}
         equal(changed, {"tokens": 2e3, "steps": None, "resume": True}, "flags that changed")
 
+        # Moved to where --out is without the flag: its earlier stages are looked for, and made, below that place.
+        ev.write_json(f"{path}/args.json", {**args_json, "out": "elsewhere"})
+        with watching(sft, "new_parser", lambda parser, *_: parser.set_defaults(out=out)), \
+                mock.patch.object(sft, "command", lambda args, _: equal((args.out, args.folder), (out, path), "--out, folder")):
+            sft.main(["--name", "a", "--resume"])
+
 
 def test_earlier_stages():
     """A missing one is made by the command that is printed; one that is not finished, or another one, is left as it is."""
