@@ -667,6 +667,8 @@ def parse_run(argv, doc, tables, numbers, others=()):
 
     args = parse(parser, argv)
     args.name = args.name or args.stage
+    if args.name != args.stage and args.name in (*STAGES, "rl"):
+        fail(f"--name {args.name} is the place of another stage; choose another --name")
     args.folder = run_folder(args, args.name)
     if os.path.exists(args.folder) and not args.resume:
         fail(FOLDER_EXISTS.format(args.folder))

@@ -2640,6 +2640,8 @@ def test_bad_input_gets_one_clear_line():
                 ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors") + ["--resume"]),
                 ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", "--name", "x", *stay]),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
+                ("--name base is the place", sft.main, flags(f"{out}/empty", name="base")),
+                ("--name init is the place", rl.main, flags(f"{out}/empty", name="init", init=f"{out}/gp/base")),
                 ("gp/base exists", sft.main, flags(out, stage="base"))):
             error_of(words, main, argv)
         equal(tree(out), kept, "files")
