@@ -678,7 +678,10 @@ def parse_run(argv, doc, tables, numbers, others=()):
     real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
     fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
     if args.vl:
-        args.pixels = args.pixels or (1200 if args.from_elsewhere else 80)
+        known = args.init and saved_args(args.init).get("pixels")
+        args.pixels = args.pixels or known or (1200 if args.from_elsewhere else 80)
+        if known and known != args.pixels:
+            fail(f"{args.init} was trained on pictures with --pixels {known}, not {args.pixels}")
     if not args.resume:
         return args
     file = os.path.join(args.folder, "args.json")

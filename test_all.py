@@ -2269,6 +2269,7 @@ def test_defaults_of_a_model_from_elsewhere():
         return {k: getattr(taken[0], k) for k in (*sft.REAL, "value_rate", "pixels") if hasattr(taken[0], k)}
     with folder() as out:
         save(f"{out}/m", *tiny())
+        save(f"{out}/sees", *tiny(), from_elsewhere=False, pixels=48)
         real = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
         own = {"tokens": 7e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
         with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
@@ -2283,8 +2284,11 @@ def test_defaults_of_a_model_from_elsewhere():
                 (rl.main, ["--name", "b", "--init", f"{out}/gp/id/init"], {**real, "value_rate": 10}),  # it knows where it comes from
                 (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
-                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80})):
+                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80}),
+                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48})):
             equal(filled(main, *argv), expected, argv)
+        error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
+                 ["--init", f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
 
 
 def test_memory():
