@@ -2661,14 +2661,18 @@ def test_bad_input_gets_one_clear_line():
 
 
 def test_rows_of_a_table_have_one_limit():
-    """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'."""
-    made_with = {"released": {}, "init": {"max_new_tokens": 60}, "rl": {"max_new_tokens": 40}}
+    """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'. A model
+    that was trained on the other rule is named."""
+    made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
+                 "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"}, "base": {"stage": "base", "rule": "ood"}}
     machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
-    for names, flag, limit in (("released init rl", [], 60), ("released", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
+    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
         with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,
-                                 evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}):
+                                 evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}), \
+                contextlib.redirect_stdout(io.StringIO()) as told:
             rows = ev.table({name: name for name in names.split()}, ev.parse(ev.new_parser(""), flag), machine)["rows"]
         equal([row["limit"] for row in rows], [limit] * len(rows), names)
+        equal(told.getvalue(), "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
 
 
 def test_command_line_from_an_empty_folder():
