@@ -745,7 +745,9 @@ def command(args, train):
     print0(machine, f"[{args.stage}] {time.perf_counter() - start:.0f} s, peak memory "
                     f"{peak_memory_gb(machine):.1f} GB")
     if stopped:
-        print0(machine, "stopped; go on with --resume")
+        program = "rl.py" if args.stage == "rl" else f"sft.py --stage {args.stage}"
+        print0(machine, f"stopped; go on with it: python {program} {task_flags(args)}"
+               + f" --name {shlex.quote(args.name)}" * (args.name != args.stage) + " --resume")
         raise SystemExit(130)
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)

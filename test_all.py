@@ -1802,14 +1802,17 @@ def test_resume_is_the_uninterrupted_run():
 
 def test_signals():
     """One in the last save counts too. A second Ctrl-C stops at once. Then the handlers are the old ones."""
-    before = signal.default_int_handler, signal.getsignal(signal.SIGTERM)
+    before, told = (signal.default_int_handler, signal.getsignal(signal.SIGTERM)), []
     signal.signal(signal.SIGINT, before[0])  # a process in the background may begin with Ctrl-C ignored
     with folder(init=True) as out:
         for name, place, pressed, kind, words in (("late", "save_checkpoint", signal.SIGTERM, SystemExit, "130"),
                                                   ("twice", "clip_and_step", signal.SIGINT, KeyboardInterrupt, "")):
-            with watching(sft, place, lambda *_: [signal.raise_signal(pressed) for _ in range(2)]):
+            with watching(sft, place, lambda *_: [signal.raise_signal(pressed) for _ in range(2)]), \
+                    watching(sft, "print0", lambda _, machine, text: told.append(text)):
                 raises(kind, words, lambda: quick(sft.main, flags(out, name=name)))
             equal((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), before, f"{name}: handlers afterwards")
+        equal([text for text in told if text.startswith("stopped")], ["stopped; go on with it: python sft.py --stage sft "
+              f"--env gp --rule id --out {out} --seed 3 --name late --resume"])
         equal((state_of(f"{out}/gp/id/late")["step"], ev.checkpoint_at(f"{out}/gp/id/twice")), (1, None), "what is saved")
     equal(raises(SystemExit, "", lambda: ev.script(lambda: signal.raise_signal(signal.SIGINT))), "130")
 
