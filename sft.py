@@ -749,6 +749,9 @@ def command(args, train):
         print0(machine, f"stopped; go on with it: python {program} {task_flags(args)}"
                + f" --name {shlex.quote(args.name)}" * (args.name != args.stage) + " --resume")
         raise SystemExit(130)
+    if machine.rank == 0 and not args.steps:  # with fewer --tokens a run may end where it was saved before
+        file = os.path.join(checkpoint_at(args.folder), "state.json")
+        write_json(file, {**read_json(file), "done": True})
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)
         print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"

@@ -2399,6 +2399,8 @@ def test_a_run_is_a_folder():
 
         # --resume alone has all flags; --tokens may grow; without --steps it goes to its budget, and then is done.
         again, log = ["--out", out, "--name", "a", "--resume"], lambda: [r["step"] for r in records(path, "loss")]
+        quick(sft.main, again + ["--tokens", "1"])  # used up already
+        equal((log(), state_of(path)["done"]), ([1, 2], True), "steps, done")
         quick(sft.main, again + ["--tokens", "1e3"])
         steps = log()
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2 and state_of(path)["done"], steps
