@@ -543,6 +543,8 @@ def table(paths, args, machine):
         saved = saved_args(path)
         if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
+        if saved.get("stage", "base") != "base" and saved.get("rule", args.rule) != args.rule:
+            print0(machine, f"{path} was trained on rule {saved['rule']}; the columns are of rule {args.rule}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
         rows.append({"name": name, "path": path, **evaluate(model, tok, row_args, machine, args.episodes)})

@@ -667,6 +667,8 @@ def parse_run(argv, doc, tables, numbers, others=()):
 
     args = parse(parser, argv)
     args.name = args.name or args.stage
+    if args.name != args.stage and args.name in (*STAGES, "rl"):
+        fail(f"--name {args.name} is the place of another stage; choose another --name")
     args.folder = run_folder(args, args.name)
     if os.path.exists(args.folder) and not args.resume:
         fail(FOLDER_EXISTS.format(args.folder))
@@ -676,7 +678,10 @@ def parse_run(argv, doc, tables, numbers, others=()):
     real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
     fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
     if args.vl:
-        args.pixels = args.pixels or (1200 if args.from_elsewhere else 80)
+        known = args.init and saved_args(args.init).get("pixels")
+        args.pixels = args.pixels or known or (1200 if args.from_elsewhere else 80)
+        if known and known != args.pixels:
+            fail(f"{args.init} was trained on pictures with --pixels {known}, not {args.pixels}")
     if not args.resume:
         return args
     file = os.path.join(args.folder, "args.json")
@@ -689,7 +694,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
     for name, value in saved.items():
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):
             fail(f"--resume: {args.folder} was made with --{name} {value}, not {getattr(now, name)}")
-    now.folder = args.folder
+    now.folder, now.out = args.folder, args.out
     if saved["init"] == run_folder(SimpleNamespace(**saved), "init"):
         now.init = None  # the usual one, found again by command(): --out may have been moved
     return now
@@ -740,8 +745,13 @@ def command(args, train):
     print0(machine, f"[{args.stage}] {time.perf_counter() - start:.0f} s, peak memory "
                     f"{peak_memory_gb(machine):.1f} GB")
     if stopped:
-        print0(machine, "stopped; go on with --resume")
+        program = "rl.py" if args.stage == "rl" else f"sft.py --stage {args.stage}"
+        print0(machine, f"stopped; go on with it: python {program} {task_flags(args)}"
+               + f" --name {shlex.quote(args.name)}" * (args.name != args.stage) + " --resume")
         raise SystemExit(130)
+    if machine.rank == 0 and not args.steps:  # with fewer --tokens a run may end where it was saved before
+        file = os.path.join(checkpoint_at(args.folder), "state.json")
+        write_json(file, {**read_json(file), "done": True})
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)
         print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"

@@ -1802,14 +1802,17 @@ def test_resume_is_the_uninterrupted_run():
 
 def test_signals():
     """One in the last save counts too. A second Ctrl-C stops at once. Then the handlers are the old ones."""
-    before = signal.default_int_handler, signal.getsignal(signal.SIGTERM)
+    before, told = (signal.default_int_handler, signal.getsignal(signal.SIGTERM)), []
     signal.signal(signal.SIGINT, before[0])  # a process in the background may begin with Ctrl-C ignored
     with folder(init=True) as out:
         for name, place, pressed, kind, words in (("late", "save_checkpoint", signal.SIGTERM, SystemExit, "130"),
                                                   ("twice", "clip_and_step", signal.SIGINT, KeyboardInterrupt, "")):
-            with watching(sft, place, lambda *_: [signal.raise_signal(pressed) for _ in range(2)]):
+            with watching(sft, place, lambda *_: [signal.raise_signal(pressed) for _ in range(2)]), \
+                    watching(sft, "print0", lambda _, machine, text: told.append(text)):
                 raises(kind, words, lambda: quick(sft.main, flags(out, name=name)))
             equal((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), before, f"{name}: handlers afterwards")
+        equal([text for text in told if text.startswith("stopped")], ["stopped; go on with it: python sft.py --stage sft "
+              f"--env gp --rule id --out {out} --seed 3 --name late --resume"])
         equal((state_of(f"{out}/gp/id/late")["step"], ev.checkpoint_at(f"{out}/gp/id/twice")), (1, None), "what is saved")
     equal(raises(SystemExit, "", lambda: ev.script(lambda: signal.raise_signal(signal.SIGINT))), "130")
 
@@ -2269,6 +2272,7 @@ def test_defaults_of_a_model_from_elsewhere():
         return {k: getattr(taken[0], k) for k in (*sft.REAL, "value_rate", "pixels") if hasattr(taken[0], k)}
     with folder() as out:
         save(f"{out}/m", *tiny())
+        save(f"{out}/sees", *tiny(), from_elsewhere=False, pixels=48)
         real = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
         own = {"tokens": 7e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
         with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
@@ -2283,8 +2287,11 @@ def test_defaults_of_a_model_from_elsewhere():
                 (rl.main, ["--name", "b", "--init", f"{out}/gp/id/init"], {**real, "value_rate": 10}),  # it knows where it comes from
                 (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
-                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80})):
+                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80}),
+                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48})):
             equal(filled(main, *argv), expected, argv)
+        error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
+                 ["--init", f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
 
 
 def test_memory():
@@ -2392,6 +2399,8 @@ def test_a_run_is_a_folder():
 
         # --resume alone has all flags; --tokens may grow; without --steps it goes to its budget, and then is done.
         again, log = ["--out", out, "--name", "a", "--resume"], lambda: [r["step"] for r in records(path, "loss")]
+        quick(sft.main, again + ["--tokens", "1"])  # used up already
+        equal((log(), state_of(path)["done"]), ([1, 2], True), "steps, done")
         quick(sft.main, again + ["--tokens", "1e3"])
         steps = log()
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2 and state_of(path)["done"], steps
@@ -2401,6 +2410,12 @@ def test_a_run_is_a_folder():
         assert len(log()) > len(steps) and log()[:len(steps)] == steps, log()
         changed = {k: v for k, v in ev.read_json(f"{path}/args.json").items() if args_json[k] != v}
         equal(changed, {"tokens": 2e3, "steps": None, "resume": True}, "flags that changed")
+
+        # Moved to where --out is without the flag: its earlier stages are looked for, and made, below that place.
+        ev.write_json(f"{path}/args.json", {**args_json, "out": "elsewhere"})
+        with watching(sft, "new_parser", lambda parser, *_: parser.set_defaults(out=out)), \
+                mock.patch.object(sft, "command", lambda args, _: equal((args.out, args.folder), (out, path), "--out, folder")):
+            sft.main(["--name", "a", "--resume"])
 
 
 def test_earlier_stages():
@@ -2634,6 +2649,8 @@ def test_bad_input_gets_one_clear_line():
                 ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors") + ["--resume"]),
                 ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", "--name", "x", *stay]),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
+                ("--name base is the place", sft.main, flags(f"{out}/empty", name="base")),
+                ("--name init is the place", rl.main, flags(f"{out}/empty", name="init", init=f"{out}/gp/base")),
                 ("gp/base exists", sft.main, flags(out, stage="base"))):
             error_of(words, main, argv)
         equal(tree(out), kept, "files")
@@ -2649,14 +2666,18 @@ def test_bad_input_gets_one_clear_line():
 
 
 def test_rows_of_a_table_have_one_limit():
-    """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'."""
-    made_with = {"released": {}, "init": {"max_new_tokens": 60}, "rl": {"max_new_tokens": 40}}
+    """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'. A model
+    that was trained on the other rule is named."""
+    made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
+                 "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"}, "base": {"stage": "base", "rule": "ood"}}
     machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
-    for names, flag, limit in (("released init rl", [], 60), ("released", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
+    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
         with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,
-                                 evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}):
+                                 evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}), \
+                contextlib.redirect_stdout(io.StringIO()) as told:
             rows = ev.table({name: name for name in names.split()}, ev.parse(ev.new_parser(""), flag), machine)["rows"]
         equal([row["limit"] for row in rows], [limit] * len(rows), names)
+        equal(told.getvalue(), "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
 
 
 def test_command_line_from_an_empty_folder():
