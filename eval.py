@@ -240,6 +240,11 @@ def batch_size(segments, max_new_tokens):
     return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
 
 
+def context_tokens(model):
+    """The longest conversation that a model takes, in tokens; infinite where its config.json names none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
 def sampling(model, tok, temperature, max_new_tokens, **more):
     """generate()'s configuration: nothing but the temperature (0: greedy), without top-k and top-p."""
     return GenerationConfig(
@@ -262,7 +267,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     unshard(model)
     ends = set(model.generation_config.eos_token_id)
     config = sampling(model, tok, temperature, max_new_tokens)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    limit = context_tokens(model)
     players = []  # (environment, its episode, the messages so far)
     for env, seed in zip(envs, seeds):
         messages, images = env.reset(seed)
@@ -543,8 +548,9 @@ def table(paths, args, machine):
         saved = saved_args(path)
         if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
-        if saved.get("stage", "base") != "base" and saved.get("rule", args.rule) != args.rule:
-            print0(machine, f"{path} was trained on rule {saved['rule']}; the columns are of rule {args.rule}")
+        rule = saved.get("rule", args.rule)
+        if rule != args.rule and saved.get("stage") != "base":
+            print0(machine, f"{path} was trained on rule {rule}; the columns are of rule {args.rule}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
         rows.append({"name": name, "path": path, **evaluate(model, tok, row_args, machine, args.episodes)})
@@ -637,7 +643,7 @@ def script(main):
         raise SystemExit(130)
     if dist.is_initialized():  # only here: a rank that fails must not wait for the others in this call
         dist.destroy_process_group()
-        # FSDP2 keeps gloo's threads alive, and one that lets go of a tensor while Python ends aborts the process.
+        # FSDP2 keeps gloo's threads alive. One that lets go of a tensor while Python ends aborts the process.
         time.sleep(1)
 
 

@@ -57,10 +57,10 @@ try:
 except ImportError:  # Windows: no peak memory
     resource = None
 
-from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns, encode,
-                  evaluate, fail, first_line, forward, found_models, in_turn, load, make, new_parser, number,
-                  parse, print0, prompt, read_json, run_folder, saved_args, script, setup, summary, table,
-                  task_flags, write_json)
+from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns,
+                  context_tokens, encode, evaluate, fail, first_line, forward, found_models, in_turn, load,
+                  make, new_parser, number, parse, print0, prompt, read_json, run_folder, saved_args, script,
+                  setup, summary, table, task_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -170,6 +170,8 @@ def demonstration_row(tok, model, messages, images, answer):
         mask      0      0  0  0     0            1   1   1  1   1"""
     row = prompt(tok, messages, images)
     row.add(answer_ids(tok, model, answer), 1)
+    if len(row.ids) > (limit := context_tokens(model)):
+        fail(f"the model's context of {limit} tokens is too short: a demonstration has {len(row.ids)}")
     return row
 
 

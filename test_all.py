@@ -2242,6 +2242,9 @@ def test_conversations_that_outgrow_the_context():
         save(f"{out}/m", model, tok)
         quiet(rl.main, flags(out, init=f"{out}/m", steps=2, verify=9))
         equal([r["updates"] for r in records(f"{out}/gp/id/rl", "reward")], [16, 16], "updates")
+        model.config.max_position_embeddings = 46  # the prompt's 21, and 24 of an answer
+        save(f"{out}/short", model, tok)
+        error_of("context of 46 tokens is too short: a demonstration has", sft.main, flags(out, init=f"{out}/short"))
 
 
 def test_sampled_is_scored_is_asked():
