@@ -6,7 +6,7 @@
 # Versions: transformers 5.24.0, torch 2.13.0.
 # Why it matters here: log-probabilities of all answers but the first are wrong by nats, and hang on the answers' order.
 #   A best answer of several, or PPO's ratio, would be taken from them. Give each call copy.deepcopy(cache), or cut the
-#   cache back by cache.crop(length) behind each call. This repository scores without a cache.
+#   cache back by cache.crop(-length of the answer) behind each call. This repository scores without a cache.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
