@@ -10,7 +10,7 @@ out=${1:-out/released} python=${1:-out/released}/venv/bin/python
 export TQDM_DISABLE=1
 
 # What costs time: nearly two hours in all. Budgets are trained tokens (X / 6N); 0 leaves a run out, and those after it.
-: ${GP_SFT:=3.4e5}                      # a demonstration has 170 tokens
+: ${GP_SFT:=3.4e5}                      # a demonstration has 205 tokens
 : ${GP_RL:=3.5e5}                       # an episode of PPO costs 400 to 500
 : ${VIRL_SFT:=1e5}                      # a route has 9 demonstrations of 260 tokens
 : ${VIRL_RL:=0}                         # an episode costs 1,000 where the first place fails, 8,000 to the end
