@@ -643,7 +643,7 @@ def script(main):
         raise SystemExit(130)
     if dist.is_initialized():  # only here: a rank that fails must not wait for the others in this call
         dist.destroy_process_group()
-        # FSDP2 keeps gloo's threads alive. One that lets go of a tensor while Python ends aborts the process.
+        # FSDP2 keeps gloo's threads alive. One that lets go of a tensor while Python ends may abort it.
         time.sleep(1)
 
 
