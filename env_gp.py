@@ -3,14 +3,14 @@
     python env_gp.py    # shows a hand, the prompt, the expert's answer and a failed attempt
 
 Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" as 11, 12, 13. The prompt states it.
-Looks (its Visual Variation), for vl=True: "id" has black suits, "ood" has red ones.
-Fine-tuning sees TRAIN_HANDS hands; a fifth of all is kept for tests. The base has met all arithmetic.
+Looks (the paper's Visual Variation), for vl=True: "id" has black suits, "ood" has red ones.
+Fine-tuning sees TRAIN_HANDS hands; a fifth of all hands is kept for tests. Pretraining uses all hands.
 
 An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     its keywords                        verify, seed, data, vl, pixels and those in cells()
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
-    expert(demonstrator) -> str         a right answer to the current state, the same for a state. "expert":
+    expert(demonstrator) -> str         a right answer, always the same one in the same state. "expert":
         any one of the hand's solutions; "habit": what the base would write, the shortest
     cells(rule, visual) -> dict         the table's columns: {column: keywords}
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
@@ -52,8 +52,8 @@ def numbers_of(cards, faces):
 
 def combine(sign, a, b):
     """Join two expressions -> the one canonical expression of the result.
-    An expression is (kind, plus, minus), the last two sorted tuples of str. Kind "+" is a sum of `plus` less
-    `minus`, kind "*" a product of `plus` over `minus`; a number is ("", (text,), ()). Terms are flattened and
+    An expression is (kind, plus, minus), the last two sorted tuples of str. Kind "+" adds `plus` and
+    subtracts `minus`, kind "*" multiplies and divides; a number is ("", (text,), ()). Terms are flattened and
     sorted, so a+(b+c) and (c+b)+a count as one solution. An example, 9-(3-2) = 2+9-3:
 
         combine("-", ("", ("9",), ()), ("+", ("3",), ("2",)))  ->  ("+", ("2", "9"), ("3",))"""
@@ -111,7 +111,7 @@ def solutions(numbers, target=24):
 
 @lru_cache(maxsize=None)
 def all_hands(highest=13, solvable=False):
-    """All multisets of four numbers from 1 to `highest`, sorted: 1,820 for 13. solvable: those alone."""
+    """All multisets of four numbers from 1 to `highest`, sorted: 1,820 for 13. solvable: only those."""
     hands = combinations_with_replacement(range(1, highest + 1), 4)
     return [hand for hand in hands if not solvable or solutions(hand)]
 
@@ -166,7 +166,7 @@ def fragments(vl=False):
 # Pretraining text, in place of the web's: arithmetic, games under many rules, mistakes, a little of the task.
 
 def some_formula(numbers, rng, noise):
-    """The shortest solution, the base's habit. With probability `noise` the signs are random instead."""
+    """The shortest solution, the base's habit. With probability `noise` a random formula instead."""
     if rng.random() >= noise:
         return solutions(tuple(sorted(numbers)))[0]
     a, b, c, d = rng.sample(list(numbers), 4)
@@ -329,9 +329,9 @@ def draw_card(rank, suit, pixels):
 
 
 def picture(cards, visual, pixels, seed):
-    """Four ranks -> PIL image, RGB, pixels x pixels. It depends on the arguments alone. The seed draws each
-    card's suit and shift (at most 1/40 of the side), the brightness and the grain, alike for every look and
-    size. So the black and the red picture of a seed differ only in the ink and the suits' shapes."""
+    """Four ranks -> PIL image, RGB, pixels x pixels. It depends on the arguments only. The seed draws each
+    card's suit and shift (at most 1/40 of the side), the brightness and the grain, the same for every look
+    and size. So the black and the red picture of a seed differ only in the ink and the suits' shapes."""
     rng = random.Random(f"picture/{seed}")
     table = Image.new("RGB", (pixels, pixels), (25, 110, 65))  # green
     for i, rank in enumerate(cards):
@@ -368,9 +368,9 @@ def read(faces, cards, numbers, rng, misread):
 def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     """One pretraining document with a picture -> (document, [picture]). It is a caption or a game, a str in
     which "<image>" marks the picture; with probability chat_share it is a chat about the picture.
-    noise: the share of wrong formulas. Chats have three times that, and misread half of it.
-    rare: the look that the base knows poorly, the one held out: were both read well, nothing would be left to
-    generalise to. It has a tenth of the pictures, and half of these are misread.
+    noise: the share of wrong formulas. In chats it is 3 noise, and noise / 2 of the attempts are misread.
+    rare: the held-out look. The base must know it poorly, or nothing would be left to generalise to. So only
+    a tenth of the pictures have this look, and half of those are misread.
     In half of the captions all cards are alike: what a rank looks like is learnt there, before one must know
     which card is which. Without them the base of red cards (seed 0) did not learn to read."""
     look = rare if rng.random() < 0.1 else OTHER[rare]

@@ -20,7 +20,7 @@ Departures from the authors' release, in addition to those in README.md
   - A prompt in the city shows only the last HISTORY steps, which always include the last turn.
   - In the city at most one step lies between two intersections, so turns are 36% of all positions. Then a
     picture answers only one question: after a forward(), has the walker arrived? A player who never looks
-    solves 85% of the positions at the first attempt and all at the second. So read the "first" columns.
+    solves 85% of the positions at the first attempt and all at the second. So read "first" in eval.json.
 """
 import hashlib
 import json
@@ -45,7 +45,7 @@ RULES = {"id": COMPASS, "ood": RELATIVE}  # the words x of turn_direction(x)
 OTHER = {"id": "ood", "ood": "id"}        # the other rule, and the other look
 HISTORY = 3                    # steps that a prompt in the city shows
 LEGS = (2, 2, 2, 3, 3, 4, 5)   # numbers of legs of a route in the city, drawn from these
-TRAIN_ROUTES = 64              # SFT sees each route about twenty times, as it sees GeneralPoints' hands
+TRAIN_ROUTES = 64              # SFT sees each route about 15 times, each of GeneralPoints' hands 48 times
 CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")}
 ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
 BASE_CITIES = 2000             # cities in pretraining; with only three the base would memorize their maps
@@ -178,7 +178,7 @@ def action_text(position, space):
 
 def walk(route, rng, relative="ood", absolute="id"):
     """Lay a route out -> (instructions: [str], positions: [Position]). rng draws the steps between places
-    and, if the route has none, the first heading. relative, absolute: spaces of the instructions' words.
+    and, if the route has none, the first heading. relative, absolute: keys of SPACES for the two words.
 
         at the start or an intersection: turn, forward;  between: forward;  at the destination: stop"""
     heading = rng.randrange(360) if route.facing is None else route.facing
@@ -199,7 +199,7 @@ def walk(route, rng, relative="ood", absolute="id"):
 
 
 def fill(template, instructions, positions, at, space, history=HISTORY, observation=None, **more):
-    """A template at position number `at`, with up to `history` steps before it, always the right ones.
+    """Fill a template at position number `at`. It shows up to `history` steps before `at`, all of them right.
     observation: what to write in place of the position's own. more: further slots."""
     past = [f"{p.observation}: {action_text(p, space)}" for p in positions[max(0, at - history):at]]
     return template.substitute(more, words=", ".join(SPACES[space]), instructions="\n".join(instructions),
@@ -292,8 +292,8 @@ class VIRL:
     move_on   whether the walk goes on after a position whose attempts are used up
     vl        whether a picture of pixels x pixels (RGB, 16 or more) shows the observation in place of words
     visual    "id" or "ood": the group of cities and their look
-    route     with data and split="all": the number of the route that reset() plays, modulo their number,
-              which is the attribute fixed_routes (None otherwise)
+    route     with data and split="all": the number of the route that reset() plays, modulo the attribute
+              fixed_routes, the number of all routes (otherwise None)
     Raises ValueError on any other value, and DataError if the data set is damaged."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
@@ -367,20 +367,20 @@ class VIRL:
         info["recognized"] is None except after a forward(): elsewhere the prompt tells what is shown."""
         here = self.position
         came = self.positions[self.at - 1].action if self.at else None
-        right = action_text(here, self.rule)
-        verdict = judge_virl(text, right, says_intersection(here.observation))
+        correct = action_text(here, self.rule)
+        verdict = judge_virl(text, correct, says_intersection(here.observation))
         self.attempts += 1
         solved = verdict.kind == "correct"
-        left = solved or self.attempts == self.verify
-        self.failed += left and not solved
-        done = left and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
-        info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": left,
+        leaves = solved or self.attempts == self.verify
+        self.failed += leaves and not solved
+        done = leaves and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
+        info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": leaves,
                 "position_solved": solved, "rule_matters": here.turn is not None,
-                "other_rule": verdict.action == action_text(here, OTHER[self.rule]) != right,
+                "other_rule": verdict.action == action_text(here, OTHER[self.rule]) != correct,
                 "recognized": recognized(text, here.observation) if self.vl and came == "forward()" else None}
-        if left and not done:
+        if leaves and not done:
             self.arrive(self.at + 1)
-        elif not left:
+        elif not leaves:
             self.messages = self.messages + [{"role": "assistant", "content": text},
                                              {"role": "user", "content": verdict.feedback}]
         return Step(None if done else self.messages, [] if done else self.images, verdict.reward, done, info)

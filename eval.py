@@ -84,8 +84,8 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words -> str. Images stand before the first user's text. Some
-    templates take a message as a list of parts only, and drop a plain text. A template that lets its model
-    think before it answers is asked not to."""
+    templates take a message only as a list of parts and drop plain text: a text model tries both. Thinking is
+    switched off, where the template has such a switch."""
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     user = next(m for m in parts if m["role"] == "user")
     user["content"] = [{"type": "image"}] * len(images) + user["content"]
@@ -104,7 +104,7 @@ def chat_text(tok, messages, images=(), **options):
 
 
 def encode(tok, text, images):
-    """-> Segment of a text with the processor's marks for images. ids hold all the places of each image.
+    """-> Segment of a text with marks for images. ids have as many placeholder tokens as each image needs.
     A text begins with the BOS token once, if the tokenizer uses one, whether or not the template wrote it."""
     if tok.bos_token and tok("").input_ids[:1] == [tok.bos_token_id] and not text.startswith(tok.bos_token):
         text = tok.bos_token + text
@@ -119,10 +119,10 @@ def encode(tok, text, images):
 
 
 def around_answer(tok, messages):
-    """The chat template's words before and behind the last answer of a conversation -> (str, str). messages:
-    [..., assistant], or [..., assistant, user], and then up to where the assistant speaks again.
+    """What the chat template writes before and after the last answer of a conversation -> (str, str).
+    messages: [..., assistant], or [..., assistant, user]; then the second str ends where an answer begins.
 
-    MARK stands in the place of all answers: what the template writes must not hang on what the model said,
+    MARK stands in the place of all answers: what the template writes must not depend on what the model said,
     for some templates take answers apart, and some refuse them."""
     marked = [{**m, "content": MARK} if m["role"] == "assistant" else m for m in messages]
     text = chat_text(tok, marked, add_generation_prompt=messages[-1]["role"] == "user")
@@ -135,10 +135,10 @@ def around_answer(tok, messages):
 @lru_cache(maxsize=8)
 def turn_form(tok, template):
     """How the tokenizer's chat template writes an answer -> (asked, header, last, between). asked: str, what
-    a prompt ends with and no answer begins with: a thought that the model shall think. header: str, what
-    stands between a prompt and an answer. last, between: ids behind an answer, up to the special token that
-    ends the turn, where the conversation ends and where a user's turn follows; [] without such a token.
-    template: tok.chat_template, for the cache alone: a tokenizer may get another one.
+    a prompt ends with and a finished conversation lacks, such as an opened thought. header: str, what stands
+    between a prompt and an answer. last, between: ids after an answer, up to the special token that
+    ends the turn: last where the conversation ends there, between where a user's turn follows; [] without
+    such a token. template: tok.chat_template, only for the cache: a tokenizer may get another one.
 
                           header                            last                between
         most                                                <|end|>             <|end|>
@@ -160,7 +160,7 @@ def turn_form(tok, template):
 
 def prompt(tok, messages, images=()):
     """-> Segment of a conversation up to where the assistant begins to speak, none of it an action. A header
-    in words, such as gpt-oss's channel, belongs to it: it is not the model's choice, so thinking is off."""
+    in words, such as gpt-oss's channel, is part of the prompt and not the model's choice: no thinking."""
     text = chat_text(tok, messages, images, add_generation_prompt=True)
     _, header, _, _ = turn_form(tok, tok.chat_template)
     segment = encode(tok, text + header if header.strip() else text, images)
@@ -178,7 +178,7 @@ def glue_ids(tok, messages, last_id=None):
     _, header, last, between = turn_form(tok, tok.chat_template)
     behind = around_answer(tok, messages)[1]
     ids = tok(behind + header if header.strip() else behind, add_special_tokens=False).input_ids
-    ended = last_id is not None and (last or between[-1:] == [last_id])  # else it is the next role's mark
+    ended = last_id is not None and (last or between[-1:] == [last_id])  # else last_id marks the next role
     return ids[len(between):] if ended else ids
 
 
@@ -277,14 +277,14 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     if longest + max_new_tokens > limit:
         fail(f"the model's context of {limit} tokens is too short: {longest} of a prompt + {max_new_tokens} "
              "of an answer; lower --max_new_tokens")
-    batches = [(players, None)] if players else []  # (some players, inputs with a cache, None: read all)
+    batches = [(players, None)] if players else []  # (players, inputs from continued(), None: read all)
     while batches:
         players, inputs = batches.pop()
         size = batch_size([e.segments[-1] for _, e, _ in players], max_new_tokens)
         if len(players) > size:
             batches += [(players[size:], None), (players[:size], None)]
             continue
-        cached = inputs["cache"].get_seq_length() + 1 if inputs else 0
+        cached = inputs["cache"].get_seq_length() + 1 if inputs else 0  # + 1: `stop` has counted that token
         inputs = inputs or collate([e.segments[-1] for _, e, _ in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
@@ -297,7 +297,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                      f"{machine.dtype}); checkpoints saved before are intact")
             raise
         rows = zip(players, mask[:, cached:].sum(1).tolist(), out.sequences[:, width:].tolist())
-        on, glue = [], []  # of the players that are not done: (row, tokens said, player); and what comes next
+        on, glue = [], []  # those not done: (row, tokens said, player); the ids that follow their answers
         for i, ((env, episode, messages), read, row) in enumerate(rows):
             stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
             said = row[:stop]                               # the end token, if any, is an action too
@@ -338,8 +338,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
 
 def continued(model, out, inputs, on, glue, pad_id):
     """Inputs with which generate() goes on from its cache, so that no conversation is read again -> dict, or
-    None where that does not work: a sliding window, or a model that is not told positions, would count the
-    holes, and other pictures than LLaVA's have positions of their own. out: what generate() returned for
+    None where that does not work: a sliding window, or a model without position_ids, would count the masked
+    gaps, and other pictures than LLaVA's have positions of their own. out: what generate() returned for
     inputs. on: (row, tokens said, ...) of the players that go on.
 
         read, said, glue    p p a a e . . . g g g     . is masked: behind an answer's end, and before the glue
@@ -430,7 +430,7 @@ def rate(hits):
 def paper_answers(positions):
     """The answers of an episode that the paper's metric counts, 1 = right -> [int]. Every answer is a sample,
     second attempts too. The episode ends at the first position whose attempts ran out (our evaluation goes on
-    behind it).
+    after it).
 
         right at once; wrong, wrong; right at once   ->   1 0 0"""
     counted = []

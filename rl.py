@@ -11,8 +11,8 @@ What a run is, --name, --resume and Ctrl-C: as in sft.py.
 
 The objective. States are token prefixes, actions are tokens. An episode gives each position (a hand; a place
 on a route) up to --verify answers, with feedback in between (paper, section 3). One conversation is a
-Segment. pi_old is the policy that sampled, pi_ref the frozen reference (the init), eps the clip. W_t is A_t
-whitened: whiten().
+Segment. pi_old, V_old: policy and value at sampling; pi_ref: the frozen reference (the init); eps: the clip.
+W_t is A_t whitened: whiten().
 
     ratio     ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t)                                          policy_loss()
     reward    r_t = [verifier / reward_scale if a_t ends an answer] - beta log(pi_old/pi_ref)  token_rewards()
@@ -26,9 +26,9 @@ whitened: whiten().
 In words: make likelier what earned more than expected. The verifier says what was right, not what to write,
 so any right answer will do. SFT wants one text.
 
-Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_RL counts every token of
-every epoch, D_buffer every token that went through a model without a gradient: in the scoring passes of
-policy and reference, and while sampling (a later turn reads what rollout()'s cache does not hold).
+Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_init: the init's tokens.
+D_RL: every token of every epoch. D_buffer: every token that went through a model without a gradient, in the
+scoring passes of policy and reference and while sampling (only what rollout()'s cache does not hold yet).
 
 Departures from the authors' release: README.md lists them. Left out: vLLM-style sampling, a second network
 for V, dropout.
@@ -63,9 +63,9 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.5,   0.5,   0.0,   0.0),    # last share of the budget with lr going to 0
     "evaluations":      2,                             # at equal shares of the budget, one at its start
-    "real":             {"value_rate": 10},            # with sft.py's REAL, what differs for a model of yours
+    "real":             {"value_rate": 10},            # besides sft.py's REAL, for a model of yours
 }
-FLAGS = {  # those of PPO that are flags: type, lowest and highest value, help
+FLAGS = {  # PPO's numbers that are flags: type, lowest and highest value, help
     "gamma": (float, 0, 1, "discount per answer; the paper: 0.9"),
     "lam": (float, 0, 1, "GAE's lambda, per token"),
     "beta": (float, 0, 1e9, "weight of the KL penalty per token; 0: none"),
@@ -107,8 +107,8 @@ def gae(rewards, values, discounts, lam):
 def whiten(x, machine):
     """Zero mean, unit variance over all action tokens of all ranks. x: [N] -> [N].
 
-    Whitened advantages keep the policy loss at one weight compared with the value loss, whatever the rewards'
-    scale. Returns are not whitened: V predicts them."""
+    With whitened advantages the weight of the policy loss, compared with the value loss, does not depend on
+    the rewards' scale. Returns are not whitened, because V predicts them."""
     # .cpu(): Apple's GPUs know no float64
     total, count = all_sum([x.cpu().double().sum().item(), x.numel()], machine)
     mean = total / count
@@ -142,8 +142,8 @@ def value_loss(values, old_values, returns, clip):
 
 def token_rewards(segment, reward_scale, beta):
     """Reward of each action token of a segment that has .logp and .ref_logp, [n] each -> [n]. The verifier's
-    reward sits on the last token of an answer; every token pays beta times its k1. That keeps the policy near
-    the init, which can read both rules; how much it does here: results/, section losses.
+    reward sits on the last token of an answer; every token pays beta times its k1. This penalty keeps the
+    policy near the init, which can read both rules; how much that helps here: results/, section losses.
 
         mask     0 0 1 1 1 0 0 1 1
         reward   0 0 0 0 -1 0 0 0 5    ->   [0 0 -1 0 5] / scale - beta * k1"""
@@ -153,7 +153,7 @@ def token_rewards(segment, reward_scale, beta):
 
 
 def answer_discounts(segment, gamma):
-    """The discount behind each action token of a segment -> [n]: gamma where an answer ends, else 1. So gamma
+    """The discount after each action token of a segment -> [n]: gamma where an answer ends, else 1. So gamma
     says how much a later answer counts now, and a long formula is no worse than a short one.
 
         mask     0 0 1 1 1 0 0 1 1    ->   [1 1 gamma 1 gamma]"""
@@ -188,7 +188,7 @@ def train(args, machine, stop):
     source, state, tensors = load_checkpoint(args, machine)
     policy, tok = load_model(source, args, machine)
     reference, _ = load_model(args.init, args, machine, trained=False)
-    # V reads the last hidden state. It starts at 0: no value gradient in the trunk before it has learnt.
+    # V reads the last hidden state. The head starts at 0: until it has learnt, it moves no trunk weight.
     value_head = torch.nn.Linear(policy.get_output_embeddings().in_features, 1)
     value_head.load_state_dict(tensors.get("value_head", {"weight": torch.zeros_like(value_head.weight),
                                                           "bias": torch.zeros(1)}))
@@ -205,7 +205,7 @@ def train(args, machine, stop):
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
-    if machine.world == 1 or machine.dtype == torch.float32:  # FSDP2 gathers in bf16
+    if machine.world == 1 or machine.dtype == torch.float32:  # else FSDP2 gathers rounded weights
         if (error := scoring_error(policy, tok, envs[0], machine)) > 1e-3:
             fail(f"{source}: what generate() and score() say of the same tokens differs by {error:.1e} where "
                  "rows are padded, so PPO's ratios would be wrong")
@@ -269,7 +269,7 @@ def train(args, machine, stop):
             order = rng.sample(segments, len(segments))
             minibatches += [order[m::args.minibatches] for m in range(args.minibatches)]
         for minibatch in minibatches:
-            count = all_sum([sum(len(s.logp) for s in minibatch)], machine)[0]  # all micro-batches and ranks
+            count = all_sum([sum(len(s.logp) for s in minibatch)], machine)[0]  # action tokens of all ranks
             optimizer.zero_grad(set_to_none=True)
             sums = Counter()
             # weight: 1, or 0 for a micro-batch that a rank repeats to stay in step (torchrun)
@@ -297,10 +297,10 @@ def train(args, machine, stop):
                      f"{means['value_loss']}; lr {args.lr:g}, dtype {machine.dtype}); "
                      "the last checkpoint is intact")
             far = ratio_error > 1e-3 if machine.dtype == torch.float32 else means["abs_log_ratio"] > 0.05
-            if far and updates == 0:  # all ratios are 1 then; in bf16 single ones are off, but not their mean
+            if far and updates == 0:  # ratios must be 1 then; in bf16 single ones are off, their mean is not
                 fail(f"|log ratio| before the first step is up to {ratio_error:.1e}, on average "
                      f"{means['abs_log_ratio']:.1e}, in place of 0: score() is not repeatable")
-            if means["approx_kl"] > args.target_kl:  # asked before the step: it is not taken then
+            if means["approx_kl"] > args.target_kl:  # asked before the step, which is not taken then
                 break
             norm = clip_and_step(parameters, [optimizer], scaler, f"iteration {step}")
             if math.isfinite(norm):  # else fp16's loss scaler has skipped this step

@@ -22,7 +22,7 @@ The demonstrator (--demos) decides what SFT does:
     habit    writes what the base would write: the shortest solution; the instruction word by word.
 
 Compute (paper, appendix): X = 6 N D, for N parameters and D trained tokens. Budgets (--tokens) are X / 6N,
-so the same number in rl.py is the same compute. A budget leaves the init out; logged flops begin with it.
+so the same number in rl.py is the same compute. Budgets leave out the init's compute; logged flops have it.
 
 Departures from the authors' release: README.md lists them. Left out: sequence packing for SFT, LoRA.
 """
@@ -64,9 +64,9 @@ from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, che
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
-EVERY = {  # run, of rl.py too
-    "eval_episodes":     100,                                # a column, for success rates on the way
-    "saves":             4,                                  # checkpoints on the way
+EVERY = {  # for every run, also rl.py's
+    "eval_episodes":     100,                                # per column, for each evaluation while it trains
+    "saves":             4,                                  # checkpoints in a run
     "micro_tokens":      2048,                               # tokens a forward pass, padding included
     "max_new_tokens":    (32,     32,      17,     17),      # the longest demonstrations have 30 and 16
 }
@@ -78,10 +78,10 @@ BASE = {
     "picture_share":     (0.0,    0.5,     0.0,    0.5),     # documents with pictures
     "lr":                (3e-3,   3e-3,    1e-2,   1e-2),    # AdamW: embeddings, norms
     "muon_lr":           0.01,                               # Muon: the matrices inside the blocks
-    "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # vision rates times this; at 0.3 some never read
+    "vision_rate":       (1.0,    0.1,     1.0,    0.1),     # factor of vision's rate; at 0.3 some never read
     "warmup":            50,                                 # steps of linear warm-up
     "decay":             0.4,                                # last share of the budget with lr going to 0
-    "evaluations":       1,                                  # at equal shares of the budget; 1: none
+    "evaluations":       1,                                  # between equal shares of the budget; 1: none
 }
 SFT = {
     "tokens":            (7e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
@@ -176,7 +176,7 @@ def demonstration_row(tok, model, messages, images, answer):
 
 
 def demonstrations(env, seed, demonstrator="expert"):
-    """A demonstrator plays one episode -> [(messages, images, answer), ...], one a state."""
+    """A demonstrator plays one episode -> [(messages, images, answer), ...], one for each state."""
     messages, images = env.reset(seed)
     states = []
     while messages:
@@ -188,8 +188,8 @@ def demonstrations(env, seed, demonstrator="expert"):
 
 def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
     """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
-    row's first and the places of pictures. rare: the look that only a tenth of the pictures have."""
-    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None if it reads text alone
+    row's first and image placeholders. rare: the look that only a tenth of the pictures have."""
+    rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None for a text model
     while len(rows) < count:
         ids, pixel_values = [], []
         while True:
@@ -220,8 +220,8 @@ def batch_rows(args, env, tok, model, step, rank):
     if args.stage == "base":
         return pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share,
                                 args.picture_share, args.pixels, "id" if args.visual == "ood" else "ood")
-    return [demonstration_row(tok, model, *shown) for i in range(args.batch)
-            for shown in demonstrations(env, f"sft/{args.seed}/{step}/{rank}/{i}", args.demos)]
+    return [demonstration_row(tok, model, *state) for i in range(args.batch)
+            for state in demonstrations(env, f"sft/{args.seed}/{step}/{rank}/{i}", args.demos)]
 
 
 def sft_loss(model, rows, denominator, pad_id, machine):
@@ -306,7 +306,7 @@ def train(args, machine, stop):
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
     budget = 6 * n * args.tokens                               # FLOP
     progress = (flops - start_flops) / budget                  # share of the budget that is used up
-    before = progress if step or args.stage == "base" else -1  # the same, one step earlier
+    before = progress if step or args.stage == "base" else -1  # one step earlier; -1: evaluate the init
     rates, bar = "", open_run(args, machine, n, step)
 
     while True:
@@ -371,11 +371,11 @@ def train(args, machine, stop):
 # Plain functions that the loops of sft.py and rl.py share. First the step.
 
 def clip_and_step(parameters, optimizers, scaler, where):
-    """unscale -> clip -> step -> the gradient's norm before clipping, over all ranks.
+    """Unscale, clip and step -> the gradient's norm over all ranks, before clipping.
 
     Losses are divided by the global token count already, so the ranks' gradients are summed. No step is taken
-    on a gradient that is not finite. With a loss scaler that is routine: its scale goes down, and the norm
-    says so. Without one the run ends."""
+    on a gradient that is not finite. A loss scaler expects such gradients: it lowers its scale, and the norm
+    tells the caller. Without a scaler the run ends."""
     for o in optimizers:
         scaler.unscale_(o)
     norm = clip_grad_norm_(parameters, CLIP_GRAD).item()
@@ -441,7 +441,7 @@ def shard(model, machine, dtype):
         return model.to(machine.device)
     if machine.dtype == torch.float16:
         fail("torchrun goes with bf16 or fp32: in fp16 the ranks' loss scalers would differ")
-    inner_first = [*reversed(blocks(model, "torchrun")), model]  # a unit takes what is left
+    inner_first = [*reversed(blocks(model, "torchrun")), model]  # a unit shards what no inner one has
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about changes in place; there are none here
     mesh = DeviceMesh(machine.device.type, torch.arange(machine.world))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -454,7 +454,7 @@ def shard(model, machine, dtype):
 
 
 def gathered(x, machine):
-    """Tensors in dicts and lists -> detached, on rank 0 the sharded ones whole. All ranks must call it."""
+    """Tensors in dicts and lists -> whole, on the CPU of rank 0; None elsewhere. All ranks must call it."""
     @cache  # tied weights are one tensor under two names and stay one, which save_pretrained() asks for
     def whole(t):
         t = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
@@ -630,7 +630,7 @@ NUMBERS = {  # flags of every run that set a hyper-parameter: type, lowest and h
     "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
     "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
     "lr": (float, 1e-12, 1e30, "AdamW's learning rate"),
-    "evaluations": (int, 0, math.inf, "how often success is evaluated on the way; 0: never"),
+    "evaluations": (int, 0, math.inf, "how often success is evaluated while it trains; 0: never"),
     "micro_tokens": (int, 1, math.inf, "tokens a forward pass when not sampling, padding included"),
 }
 
@@ -751,7 +751,7 @@ def command(args, train):
         print0(machine, f"stopped; go on with it: python {program} {task_flags(args)}"
                + f" --name {shlex.quote(args.name)}" * (args.name != args.stage) + " --resume")
         raise SystemExit(130)
-    if machine.rank == 0 and not args.steps:  # with fewer --tokens a run may end where it was saved before
+    if machine.rank == 0 and not args.steps:  # --resume with fewer --tokens may end at an old checkpoint
         file = os.path.join(checkpoint_at(args.folder), "state.json")
         write_json(file, {**read_json(file), "done": True})
     if args.episodes:  # 0: an earlier stage, made on the way to another one

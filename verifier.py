@@ -5,8 +5,8 @@
 This is the paper's outcome verifier VER (section 3, "sequential revision"; rewards: appendix A.3 for
 GeneralPoints, B for V-IRL). All are pure functions of text and numbers: no model, no randomness, no torch.
 Nothing is handed to eval(): the grammar below reads a formula, whose length, depth and numbers are bounded.
-So no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact: floats,
-as in the authors' release, reject 8/(3-8/3) = 24, which is right.
+So no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact: with
+floats, as in the authors' release, the right answer 8/(3-8/3) would be rejected.
 """
 import json
 import re
@@ -25,8 +25,8 @@ MAX_DIGITS = 4      # digits of one number
 @dataclass
 class Step:
     """One answer's outcome.
-    messages: the chat to answer next, None when the episode is over. It begins with the chat answered last if
-              the conversation goes on, with a feedback turn; otherwise it is a fresh one.
+    messages: the chat to answer next, None when the episode is over. If the conversation goes on, it is the
+              last chat plus the answer and a feedback turn; otherwise it is a new chat.
     images:   the pictures in `messages` (PIL.Image), [] for tasks in words.
     reward:   float in the environment's own units, 5 for a solved hand. PPO divides it by env.reward_scale.
     info:     "verdict"          str, a key of the reward table
