@@ -220,8 +220,8 @@ def collate(segments, pad_id, device, left=False):
 class Episode:
     segments: list = field(default_factory=list)  # conversations, in order
     turns: list = field(default_factory=list)     # per answer: its info + {"text", "tokens", "reward", "cut"}
-    forwarded: int = 0  # tokens that went through the model while sampling
     # cut: the answer ran into --max_new_tokens, or the model's context has no room for another one
+    forwarded: int = 0  # tokens that went through the model while sampling
 
     def positions(self):
         """The turns grouped by position: [[turn, ...], ...]. A hand is one position, a route has many."""
@@ -441,6 +441,14 @@ def paper_answers(positions):
     return counted
 
 
+def columns(args):
+    """{column of the table: the environment's keywords}. With --data "visual" needs its folder ood."""
+    keywords = ENVS[args.env].cells(args.rule, args.visual)
+    if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
+        keywords.pop("visual")
+    return keywords
+
+
 def evaluate(model, tok, args, machine, episodes):
     """Success rates of a model in the columns of the table -> {column: {...}}, each with
         "p", "se", "n"   share of positions (hands; steps of a route) solved within the attempts
@@ -487,14 +495,6 @@ def evaluate(model, tok, args, machine, episodes):
 
 # ------------------------------------------------------------------------------------------------------------
 # The table.
-
-def columns(args):
-    """{column of the table: the environment's keywords}. With --data "visual" needs its folder ood."""
-    keywords = ENVS[args.env].cells(args.rule, args.visual)
-    if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
-        keywords.pop("visual")
-    return keywords
-
 
 def headings(args):
     """{column: its heading, with the rule that is in force there}."""
