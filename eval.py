@@ -314,7 +314,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 segment.pictures = {}
             if step.done:
                 continue
-            goes_on, between = step.messages[:len(messages)] == messages, []
+            goes_on, between = step.messages[:-2] == messages, []  # a next position may ask the same again
             if goes_on:
                 between = glue_ids(tok, step.messages, None if cut else said[-1])
             else:                                           # a fresh conversation begins

@@ -636,9 +636,9 @@ NUMBERS = {  # flags of every run that set a hyper-parameter: type, lowest and h
 
 
 def fill_in(args, table):
-    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: the first)."""
+    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: as for gp)."""
     task = args.env + "-vl" * args.vl
-    column = TASKS.index(task) if task in TASKS else 0
+    column = TASKS.index(task if task in TASKS else "gp" + "-vl" * args.vl)
     for name, default in table.items():
         if getattr(args, name, None) is None:
             setattr(args, name, default[column] if isinstance(default, tuple) else default)

@@ -1928,7 +1928,7 @@ class Toy:
     """One question; an answer that begins with a digit is right. Also the example of a third environment."""
     title, rule_names, reward_scale, default_verify = "Toy", {"id": "a", "ood": "b"}, 5.0, 1
     verdicts, demonstrators, pays = ("right", "wrong"), ("expert",), True
-    document, fragments = GeneralPoints.document, GeneralPoints.fragments
+    document, fragments = map(staticmethod, (GeneralPoints.document, GeneralPoints.fragments))
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
         pass
@@ -1964,6 +1964,26 @@ def test_ppo_learns_a_toy_and_kl_pulls_back():
             quick(rl.main, ["--env", "toy", "--out", out, "--resume", "--steps", "50"])
         run = records(path, "reward")
         assert run[-1]["kl3"] < run[25]["kl3"] / 2, (run[25]["kl3"], run[-1]["kl3"])
+
+
+def test_a_third_environment():
+    """One line in ENVS is enough for all stages and the table; with pictures it has the hyper-parameters of gp-vl."""
+    with folder() as out, mock.patch.dict(ev.ENVS, toy=Toy), tiny_stages():
+        text = quick(rl.main, flags(out, env="toy"))
+        equal([f"[{stage}] toy" in text for stage in ("base", "init", "rl")], [True] * 3, text)
+        assert "Toy: trained on rule id (a), held out is rule ood (b)" in text, text
+
+    class Twice(Toy):
+        """Two positions with one prompt are two conversations."""
+        def step(self, text):
+            step, self.second = super().step(text), not getattr(self, "second", False)
+            step.messages, step.done = (self.reset()[0], False) if self.second else (None, True)
+            return step
+    [episode] = ev.rollout(*tiny(), [Twice()], [0], 1.0, 4, cpu())
+    equal([s.ids[:s.action_mask.index(1)] for s in episode.segments], [ev.prompt(tiny()[1], Twice().reset()[0]).ids] * 2)
+    filled = SimpleNamespace(env="toy", vl=True)
+    sft.fill_in(filled, sft.BASE)
+    equal((filled.picture_share, filled.row_tokens), (0.5, 192), "share of pictures, width of a row")
 
 
 def test_demonstrators():
