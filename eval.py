@@ -541,9 +541,10 @@ def print_table(rows, args):
 
 def table(paths, args, machine):
     """Evaluate checkpoints and print the table -> the dict that eval.json holds. paths: {name: path}."""
-    rows, limits = [], [saved_args(path).get("max_new_tokens", 0) for path in paths.values()]
+    rows, runs = [], [saved_args(path) for path in paths.values()]
+    limits = [run.get("max_new_tokens", 0) for run in runs if run.get("data") == args.data]
     row_args = SimpleNamespace(**vars(args))
-    row_args.max_new_tokens = args.max_new_tokens or max(limits) or 256  # of an answer, alike in all rows
+    row_args.max_new_tokens = args.max_new_tokens or max(limits, default=0) or 256  # alike in all rows
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
         if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
@@ -610,7 +611,7 @@ def new_parser(doc):
     add("--temperature", type=number(0, 100, float), default=1.0, metavar="T",
         help="of sampling; 0 is greedy, for evaluation only (default: 1)")
     add("--max_new_tokens", type=number(1), metavar="N",
-        help="an answer's longest length (default: gp 32, virl 17, with a model of yours 256)")
+        help="an answer's longest length (default: gp 32, virl 17, with --data or a model of yours 256)")
     add("--episodes", type=number(0), metavar="N",
         help="per cell of the final table; 0: no table (default: 300 hands or 200 routes)")
     add = parser.add_argument_group("device").add_argument

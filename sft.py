@@ -677,13 +677,16 @@ def parse_run(argv, doc, tables, numbers, others=()):
     args.from_elsewhere = any(saved_args(path).get("from_elsewhere", True)
                               for path in (args.model, args.init) if path)
     defaults = {**EVERY, **tables[args.stage]}
+    if args.data:  # the tiny tokenizer spells the names that it does not know
+        defaults["max_new_tokens"] = REAL["max_new_tokens"]
     real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
     fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
     if args.vl:
-        known = args.init and saved_args(args.init).get("pixels")
+        start = args.init or args.model
+        known = start and saved_args(start).get("pixels")
         args.pixels = args.pixels or known or (1200 if args.from_elsewhere else 80)
         if known and known != args.pixels:
-            fail(f"{args.init} was trained on pictures with --pixels {known}, not {args.pixels}")
+            fail(f"{start} was trained on pictures with --pixels {known}, not {args.pixels}")
     if not args.resume:
         return args
     file = os.path.join(args.folder, "args.json")

@@ -2311,10 +2311,14 @@ def test_defaults_of_a_model_from_elsewhere():
                 (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80}),
-                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48})):
+                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48}),
+                (sft.main, ["--model", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48}),
+                (rl.main, ["--env", "virl", "--data", "x"], {"tokens": 6e5, "batch": 32, "lr": 5e-5, "micro_tokens": 2048,
+                                                             "max_new_tokens": 256, "value_rate": 100, "pixels": None})):
             equal(filled(main, *argv), expected, argv)
-        error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
-                 ["--init", f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
+        for start in ("--init", "--model"):
+            error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
+                     [start, f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
 
 
 def test_memory():
@@ -2694,7 +2698,8 @@ def test_rows_of_a_table_have_one_limit():
     made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
                  "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"}, "base": {"stage": "base", "rule": "ood"}}
     machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
-    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
+    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9),
+                               ("rl", ["--env", "virl", "--data", "x"], 256)):  # it was not trained on these routes
         with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,
                                  evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}), \
                 contextlib.redirect_stdout(io.StringIO()) as told:
