@@ -526,8 +526,9 @@ def print_table(rows, args):
     print(f"\n{env.title}: trained on rule {args.rule} ({env.rule_names[args.rule]}), held out is rule "
           f"{other[args.rule]} ({env.rule_names[other[args.rule]]})")
     if args.vl:
-        names = {name: args.data or text for name, text in env.visual_names.items()}
-        print(f"pictures: trained on {names[args.visual]}; visual OOD is {names[other[args.visual]]}")
+        names = {"id": args.data, "ood": os.path.join(args.data, "ood")} if args.data else env.visual_names
+        print(f"pictures: trained on {names[args.visual]}"
+              + f"; visual OOD is {names[other[args.visual]]}" * ("visual" in heads))
     print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, "
           f"T = {args.temperature:g}, within {args.verify or env.default_verify} attempts")
     for title, pick in blocks.items():

@@ -2708,6 +2708,22 @@ def test_rows_of_a_table_have_one_limit():
         equal(told.getvalue(), "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
 
 
+def test_table_says_where_its_pictures_are_from():
+    """Of the visual variations the one that is trained and, if it has a column, the other one."""
+    cell = {**ev.rate([1]), "matters": ev.rate([1]), "episode": ev.rate([1])}
+    row = {"name": "x", **dict.fromkeys(("seen", "id", "ood", "visual"), cell)}
+    with folder() as data:
+        for there, argv, words in (
+                (False, [], "trained on cities by day; visual OOD is other cities, by night"),
+                (False, ["--data", data], f"trained on {data}"), (True, ["--data", data], f"trained on {data}; visual OOD is {data}/ood"),
+                (True, ["--data", data, "--visual", "ood"], f"trained on {data}/ood; visual OOD is {data}")):
+            if there:
+                os.makedirs(f"{data}/ood", exist_ok=True)
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                ev.print_table([row], table_args("--env", "virl", "--vl", *argv))
+            assert f"pictures: {words}\n" in told.getvalue(), (words, told.getvalue())
+
+
 def test_command_line_from_an_empty_folder():
     """The main job with a very small budget: base, init, PPO and the table; SFT; then eval.py. PPO and eval.py as typed."""
     with folder() as out:
