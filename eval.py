@@ -767,12 +767,16 @@ def checkpoint_at(path):
     return os.path.join(path, f"checkpoint-{max(steps)}") if steps else None
 
 
-def read_json(file):
+def read_json(file, *needed):
+    """-> dict, which has the keys `needed`."""
     try:
         with open(file, encoding="utf-8") as f:
-            return dict(json.load(f))
+            content = dict(json.load(f))
     except (OSError, ValueError, TypeError) as e:
         fail(f"{file} is missing or damaged: {first_line(e)}")
+    if lost := set(needed) - content.keys():
+        fail(f"{file} is damaged: it has no {min(lost)}")
+    return content
 
 
 def saved_args(path):

@@ -507,11 +507,12 @@ def load_checkpoint(args, machine):
     if path is None:
         start = 0.0
         if args.init and saved_args(args.init).get("stage", "base") != "base":
-            start = read_json(os.path.join(checkpoint_at(args.init), "state.json"))["flops"]
+            start = read_json(os.path.join(checkpoint_at(args.init), "state.json"), "flops")["flops"]
         return args.init, {"step": 0, "flops": start, "start_flops": start, "scaler": {}}, {}
-    state, file = read_json(os.path.join(path, "state.json")), os.path.join(path, "optimizer.pt")
-    if state.get("world") != machine.world:
-        fail(f"--resume: {path} was trained by {state.get('world')} processes, and this is {machine.world}: "
+    file = os.path.join(path, "optimizer.pt")
+    state = read_json(os.path.join(path, "state.json"), "step", "flops", "start_flops", "world", "scaler")
+    if state["world"] != machine.world:
+        fail(f"--resume: {path} was trained by {state['world']} processes, and this is {machine.world}: "
              "its batches would be others")
     try:
         return path, state, torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -2647,8 +2647,9 @@ def test_bad_input_gets_one_clear_line():
         for name, changed in (("wide", {"intermediate_size": 64}), ("short", {"max_position_embeddings": 64})):
             put(f"{out}/{name}", "config.json", json.dumps({**model.config.to_dict(), **changed}).encode())
         stay = ["--out", out]
-        for name in ("state", "tensors"):
+        for name in ("state", "tensors", "keys"):
             quick(sft.main, flags(out, name=name))
+        put(ev.checkpoint_at(f"{out}/gp/id/keys"), "state.json", b'{"step": 1, "world": 1}')
         put(ev.checkpoint_at(f"{out}/gp/id/state"), "state.json", b"junk")
         os.truncate(f"{ev.checkpoint_at(f'{out}/gp/id/tensors')}/optimizer.pt", 10_000)
         kept = tree(out)
@@ -2673,6 +2674,8 @@ def test_bad_input_gets_one_clear_line():
                 ("reads only text", ev.main, ["--vl", "--models", f"{out}/gp/base", *stay]),
                 ("state.json is missing or damaged", rl.main, flags(out, init=f"{out}/gp/id/state")),
                 ("state.json is missing or damaged", sft.main, flags(out, 2, name="state") + ["--resume"]),
+                ("state.json is damaged: it has no flops", rl.main, flags(out, init=f"{out}/gp/id/keys")),
+                ("state.json is damaged: it has no flops", sft.main, flags(out, 2, name="keys") + ["--resume"]),
                 ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors") + ["--resume"]),
                 ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", "--name", "x", *stay]),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
