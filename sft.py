@@ -31,6 +31,7 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -495,7 +496,7 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
         except Exception as e:  # a full disk: OSError, RuntimeError or SafetensorError, by who writes
             fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
         for name in os.listdir(folder):
-            if name.startswith("checkpoint-") and name != os.path.basename(path):
+            if re.fullmatch(r"checkpoint-[0-9]+(\.part)?", name) and name != os.path.basename(path):
                 shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     all_gather(None, machine)  # the other ranks wait
 
