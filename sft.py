@@ -303,6 +303,8 @@ def train(args, machine, stop):
         scaler.load_state_dict(state["scaler"])
     del tensors
     env = make(args, rule=args.rule, split="train")
+    if args.stage != "base":  # a model that cannot take a demonstration leaves no folder behind
+        demonstration_row(tok, model, *demonstrations(env, 0, args.demos)[0])
     n = sum(p.numel() for p in model.parameters())
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
     budget = 6 * n * args.tokens                               # FLOP

@@ -2672,6 +2672,7 @@ def test_bad_input_gets_one_clear_line():
                 ("route_infos.json", ev.main, ["--env", "virl", "--data", out, "--models", f"{out}/short", *stay]),
                 ("route_infos.json", sft.main, flags(f"{out}/nothing", env="virl", data=out)),
                 ("--data", ev.main, ["--data", out, "--models", f"{out}/gp/base", *stay]),
+                ("reads only text", sft.main, flags(out, init=f"{out}/gp/base") + ["--vl"]),
                 ("reads only text", ev.main, ["--vl", "--models", f"{out}/gp/base", *stay]),
                 ("state.json is missing or damaged", rl.main, flags(out, init=f"{out}/gp/id/state")),
                 ("state.json is missing or damaged", sft.main, flags(out, 2, name="state") + ["--resume"]),
