@@ -755,7 +755,8 @@ def command(args, train):
                     f"{peak_memory_gb(machine):.1f} GB")
     if stopped:
         program = "rl.py" if args.stage == "rl" else f"sft.py --stage {args.stage}"
-        print0(machine, f"stopped; go on with it: python {program} {task_flags(args)}"
+        launch = "python" if machine.world == 1 else f"torchrun --nproc_per_node={machine.world}"
+        print0(machine, f"stopped; go on with it: {launch} {program} {task_flags(args)}"
                + f" --name {shlex.quote(args.name)}" * (args.name != args.stage) + " --resume")
         raise SystemExit(130)
     if machine.rank == 0 and not args.steps:  # with fewer --tokens a run may end where it was saved before

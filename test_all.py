@@ -2538,7 +2538,7 @@ def test_torchrun():
 
 def torchrun_work(machine, mine, path):
     """What two ranks do: load in turn; train, also in bf16; stop and resume. Rank 1 has no episode for the table."""
-    real_load, real_shard, refs, models, before, lock = sft.load, sft.shard, [], [], [], f"{path}/loading"
+    real_load, real_shard, refs, models, before, told, lock = sft.load, sft.shard, [], [], [], [], f"{path}/loading"
     gc.disable()  # sharded models refer to themselves
 
     def load(*arguments, **keywords):
@@ -2570,7 +2570,10 @@ def torchrun_work(machine, mine, path):
         with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard), watching(ev, "load", left):
             go("two", 2, "--episodes", "1", play=quiet)
             go("bf16", 1, "--dtype", "bf16", "--activation_checkpointing")
-            go("resumed", 1)
+            with watching(sys.modules[main.__module__], "clip_and_step", lambda *_: signal.raise_signal(signal.SIGTERM)), \
+                    watching(sft, "print0", lambda _, machine, *words: told.extend(words)):
+                equal(raises(SystemExit, "", lambda: go("resumed", 2)), "130", "exit code")
+            assert told[-1].startswith("stopped; go on with it: torchrun --nproc_per_node=2 "), told
             go("resumed", 2, "--resume")
 
 
