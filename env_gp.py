@@ -7,15 +7,18 @@ Looks (the paper's Visual Variation), for vl=True: "id" has black suits, "ood" h
 Fine-tuning sees TRAIN_HANDS hands; a fifth of all hands is kept for tests. Pretraining uses all hands.
 
 An environment is one class. eval.py, sft.py and rl.py use nothing of it but
-    its keywords                        verify, seed, data, vl, pixels and those in cells()
+    its keywords                        verify, seed, data and those in cells(); for training rule and
+        split="train"; with pictures also vl, visual and pixels
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
     expert(demonstrator) -> str         a right answer, always the same one in the same state. "expert":
         any one of the hand's solutions; "habit": what the base would write, the shortest
-    cells(rule, visual) -> dict         the table's columns: {column: keywords}
+    cells(rule, visual) -> dict         the table's columns: {column: keywords}. They are "seen", "id", "ood"
+        and, with pictures, "visual"
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
     fragments(vl) -> list of str        the fixed phrases of all texts, for the tokenizer
+        (these four are static methods)
     title, rule_names, visual_names, reward_scale, default_verify, verdicts, demonstrators
     fixed_routes                        only V-IRL's: see VIRL
 A third environment is one class and one line in eval.py's ENVS.

@@ -314,7 +314,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 segment.pictures = {}
             if step.done:
                 continue
-            goes_on, between = step.messages[:len(messages)] == messages, []
+            goes_on, between = step.messages[:-2] == messages, []  # a next position may ask the same again
             if goes_on:
                 between = glue_ids(tok, step.messages, None if cut else said[-1])
             else:                                           # a fresh conversation begins
@@ -526,8 +526,9 @@ def print_table(rows, args):
     print(f"\n{env.title}: trained on rule {args.rule} ({env.rule_names[args.rule]}), held out is rule "
           f"{other[args.rule]} ({env.rule_names[other[args.rule]]})")
     if args.vl:
-        names = {name: args.data or text for name, text in env.visual_names.items()}
-        print(f"pictures: trained on {names[args.visual]}; visual OOD is {names[other[args.visual]]}")
+        names = {"id": args.data, "ood": os.path.join(args.data, "ood")} if args.data else env.visual_names
+        print(f"pictures: trained on {names[args.visual]}"
+              + f"; visual OOD is {names[other[args.visual]]}" * ("visual" in heads))
     print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, "
           f"T = {args.temperature:g}, within {args.verify or env.default_verify} attempts")
     for title, pick in blocks.items():
@@ -541,9 +542,10 @@ def print_table(rows, args):
 
 def table(paths, args, machine):
     """Evaluate checkpoints and print the table -> the dict that eval.json holds. paths: {name: path}."""
-    rows, limits = [], [saved_args(path).get("max_new_tokens", 0) for path in paths.values()]
+    rows, runs = [], [saved_args(path) for path in paths.values()]
+    limits = [run.get("max_new_tokens", 0) for run in runs if run.get("data") == args.data]
     row_args = SimpleNamespace(**vars(args))
-    row_args.max_new_tokens = args.max_new_tokens or max(limits) or 256  # of an answer, alike in all rows
+    row_args.max_new_tokens = args.max_new_tokens or max(limits, default=0) or 256  # alike in all rows
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
         if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
@@ -610,7 +612,7 @@ def new_parser(doc):
     add("--temperature", type=number(0, 100, float), default=1.0, metavar="T",
         help="of sampling; 0 is greedy, for evaluation only (default: 1)")
     add("--max_new_tokens", type=number(1), metavar="N",
-        help="an answer's longest length (default: gp 32, virl 17, with a model of yours 256)")
+        help="an answer's longest length (default: gp 32, virl 17, with --data or a model of yours 256)")
     add("--episodes", type=number(0), metavar="N",
         help="per cell of the final table; 0: no table (default: 300 hands or 200 routes)")
     add = parser.add_argument_group("device").add_argument
@@ -765,12 +767,16 @@ def checkpoint_at(path):
     return os.path.join(path, f"checkpoint-{max(steps)}") if steps else None
 
 
-def read_json(file):
+def read_json(file, *needed):
+    """-> dict, which has the keys `needed`."""
     try:
         with open(file, encoding="utf-8") as f:
-            return dict(json.load(f))
+            content = dict(json.load(f))
     except (OSError, ValueError, TypeError) as e:
         fail(f"{file} is missing or damaged: {first_line(e)}")
+    if lost := set(needed) - content.keys():
+        fail(f"{file} is damaged: it has no {min(lost)}")
+    return content
 
 
 def saved_args(path):

@@ -31,6 +31,7 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -302,6 +303,8 @@ def train(args, machine, stop):
         scaler.load_state_dict(state["scaler"])
     del tensors
     env = make(args, rule=args.rule, split="train")
+    if args.stage != "base":  # a model that cannot take a demonstration leaves no folder behind
+        demonstration_row(tok, model, *demonstrations(env, 0, args.demos)[0])
     n = sum(p.numel() for p in model.parameters())
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
     budget = 6 * n * args.tokens                               # FLOP
@@ -495,7 +498,7 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
         except Exception as e:  # a full disk: OSError, RuntimeError or SafetensorError, by who writes
             fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
         for name in os.listdir(folder):
-            if name.startswith("checkpoint-") and name != os.path.basename(path):
+            if re.fullmatch(r"checkpoint-[0-9]+(\.part)?", name) and name != os.path.basename(path):
                 shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     all_gather(None, machine)  # the other ranks wait
 
@@ -507,11 +510,12 @@ def load_checkpoint(args, machine):
     if path is None:
         start = 0.0
         if args.init and saved_args(args.init).get("stage", "base") != "base":
-            start = read_json(os.path.join(checkpoint_at(args.init), "state.json"))["flops"]
+            start = read_json(os.path.join(checkpoint_at(args.init), "state.json"), "flops")["flops"]
         return args.init, {"step": 0, "flops": start, "start_flops": start, "scaler": {}}, {}
-    state, file = read_json(os.path.join(path, "state.json")), os.path.join(path, "optimizer.pt")
-    if state.get("world") != machine.world:
-        fail(f"--resume: {path} was trained by {state.get('world')} processes, and this is {machine.world}: "
+    file = os.path.join(path, "optimizer.pt")
+    state = read_json(os.path.join(path, "state.json"), "step", "flops", "start_flops", "world", "scaler")
+    if state["world"] != machine.world:
+        fail(f"--resume: {path} was trained by {state['world']} processes, and this is {machine.world}: "
              "its batches would be others")
     try:
         return path, state, torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -636,9 +640,9 @@ NUMBERS = {  # flags of every run that set a hyper-parameter: type, lowest and h
 
 
 def fill_in(args, table):
-    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: the first)."""
+    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: as for gp)."""
     task = args.env + "-vl" * args.vl
-    column = TASKS.index(task) if task in TASKS else 0
+    column = TASKS.index(task if task in TASKS else "gp" + "-vl" * args.vl)
     for name, default in table.items():
         if getattr(args, name, None) is None:
             setattr(args, name, default[column] if isinstance(default, tuple) else default)
@@ -677,13 +681,16 @@ def parse_run(argv, doc, tables, numbers, others=()):
     args.from_elsewhere = any(saved_args(path).get("from_elsewhere", True)
                               for path in (args.model, args.init) if path)
     defaults = {**EVERY, **tables[args.stage]}
+    if args.data:  # the tiny tokenizer spells the names that it does not know
+        defaults["max_new_tokens"] = REAL["max_new_tokens"]
     real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
     fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
     if args.vl:
-        known = args.init and saved_args(args.init).get("pixels")
+        start = args.init or args.model
+        known = start and saved_args(start).get("pixels")
         args.pixels = args.pixels or known or (1200 if args.from_elsewhere else 80)
         if known and known != args.pixels:
-            fail(f"{args.init} was trained on pictures with --pixels {known}, not {args.pixels}")
+            fail(f"{start} was trained on pictures with --pixels {known}, not {args.pixels}")
     if not args.resume:
         return args
     file = os.path.join(args.folder, "args.json")
@@ -748,7 +755,8 @@ def command(args, train):
                     f"{peak_memory_gb(machine):.1f} GB")
     if stopped:
         program = "rl.py" if args.stage == "rl" else f"sft.py --stage {args.stage}"
-        print0(machine, f"stopped; go on with it: python {program} {task_flags(args)}"
+        launch = "python" if machine.world == 1 else f"torchrun --nproc_per_node={machine.world}"
+        print0(machine, f"stopped; go on with it: {launch} {program} {task_flags(args)}"
                + f" --name {shlex.quote(args.name)}" * (args.name != args.stage) + " --resume")
         raise SystemExit(130)
     if machine.rank == 0 and not args.steps:  # --resume with fewer --tokens may end at an old checkpoint

@@ -1898,6 +1898,7 @@ def test_killed_save_leaves_a_whole_checkpoint():
         with folder() as out:
             old, sync = save_as(out, 1, model), lambda: equal(files(f"{out}/checkpoint-3.part") == new, True, "all is flushed")
             put(f"{out}/checkpoint-2.part", "junk", b"of a save that was killed")
+            os.mkdir(f"{out}/checkpoint-mine")  # someone's copy
             done.clear()
             with contextlib.ExitStack() as stack:
                 for owner, name, real in (*((os, name, getattr(os, name)) for name in ("mkdir", "unlink", "rmdir", "rename", "replace")),
@@ -1912,7 +1913,7 @@ def test_killed_save_leaves_a_whole_checkpoint():
             step = int(path.rpartition("-")[2])
             equal(files(path) == {1: old, 3: new}[step], True, f"checkpoint {step} is whole, {error!r} at {done[-1]}")
             save_as(out, 3 + (step == 3), model)
-            equal(os.listdir(out), [f"checkpoint-{3 + (step == 3)}"], f"what the next save leaves, {error!r} at {done[-1]}")
+            equal(sorted(os.listdir(out)), [f"checkpoint-{3 + (step == 3)}", "checkpoint-mine"], f"what the next save leaves, {error!r} at {done[-1]}")
             return step
     with folder() as out:
         new = save_as(out, 3, changed)
@@ -1928,7 +1929,7 @@ class Toy:
     """One question; an answer that begins with a digit is right. Also the example of a third environment."""
     title, rule_names, reward_scale, default_verify = "Toy", {"id": "a", "ood": "b"}, 5.0, 1
     verdicts, demonstrators, pays = ("right", "wrong"), ("expert",), True
-    document, fragments = GeneralPoints.document, GeneralPoints.fragments
+    document, fragments = map(staticmethod, (GeneralPoints.document, GeneralPoints.fragments))
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
         pass
@@ -1964,6 +1965,26 @@ def test_ppo_learns_a_toy_and_kl_pulls_back():
             quick(rl.main, ["--env", "toy", "--out", out, "--resume", "--steps", "50"])
         run = records(path, "reward")
         assert run[-1]["kl3"] < run[25]["kl3"] / 2, (run[25]["kl3"], run[-1]["kl3"])
+
+
+def test_a_third_environment():
+    """One line in ENVS is enough for all stages and the table; with pictures it has the hyper-parameters of gp-vl."""
+    with folder() as out, mock.patch.dict(ev.ENVS, toy=Toy), tiny_stages():
+        text = quick(rl.main, flags(out, env="toy"))
+        equal([f"[{stage}] toy" in text for stage in ("base", "init", "rl")], [True] * 3, text)
+        assert "Toy: trained on rule id (a), held out is rule ood (b)" in text, text
+
+    class Twice(Toy):
+        """Two positions with one prompt are two conversations."""
+        def step(self, text):
+            step, self.second = super().step(text), not getattr(self, "second", False)
+            step.messages, step.done = (self.reset()[0], False) if self.second else (None, True)
+            return step
+    [episode] = ev.rollout(*tiny(), [Twice()], [0], 1.0, 4, cpu())
+    equal([s.ids[:s.action_mask.index(1)] for s in episode.segments], [ev.prompt(tiny()[1], Twice().reset()[0]).ids] * 2)
+    filled = SimpleNamespace(env="toy", vl=True)
+    sft.fill_in(filled, sft.BASE)
+    equal((filled.picture_share, filled.row_tokens), (0.5, 192), "share of pictures, width of a row")
 
 
 def test_demonstrators():
@@ -2291,10 +2312,14 @@ def test_defaults_of_a_model_from_elsewhere():
                 (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80}),
-                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48})):
+                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48}),
+                (sft.main, ["--model", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48}),
+                (rl.main, ["--env", "virl", "--data", "x"], {"tokens": 6e5, "batch": 32, "lr": 5e-5, "micro_tokens": 2048,
+                                                             "max_new_tokens": 256, "value_rate": 100, "pixels": None})):
             equal(filled(main, *argv), expected, argv)
-        error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
-                 ["--init", f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
+        for start in ("--init", "--model"):
+            error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
+                     [start, f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
 
 
 def test_memory():
@@ -2513,7 +2538,7 @@ def test_torchrun():
 
 def torchrun_work(machine, mine, path):
     """What two ranks do: load in turn; train, also in bf16; stop and resume. Rank 1 has no episode for the table."""
-    real_load, real_shard, refs, models, before, lock = sft.load, sft.shard, [], [], [], f"{path}/loading"
+    real_load, real_shard, refs, models, before, told, lock = sft.load, sft.shard, [], [], [], [], f"{path}/loading"
     gc.disable()  # sharded models refer to themselves
 
     def load(*arguments, **keywords):
@@ -2545,7 +2570,10 @@ def torchrun_work(machine, mine, path):
         with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard), watching(ev, "load", left):
             go("two", 2, "--episodes", "1", play=quiet)
             go("bf16", 1, "--dtype", "bf16", "--activation_checkpointing")
-            go("resumed", 1)
+            with watching(sys.modules[main.__module__], "clip_and_step", lambda *_: signal.raise_signal(signal.SIGTERM)), \
+                    watching(sft, "print0", lambda _, machine, *words: told.extend(words)):
+                equal(raises(SystemExit, "", lambda: go("resumed", 2)), "130", "exit code")
+            assert told[-1].startswith("stopped; go on with it: torchrun --nproc_per_node=2 "), told
             go("resumed", 2, "--resume")
 
 
@@ -2623,8 +2651,9 @@ def test_bad_input_gets_one_clear_line():
         for name, changed in (("wide", {"intermediate_size": 64}), ("short", {"max_position_embeddings": 64})):
             put(f"{out}/{name}", "config.json", json.dumps({**model.config.to_dict(), **changed}).encode())
         stay = ["--out", out]
-        for name in ("state", "tensors"):
+        for name in ("state", "tensors", "keys"):
             quick(sft.main, flags(out, name=name))
+        put(ev.checkpoint_at(f"{out}/gp/id/keys"), "state.json", b'{"step": 1, "world": 1}')
         put(ev.checkpoint_at(f"{out}/gp/id/state"), "state.json", b"junk")
         os.truncate(f"{ev.checkpoint_at(f'{out}/gp/id/tensors')}/optimizer.pt", 10_000)
         kept = tree(out)
@@ -2646,9 +2675,12 @@ def test_bad_input_gets_one_clear_line():
                 ("route_infos.json", ev.main, ["--env", "virl", "--data", out, "--models", f"{out}/short", *stay]),
                 ("route_infos.json", sft.main, flags(f"{out}/nothing", env="virl", data=out)),
                 ("--data", ev.main, ["--data", out, "--models", f"{out}/gp/base", *stay]),
+                ("reads only text", sft.main, flags(out, init=f"{out}/gp/base") + ["--vl"]),
                 ("reads only text", ev.main, ["--vl", "--models", f"{out}/gp/base", *stay]),
                 ("state.json is missing or damaged", rl.main, flags(out, init=f"{out}/gp/id/state")),
                 ("state.json is missing or damaged", sft.main, flags(out, 2, name="state") + ["--resume"]),
+                ("state.json is damaged: it has no flops", rl.main, flags(out, init=f"{out}/gp/id/keys")),
+                ("state.json is damaged: it has no flops", sft.main, flags(out, 2, name="keys") + ["--resume"]),
                 ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors") + ["--resume"]),
                 ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", "--name", "x", *stay]),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
@@ -2674,13 +2706,30 @@ def test_rows_of_a_table_have_one_limit():
     made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
                  "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"}, "base": {"stage": "base", "rule": "ood"}}
     machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
-    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9)):
+    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9),
+                               ("rl", ["--env", "virl", "--data", "x"], 256)):  # it was not trained on these routes
         with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,
                                  evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}), \
                 contextlib.redirect_stdout(io.StringIO()) as told:
             rows = ev.table({name: name for name in names.split()}, ev.parse(ev.new_parser(""), flag), machine)["rows"]
         equal([row["limit"] for row in rows], [limit] * len(rows), names)
         equal(told.getvalue(), "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
+
+
+def test_table_says_where_its_pictures_are_from():
+    """Of the visual variations the one that is trained and, if it has a column, the other one."""
+    cell = {**ev.rate([1]), "matters": ev.rate([1]), "episode": ev.rate([1])}
+    row = {"name": "x", **dict.fromkeys(("seen", "id", "ood", "visual"), cell)}
+    with folder() as data:
+        for there, argv, words in (
+                (False, [], "trained on cities by day; visual OOD is other cities, by night"),
+                (False, ["--data", data], f"trained on {data}"), (True, ["--data", data], f"trained on {data}; visual OOD is {data}/ood"),
+                (True, ["--data", data, "--visual", "ood"], f"trained on {data}/ood; visual OOD is {data}")):
+            if there:
+                os.makedirs(f"{data}/ood", exist_ok=True)
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                ev.print_table([row], table_args("--env", "virl", "--vl", *argv))
+            assert f"pictures: {words}\n" in told.getvalue(), (words, told.getvalue())
 
 
 def test_command_line_from_an_empty_folder():
