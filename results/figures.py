@@ -4,11 +4,11 @@
     python results/figures.py table results/raw/main-virl-id-s?.json --part turns    # other parts: see PARTS
     python results/figures.py choose results/raw/rates-gp-id-s?.json     # the grid by ID: which rate is chosen
     python results/figures.py course results/raw/gp-id-s?-dose.jsonl                 # success on the way
-    python results/figures.py matched results/raw/gp-id-s?-{sft-2e-4,rl-1e-4}.jsonl # OOD at equal seen accuracy
+    python results/figures.py matched results/raw/gp-id-s?-{sft-2e-4,rl-5e-5}.jsonl # OOD at equal seen accuracy
     python results/figures.py claims main-gp           # the claims of results/claims.txt, all or a section's, tested
     python results/figures.py bars results/main.png results/raw/main-{gp,virl}-{id,ood}-s?.json
-    python results/figures.py curves results/curves.png results/raw/gp-{id,ood}-s?-{sft-2e-4,rl-1e-4}.jsonl
-    python results/figures.py ppo results/raw/gp-id-s?-rl-1e-4.jsonl   # ranges of PPO's metrics
+    python results/figures.py curves results/curves.png results/raw/gp-{id,ood}-s?-{sft-2e-4,rl-5e-5}.jsonl
+    python results/figures.py ppo results/raw/gp-id-s?-rl-5e-5.jsonl   # ranges of PPO's metrics
     python results/figures.py speed out/gp/base                    # training steps against a matrix product
     python results/figures.py memory                               # what a GPU must hold, by size of the model
 
@@ -31,7 +31,7 @@ PARTS = {"within": lambda cell: cell, "first": lambda cell: cell["first"],  # of
          "paper": lambda cell: cell["paper"], "episode": lambda cell: cell["episode"],
          "read": lambda cell: cell["recognition"]["whole"], "solved": lambda cell: cell["recognition"]["solved"],
          "other": lambda cell: cell["other_rule"]}
-CHOSEN = {"gp": ("init", "sft-2e-4", "rl-1e-4"), "virl": ("init", "sft-2e-3", "rl-5e-5")}  # SFT_LR, RL_LR of make.sh
+CHOSEN = {"gp": ("init", "sft-2e-4", "rl-5e-5"), "virl": ("init", "sft-2e-3", "rl-5e-5")}  # SFT_LR, RL_LR of make.sh
 PAPER = {("gp", "id"): (11.5, 3.4, 15.0), ("virl", "id"): (80.8, 1.3, 91.8)}  # OOD of init, SFT, RL, in percent
 CLAIMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "claims.txt")
 
