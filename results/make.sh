@@ -305,7 +305,7 @@ settings() {
     env=virl SFT_RATES="5e-4 1e-3 2e-3" RL_RATES="5e-5 1e-4" SFT_LR=2e-3 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6
     ROUTES="16 256" ;;
   esac
-  case $1 in main-gp) RL_LR=5e-5 ;; esac  # GeneralPoints' other sections were made before rates chose it
+  case $1 in main-gp | scratch-gp) RL_LR=5e-5 ;; esac  # the other sections have the rate of before
   case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
   seeds=${SEEDS:-$seeds}
 }
