@@ -316,15 +316,15 @@ name=${1:-}
 
 case $name in  # minutes on one core, with AVX-512, where said so; else on two cores at the former rates. Most want the runs of rates or main
   main-gp | main-virl) echo "SFT against RL, both rules: 8 minutes a seed on one core, in V-IRL 10, with the base" ;;
-  rates-gp | rates-virl) echo "the grid of rates: 8 minutes a seed, in V-IRL 10, with the base" ;;
-  writers-gp | writers-virl) echo "who writes: 7 minutes a seed, in V-IRL 12" ;;
+  rates-gp | rates-virl) echo "the grid of rates, after main: 4 minutes a seed on one core, in V-IRL 5" ;;
+  writers-gp | writers-virl) echo "who writes, after main: 10 minutes a seed on one core, in V-IRL 17" ;;
   prompts-gp) echo "several face-card rules: 3 minutes a seed" ;;
-  dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed" ;;
+  dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed on one core" ;;
   rescue-gp) echo "RL from SFT, after dose-gp: 4 minutes a seed" ;;
-  scratch-gp) echo "RL without SFT: 2 minutes a seed" ;;
-  noform-gp) echo "RL from a base without the form: one base and eleven runs a seed" ;;
+  scratch-gp) echo "RL without SFT, after main: 2 minutes a seed on one core" ;;
+  noform-gp) echo "RL from a base without the form: 19 minutes a seed on one core, with its base" ;;
   room-virl) echo "why RL does not gain the held-out rule, after main-virl: 9 minutes a seed on one core" ;;
-  verify-gp) echo "1, 3, 5, 10 attempts: seven runs a seed, and four tables" ;;
+  verify-gp) echo "1, 3, 5, 10 attempts, after main: 16 minutes a seed on one core, seven of them four tables" ;;
   losses-gp | losses-virl) echo "other losses: 5 minutes a seed, in V-IRL 7" ;;
   distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
   ppo-gp) echo "PPO's settings: 3 minutes a seed" ;;
