@@ -299,13 +299,12 @@ tables() {
 
 # The settings of a section's task.
 settings() {
-  env=gp SFT_RATES="1e-4 2e-4 4e-4" RL_RATES="5e-5 1e-4" SFT_LR=2e-4 RL_LR=1e-4 SECOND_LR=4e-4 DOSE=2.1e6
+  env=gp SFT_RATES="1e-4 2e-4 4e-4" RL_RATES="5e-5 1e-4" SFT_LR=2e-4 RL_LR=5e-5 SECOND_LR=4e-4 DOSE=2.1e6
   INIT_LR=3e-4 ROUTES=
   case $1 in *-virl)
     env=virl SFT_RATES="5e-4 1e-3 2e-3" RL_RATES="5e-5 1e-4" SFT_LR=2e-3 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6
     ROUTES="16 256" ;;
   esac
-  case $1 in main-gp | scratch-gp) RL_LR=5e-5 ;; esac  # the other sections have the rate of before
   case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
   seeds=${SEEDS:-$seeds}
 }
