@@ -137,9 +137,7 @@ def print_claims(section=None):
             words = line.split("#")[0].split()
             if words and section in (None, words[0]):
                 _, stem, part, column, row, sign, other = words
-                files = next(filter(None, (sorted(glob.glob(os.path.join(folder, f"{stem}-s[0-9]*.json")))
-                                           for folder in (raw, os.path.join(raw, "former")))), [])
-                tables, differences = read_tables(files), []
+                tables, differences = read_tables(sorted(glob.glob(os.path.join(raw, f"{stem}-s[0-9]*.json")))), []
                 names = [r["name"] for r in tables[0]["rows"]] if tables else []
                 if row in names and other in names:
                     differences = [a - b for a, b in zip(*(numbers(tables, names.index(name), column, part)

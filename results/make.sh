@@ -259,7 +259,7 @@ show() {
 
 # All tables of a section -> results/tables/NAME.txt.
 tables() {
-  local section=${1%-*} part rule stems parts=within raw=$raw
+  local section=${1%-*} part rule stems parts=within raw=$raw with_tables name patterns=()
   settings $1
   case $section in
     main) stems="main-$env-id main-$env-ood" ;;
@@ -267,6 +267,9 @@ tables() {
     verify) stems="verify1-gp-id verify3-gp-id verify-gp-id verify10-gp-id" ;;
     pictures) stems="pictures-$env-vl-id pictures-$env-vl-ood" ;;
     mute) stems=mute-gp-vl-id ;;
+    distance)
+      stems=distance-$env-id with_tables="main rates writers losses dose"
+      case $env in gp) with_tables+=" verify rescue prompts" ;; virl) with_tables+=" room" ;; esac ;;
     *) stems=$section-$env-id ;;
   esac
   case $1 in
@@ -274,10 +277,10 @@ tables() {
     pictures-virl) parts="paper turns episode read solved" ;;
     *-virl) parts="paper turns" ;;
   esac
-  compgen -G "$raw/${stems%% *}-s?.json" > /dev/null || raw=$raw/former  # not made again with the present code
   {
     if [ $section = distance ]; then
-      show distance.py fit "$raw/distance-$env-id-s?.json" "$raw/main-$env-id-s?.json" "$raw/rates-$env-id-s?.json"
+      for name in distance $with_tables; do patterns+=("$raw/$name-$env-id-s?.json"); done
+      show distance.py fit "${patterns[@]}"
     else
       for stem in $stems; do
         for part in $parts; do show figures.py table "$raw/$stem-s?.json" --part $part; done
