@@ -194,8 +194,7 @@ def train(args, machine, stop):
                                                           "bias": torch.zeros(1)}))
     shard(value_head, machine, torch.float32)
     optimizer = torch.optim.AdamW(
-        [{"params": policy.parameters(), "rate": args.lr},
-         {"params": value_head.parameters(), "rate": args.lr * args.value_rate}],
+        [{"params": policy.parameters()}, {"params": value_head.parameters()}],
         lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)  # else 4 bytes a weight more on CUDA
     if tensors:
         restore(optimizer, tensors["optimizer"])
@@ -259,8 +258,8 @@ def train(args, machine, stop):
 
         # ==== RATES: constant, but for the last share of the budget, in which they go to zero ====
         factor = min(1, (1 - progress) / args.decay) if args.decay else 1
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
+        for group, rate in zip(optimizer.param_groups, (args.lr, args.lr * args.value_rate)):
+            group["lr"] = rate * factor
         updates, trained_tokens, stats, ratio_error = 0, 0, Counter(), 0.0
 
         # ==== UPDATE: a step on each minibatch of each epoch, until the policy is too far from pi_old ====
@@ -296,10 +295,11 @@ def train(args, machine, stop):
                 fail(f"the loss is not finite at iteration {step} (policy {means['policy_loss']}, value "
                      f"{means['value_loss']}; lr {args.lr:g}, dtype {machine.dtype}); "
                      "the last checkpoint is intact")
-            far = ratio_error > 1e-3 if machine.dtype == torch.float32 else means["abs_log_ratio"] > 0.05
-            if far and updates == 0:  # ratios must be 1 then; in bf16 single ones are off, their mean is not
-                fail(f"|log ratio| before the first step is up to {ratio_error:.1e}, on average "
-                     f"{means['abs_log_ratio']:.1e}, in place of 0: score() is not repeatable")
+            if updates == 0:  # all ratios must be 1; in bf16 single ones are off, but not their mean
+                far = ratio_error > 1e-3 if machine.dtype == torch.float32 else means["abs_log_ratio"] > 0.05
+                if far:
+                    fail(f"|log ratio| before the first step is up to {ratio_error:.1e}, on average "
+                         f"{means['abs_log_ratio']:.1e}, in place of 0: score() is not repeatable")
             if means["approx_kl"] > args.target_kl:  # asked before the step, which is not taken then
                 break
             norm = clip_and_step(parameters, [optimizer], scaler, f"iteration {step}")
@@ -308,9 +308,9 @@ def train(args, machine, stop):
                 stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
 
         # ==== LOG: the means of this rank, then those of all. Ranges: results/figures.py ppo ====
-        turns, read = [t for e in episodes for t in e.turns], []
-        for positions in (e.positions() for e in episodes):
-            read += [first["recognized"] for first, *_ in positions if first.get("recognized") is not None]
+        turns = [t for e in episodes for t in e.turns]
+        firsts = [position[0] for e in episodes for position in e.positions()]  # first answers
+        read = [t["recognized"] for t in firsts if t.get("recognized") is not None]
         k1, k3 = kl_estimators(joined(segments, "logp"), joined(segments, "ref_logp"))
         returns, values = joined(segments, "returns"), joined(segments, "value")
         seconds = time.perf_counter() - start
