@@ -2,7 +2,6 @@
 
     python env_virl.py            # shows a route, a prompt, the expert's answer and a failed attempt
     python env_virl.py FOLDER     # the same on the released data set in FOLDER
-    python env_virl.py FILE.png   # draws one picture
 
 The interface is the same as in env_gp.py. An episode is a route, a sequence of positions. Each position is a
 conversation of its own:
@@ -366,7 +365,7 @@ class VIRL:
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.
         info["recognized"] is None except after a forward(): elsewhere the prompt tells what is shown."""
         here = self.position
-        came = self.positions[self.at - 1].action if self.at else None
+        moved = self.at > 0 and self.positions[self.at - 1].action == "forward()"
         correct = action_text(here, self.rule)
         verdict = judge_virl(text, correct, says_intersection(here.observation))
         self.attempts += 1
@@ -377,7 +376,7 @@ class VIRL:
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": leaves,
                 "position_solved": solved, "rule_matters": here.turn is not None,
                 "other_rule": verdict.action == action_text(here, OTHER[self.rule]) != correct,
-                "recognized": recognized(text, here.observation) if self.vl and came == "forward()" else None}
+                "recognized": recognized(text, here.observation) if self.vl and moved else None}
         if leaves and not done:
             self.arrive(self.at + 1)
         elif not leaves:
@@ -769,9 +768,6 @@ def panorama_picture(folder, name, position, pixels=80):
 
 if __name__ == "__main__":
     try:
-        if sys.argv[-1].endswith(".png"):
-            picture = draw_picture("id", "Aldham", f"Oak Cafe is on your left, {CROSSING}", 0)
-            sys.exit(picture.save(sys.argv[-1]))
         env = VIRL(rule="ood", data=sys.argv[1] if len(sys.argv) > 1 else None)
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")

@@ -37,7 +37,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS
 
-from env_gp import GeneralPoints
+from env_gp import OTHER, GeneralPoints
 from env_virl import VIRL, DataError
 
 ENVS = {"gp": GeneralPoints, "virl": VIRL}  # a new environment: one class (see env_gp.py) and one entry
@@ -498,8 +498,7 @@ def evaluate(model, tok, args, machine, episodes):
 
 def headings(args):
     """{column: its heading, with the rule that is in force there}."""
-    held_out = "ood" if args.rule == "id" else "id"
-    heads = {"seen": "seen", "id": f"ID (rule {args.rule})", "ood": f"OOD (rule {held_out})",
+    heads = {"seen": "seen", "id": f"ID (rule {args.rule})", "ood": f"OOD (rule {OTHER[args.rule]})",
              "visual": "visual OOD"}
     return {column: heads[column] for column in columns(args)}
 
@@ -522,13 +521,12 @@ def print_table(rows, args):
     if "recognition" in rows[0]["id"]:
         blocks["parts of pictures read"] = lambda cell: cell["recognition"]
     counts = dict.fromkeys(str(rows[0][c]["episode"]["n"]) for c in heads)  # --data may have a fixed number
-    other = {"id": "ood", "ood": "id"}
     print(f"\n{env.title}: trained on rule {args.rule} ({env.rule_names[args.rule]}), held out is rule "
-          f"{other[args.rule]} ({env.rule_names[other[args.rule]]})")
+          f"{OTHER[args.rule]} ({env.rule_names[OTHER[args.rule]]})")
     if args.vl:
         names = {"id": args.data, "ood": os.path.join(args.data, "ood")} if args.data else env.visual_names
         print(f"pictures: trained on {names[args.visual]}"
-              + f"; visual OOD is {names[other[args.visual]]}" * ("visual" in heads))
+              + f"; visual OOD is {names[OTHER[args.visual]]}" * ("visual" in heads))
     print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, "
           f"T = {args.temperature:g}, within {args.verify or env.default_verify} attempts")
     for title, pick in blocks.items():
@@ -544,8 +542,7 @@ def table(paths, args, machine):
     """Evaluate checkpoints and print the table -> the dict that eval.json holds. paths: {name: path}."""
     rows, runs = [], [saved_args(path) for path in paths.values()]
     limits = [run.get("max_new_tokens", 0) for run in runs if run.get("data") == args.data]
-    row_args = SimpleNamespace(**vars(args))
-    row_args.max_new_tokens = args.max_new_tokens or max(limits, default=0) or 256  # alike in all rows
+    args.max_new_tokens = args.max_new_tokens or max(limits, default=0) or 256  # alike in all rows
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
         saved = saved_args(path)
         if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
@@ -555,7 +552,7 @@ def table(paths, args, machine):
             print0(machine, f"{path} was trained on rule {rule}; the columns are of rule {args.rule}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
-        rows.append({"name": name, "path": path, **evaluate(model, tok, row_args, machine, args.episodes)})
+        rows.append({"name": name, "path": path, **evaluate(model, tok, args, machine, args.episodes)})
         model = None  # before the next one comes
     if machine.rank == 0:
         print_table(rows, args)

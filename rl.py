@@ -65,7 +65,7 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "evaluations":      2,                             # at equal shares of the budget, one at its start
     "real":             {"value_rate": 10},            # besides sft.py's REAL, for a model of yours
 }
-FLAGS = {  # PPO's numbers that are flags: type, lowest and highest value, help
+FLAGS = {  # PPO's hyper-parameters that are flags: type, lowest and highest value, help
     "gamma": (float, 0, 1, "discount per answer; the paper: 0.9"),
     "lam": (float, 0, 1, "GAE's lambda, per token"),
     "beta": (float, 0, 1e9, "weight of the KL penalty per token; 0: none"),

@@ -630,7 +630,7 @@ def shown(x):
     return ", ".join(f"{task} {v}" for task, v in zip(TASKS, values))
 
 
-NUMBERS = {  # flags of every run that set a hyper-parameter: type, lowest and highest value, help
+FLAGS = {  # hyper-parameters of every run that are flags: type, lowest and highest value, help
     "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
     "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
     "lr": (float, 1e-12, 1e30, "AdamW's learning rate"),
@@ -648,9 +648,9 @@ def fill_in(args, table):
             setattr(args, name, default[column] if isinstance(default, tuple) else default)
 
 
-def parse_run(argv, doc, tables, numbers, others=()):
+def parse_run(argv, doc, tables, flags, others=()):
     """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
-    args.json. tables: {stage: hyper-parameters}, the default stage last. numbers: more flags as in NUMBERS.
+    args.json. tables: {stage: hyper-parameters}, the default stage last. flags: more of them, as in FLAGS.
     others: (name, keywords of add_argument), .... A model of yours has REAL's hyper-parameters."""
     *_, usual = tables
     parser = new_parser(doc)
@@ -667,7 +667,7 @@ def parse_run(argv, doc, tables, numbers, others=()):
     add("--activation_checkpointing", action="store_true",
         help="less memory for activations, for about a third more time")
     add = parser.add_argument_group("hyper-parameters").add_argument
-    for name, (kind, low, high, text) in {**NUMBERS, **numbers}.items():
+    for name, (kind, low, high, text) in {**FLAGS, **flags}.items():
         add(f"--{name}", type=number(low, high, kind), metavar="X" if kind is float else "N",
             help=f"{text} (default: {shown({**EVERY, **tables[usual]}[name])})")
 
