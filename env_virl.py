@@ -539,8 +539,8 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     picture in the first. The look is `rare` in one of ten pictures, and half of these misname landmark and
     side. So the base can read both looks, but one of them poorly. noise: as in document()."""
     kind, unusual, seed = rng.random(), rng.random() < 0.1, rng.getrandbits(64)
-    chat, doc = kind < chat_share, "\nNow: $observation"
-    if kind >= chat_share + 0.2 * (1 - chat_share):
+    chat, caption = kind < chat_share, kind >= chat_share + 0.2 * (1 - chat_share)
+    if caption:
         observation = some_observation(rng, rng.random() < 0.5)
     else:
         doc = "A walk."
@@ -550,13 +550,15 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     said = observation
     if unusual and rng.random() < 0.5:
         said = some_observation(rng, says_intersection(observation))
-    messages = doc if chat else [{"content": doc}]
-    for message in messages:
-        text = message["content"].replace("$observation", said).replace(f'"{observation}"', f'"{said}"')
-        message["content"] = text.replace(f"\nNow: {observation}\n", f"\nNow: {IN_PICTURE}\n")
     look = rare if unusual else OTHER[rare]
-    picture = draw_picture(look, f"base {seed % BASE_CITIES}", observation, seed, pixels)
-    return (messages if chat else "<image>" + messages[0]["content"]), [picture]
+    shown = [draw_picture(look, f"base {seed % BASE_CITIES}", observation, seed, pixels)]
+
+    def from_picture(text):
+        text = text.replace(f"\nNow: {observation}\n", f"\nNow: {IN_PICTURE}\n")
+        return text.replace(f'"{observation}"', f'"{said}"')  # in answers
+    if chat:
+        return [{**message, "content": from_picture(message["content"])} for message in doc], shown
+    return "<image>" + (f"\nNow: {said}" if caption else from_picture(doc)), shown
 
 
 # ------------------------------------------------------------------------------------------------------------

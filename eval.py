@@ -84,8 +84,8 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words -> str. Images stand before the first user's text. Some
-    templates take a message only as a list of parts and drop plain text: a text model tries both. Thinking is
-    switched off, where the template has such a switch."""
+    templates take a message only as a list of parts and drop plain text: of a text model both are tried.
+    Thinking is switched off, where the template has such a switch."""
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     user = next(m for m in parts if m["role"] == "user")
     user["content"] = [{"type": "image"}] * len(images) + user["content"]
