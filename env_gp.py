@@ -128,7 +128,7 @@ def is_unseen(numbers):
 def training_hands(rule):
     """The TRAIN_HANDS multisets that fine-tuning sees: as many under both rules, so that equal compute is an
     equal number of passes over them. Stable, as is_unseen() is."""
-    hands = [h for h in all_hands(max(RULES[rule])) if solutions(h) and not is_unseen(h)]
+    hands = [h for h in all_hands(max(RULES[rule]), solvable=True) if not is_unseen(h)]
     return frozenset(sorted(hands, key=lambda h: hashlib.sha256(str(h).encode()).digest())[:TRAIN_HANDS])
 
 
@@ -253,7 +253,6 @@ class GeneralPoints:
         columns = {"seen": dict(rule=rule, split="train"), "id": dict(rule=rule, split="unseen"),
                    "ood": dict(rule=OTHER[rule], split="faces")}
         if visual is not None:
-            columns = {column: dict(keywords, vl=True, visual=visual) for column, keywords in columns.items()}
             columns["visual"] = dict(columns["id"], visual=OTHER[visual])
         return columns
 

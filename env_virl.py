@@ -291,9 +291,9 @@ class VIRL:
     move_on   whether the walk goes on after a position whose attempts are used up
     vl        whether a picture of pixels x pixels (RGB, 16 or more) shows the observation in place of words
     visual    "id" or "ood": the group of cities and their look
-    route     with data and split="all": the number of the route that reset() plays, modulo the attribute
-              fixed_routes, the number of all routes (otherwise None)
-    Raises ValueError on any other value, and DataError if the data set is damaged."""
+    route     with data and split="all": the number of the route that reset() plays, below the attribute
+              fixed_routes (otherwise None)
+    Raises ValueError on another rule, split, look, verify or pixels, and DataError on damaged data."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
@@ -310,8 +310,6 @@ class VIRL:
         legal = rule in RULES and split in ("train", "unseen", "all") and visual in LOOKS
         if not legal or verify < 1 or pixels < 16:
             raise ValueError(f"V-IRL: bad value: {rule=}, {split=}, {verify=}, {visual=} or {pixels=}")
-        if route is not None and (data is None or split != "all"):
-            raise ValueError("V-IRL: a route's number needs data and split='all'")
         self.rule, self.split, self.verify, self.move_on = rule, split, verify, move_on
         self.vl, self.visual, self.pixels, self.number = vl, visual, pixels, route
         self.folder = os.path.join(data, "ood") if data is not None and visual == "ood" else data
@@ -324,10 +322,9 @@ class VIRL:
     @staticmethod
     def cells(rule, visual=None):
         """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
-        look = {} if visual is None else dict(vl=True, visual=visual)
-        cell = dict(rule=rule, split="unseen", move_on=True, **look)
+        cell = dict(rule=rule, split="unseen", move_on=True)
         columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
-        if look:
+        if visual is not None:
             columns["visual"] = dict(cell, visual=OTHER[visual], split="all")
         return columns
 
@@ -339,7 +336,7 @@ class VIRL:
         self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
         towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
         if self.number is not None:
-            self.route = self.routes[self.number % self.fixed_routes]
+            self.route = self.routes[self.number]
         elif self.routes or self.split == "train":
             self.route = self.rng.choice(self.routes or training_routes(towns))
         else:

@@ -694,11 +694,9 @@ def parse_run(argv, doc, tables, flags, others=()):
     if not args.resume:
         return args
     file = os.path.join(args.folder, "args.json")
-    saved = read_json(file)
-    if saved.get("stage") != args.stage:
-        fail(f"--resume: {args.folder} was made by stage {saved.get('stage')}, not {args.stage}")
-    if lost := vars(args).keys() - saved.keys():
-        fail(f"{file} is damaged: it has no {min(lost)}")
+    if (stage := read_json(file).get("stage")) != args.stage:
+        fail(f"--resume: {args.folder} was made by stage {stage}, not {args.stage}")
+    saved = read_json(file, *vars(args))
     now = parse(parser, argv, SimpleNamespace(**{**saved, "steps": None}))  # without --steps: to its budget
     for name, value in saved.items():
         if getattr(now, name) != value and name not in (*ANEW, "resume", "out"):

@@ -501,7 +501,7 @@ def test_cells_and_bad_keywords():
                                      (VIRL, "unseen", {"move_on": True}, {"pixels": 15, "split": "faces"})):
         equal((set(Env.rule_names), set(Env.visual_names)), (set(RULES), set(RULES)), Env.title)
         for rule, visual in itertools.product(RULES, (None, *RULES)):
-            cell = {"rule": rule, "split": "unseen", **more, **({"vl": True, "visual": visual} if visual else {})}
+            cell = {"rule": rule, "split": "unseen", **more}
             expected = {"seen": {**cell, "split": "train"}, "id": cell, "ood": {**cell, "rule": other[rule], "split": held_out}}
             if visual:
                 expected["visual"] = {**cell, "visual": other[visual], **({"split": "all"} if Env is VIRL else {})}
@@ -1113,13 +1113,11 @@ def test_virl_ood_routes_are_played_in_order():
         def play(i):
             one = VIRL(data=path, visual="ood", split="all", route=i)
             return (one.reset(f"eval/{i}"), one.route.name, one.positions)[1:]
-        played, again = (list(map(play, range(36))) for _ in "12")
-        equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)] * 2), "order")
+        played, again = (list(map(play, range(18))) for _ in "12")
+        equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)]), "order")
         equal(again, played, "again")
-        within(7, len({positions[0].turn[0] for _, positions in played[::3]}), 12, "headings drawn")
+        within(4, len({positions[0].turn[0] for _, positions in played[::3]}), 6, "headings drawn")
         within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "eval/7", *range(20))}), 18)
-        for more in ({}, {"data": path}, {"split": "all"}):
-            refused("needs data and split='all'", lambda: VIRL(route=0, **more))
         for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "all"}):
             equal(VIRL(**more).fixed_routes, None, more)
         for look in RULES:  # whichever is trained on: its ID has no route of it
