@@ -268,11 +268,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     ends = set(model.generation_config.eos_token_id)
     config = sampling(model, tok, temperature, max_new_tokens)
     limit = context_tokens(model)
-    players = []  # (environment, its episode, the messages so far)
-    for env, seed in zip(envs, seeds):
-        messages, images = env.reset(seed)
-        players.append((env, Episode([prompt(tok, messages, images)]), messages))
-    episodes = [episode for _, episode, _ in players]
+    episodes = [Episode([prompt(tok, *env.reset(seed))]) for env, seed in zip(envs, seeds)]
+    players = list(zip(envs, episodes))
     longest = max((len(e.segments[0].ids) for e in episodes), default=0)
     if longest + max_new_tokens > limit:
         fail(f"the model's context of {limit} tokens is too short: {longest} of a prompt + {max_new_tokens} "
@@ -280,12 +277,12 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     batches = [(players, None)] if players else []  # (players, inputs from continued(), None: read all)
     while batches:
         players, inputs = batches.pop()
-        size = batch_size([e.segments[-1] for _, e, _ in players], max_new_tokens)
+        size = batch_size([e.segments[-1] for _, e in players], max_new_tokens)
         if len(players) > size:
             batches += [(players[size:], None), (players[:size], None)]
             continue
         cached = inputs["cache"].get_seq_length() + 1 if inputs else 0  # + 1: `stop` has counted that token
-        inputs = inputs or collate([e.segments[-1] for _, e, _ in players], tok.pad_token_id, machine.device,
+        inputs = inputs or collate([e.segments[-1] for _, e in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
         try:
@@ -298,7 +295,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
             raise
         rows = zip(players, mask[:, cached:].sum(1).tolist(), out.sequences[:, width:].tolist())
         on, glue = [], []  # those not done: (row, tokens said, player); the ids that follow their answers
-        for i, ((env, episode, messages), read, row) in enumerate(rows):
+        for i, ((env, episode), read, row) in enumerate(rows):
             stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
             said = row[:stop]                               # the end token, if any, is an action too
             cut = said[-1] not in ends
@@ -314,20 +311,20 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 segment.pictures = {}
             if step.done:
                 continue
-            goes_on, between = step.messages[:-2] == messages, []  # a next position may ask the same again
-            if goes_on:
-                between = glue_ids(tok, step.messages, None if cut else said[-1])
-            else:                                           # a fresh conversation begins
+            between, fresh = [], step.info["position_done"]
+            if fresh:                                       # a new conversation begins
                 segment = prompt(tok, step.messages, step.images)
+            else:
+                between = glue_ids(tok, step.messages, None if cut else said[-1])
             if len(segment.ids) + len(between) + max_new_tokens > limit:
                 episode.turns[-1].update(cut=True, position_done=True)
                 continue                                    # no room for an answer: the episode ends here
-            on.append((i, stop, (env, episode, step.messages)))
-            if goes_on:
+            on.append((i, stop, (env, episode)))
+            if fresh:
+                episode.segments.append(segment)
+            else:
                 segment.add(between, 0)
                 glue.append(between)
-            else:
-                episode.segments.append(segment)
         if on:
             all_go_on = len(glue) == len(on)
             batches.append(([player for *_, player in on],

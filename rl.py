@@ -256,7 +256,7 @@ def train(args, machine, stop):
             estimate_advantages(e, envs[0].reward_scale, args.beta, args.gamma, args.lam)
         split_back(segments, whitened=whiten(joined(segments, "advantage"), machine))
 
-        # ==== RATES: constant, but for the last share of the budget, in which they go to zero ====
+        # ==== LEARNING RATES: constant, then to zero over the last share of the budget ====
         factor = min(1, (1 - progress) / args.decay) if args.decay else 1
         for group, rate in zip(optimizer.param_groups, (args.lr, args.lr * args.value_rate)):
             group["lr"] = rate * factor

@@ -24,8 +24,8 @@ MAX_DIGITS = 4      # digits of one number
 @dataclass
 class Step:
     """One answer's outcome.
-    messages: the chat to answer next, None when the episode is over. If the conversation goes on, it is the
-              last chat plus the answer and a feedback turn; otherwise it is a new chat.
+    messages: the chat to answer next, None when the episode is over. Until the position is done, it is the
+              last chat plus the answer and a feedback turn. The next position has a new chat.
     images:   the pictures in `messages` (PIL.Image), [] for tasks in words.
     reward:   float in the environment's own units, 5 for a solved hand. PPO divides it by env.reward_scale.
     info:     "verdict"          str, a key of the reward table
