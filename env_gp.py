@@ -245,7 +245,7 @@ class GeneralPoints:
             raise ValueError(f"GeneralPoints: bad {visual=} or {pixels=}")
         self.rule, self.split, self.verify, self.seed = rule, split, verify, seed
         self.vl, self.visual, self.pixels = vl, visual, pixels
-        self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
+        self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
     def cells(rule, visual=None):
@@ -259,8 +259,8 @@ class GeneralPoints:
     def reset(self, seed=None):
         """Deal a hand: four ranks uniform over 13, again until it is in the split and can make 24."""
         if seed is not None:
-            self.rng, self.stream, self.dealt = random.Random(f"gp/{seed}"), seed, 0
-        self.dealt += 1
+            self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
+        self.count += 1
         while True:
             self.cards = self.rng.choices(RANKS, k=4)
             self.numbers = numbers_of(self.cards, RULES[self.rule])
@@ -273,7 +273,7 @@ class GeneralPoints:
                 break
         self.attempts, self.images = 0, []
         if self.vl:  # the picture has a generator of its own: the deals go on as they do without pictures
-            self.images = [picture(self.cards, self.visual, self.pixels, f"{self.stream}/{self.dealt}")]
+            self.images = [picture(self.cards, self.visual, self.pixels, f"{self.stream}/{self.count}")]
         content = fill(PROMPT, [] if self.vl else self.cards, RULES[self.rule])
         self.messages = [{"role": "user", "content": content}]
         return self.messages, self.images

@@ -311,6 +311,7 @@ def train(args, machine, stop):
         turns = [t for e in episodes for t in e.turns]
         firsts = [position[0] for e in episodes for position in e.positions()]  # first answers
         read = [t["recognized"] for t in firsts if t.get("recognized") is not None]
+        buffer_tokens = sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments)
         k1, k3 = kl_estimators(joined(segments, "logp"), joined(segments, "ref_logp"))
         returns, values = joined(segments, "returns"), joined(segments, "value")
         seconds = time.perf_counter() - start
@@ -330,8 +331,7 @@ def train(args, machine, stop):
             "updates": updates, "lr": args.lr * factor, "sampling_seconds": sampling_seconds,
             "tokens_per_s": machine.world * trained_tokens / seconds,
             "episodes_per_s": machine.world * len(episodes) / seconds,
-            "flops": machine.world * (6 * n * trained_tokens + 2 * n * (
-                sum(e.forwarded for e in episodes) + 2 * sum(len(s.ids) for s in segments)))}, machine)
+            "flops": machine.world * (6 * n * trained_tokens + 2 * n * buffer_tokens)}, machine)
         record["verdicts"] = {v: record.pop(v) for v in envs[0].verdicts}
         step, flops, before = step + 1, flops + record["flops"], progress
         progress = (flops - start_flops) / budget

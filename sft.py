@@ -269,7 +269,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, args):
-    """-> [AdamW] or, where the stage asks for it, [AdamW, Muon]: Muon has the matrices inside the blocks,
+    """-> [AdamW] or, if muon_lr is above 0, [AdamW, Muon]: Muon has the matrices of blocks and projector,
     AdamW the rest. Vision tower and projector may have other rates. peak_lr is a group's rate at factor 1."""
     def groups(matrices, lr):  # matrices: True for Muon's share, False for AdamW's
         named = [(name, p) for name, p in model.named_parameters() if matrices == (
