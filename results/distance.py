@@ -28,8 +28,7 @@ def differing_answers(episodes):
     from eval import Segment
     cut = []
     for e in episodes:
-        conversations = e.segments if len(e.segments) == len(e.positions()) else e.segments[:1]  # a hand has one
-        for s, turns in zip(conversations, e.positions()):
+        for s, turns in zip(e.segments, e.positions()):
             if turns[0]["rule_matters"]:
                 end = s.action_mask.index(1) + turns[0]["tokens"]
                 cut.append(Segment(s.ids[:end], s.action_mask[:end]))
