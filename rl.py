@@ -326,7 +326,7 @@ def train(args, machine, stop):
             **{v: sum(t["verdict"] == v for t in turns) / len(turns) for v in envs[0].verdicts},
             "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),  # of R by V
             "ratio_error": ratio_error,  # max |log ratio| before the first step; in fp32 below 4e-5
-            # approx_kl and clip_fraction, means over the updates: below .01 and .03; entropy falls slowly
+            # approx_kl and clip_fraction, means over the updates: below .01 and .04; entropy falls slowly
             **{name: x / max(1, updates) for name, x in stats.items()},
             "updates": updates, "lr": args.lr * factor, "sampling_seconds": sampling_seconds,
             "tokens_per_s": machine.world * trained_tokens / seconds,
