@@ -537,16 +537,15 @@ def print_table(rows, args):
 
 def table(paths, args, machine):
     """Evaluate checkpoints and print the table -> the dict that eval.json holds. paths: {name: path}."""
-    rows, runs = [], [saved_args(path) for path in paths.values()]
-    limits = [run.get("max_new_tokens", 0) for run in runs if run.get("data") == args.data]
+    rows, runs = [], {name: saved_args(path) for name, path in paths.items()}
+    limits = [run.get("max_new_tokens", 0) for run in runs.values() if run.get("data") == args.data]
     args.max_new_tokens = args.max_new_tokens or max(limits, default=0) or 256  # alike in all rows
     for name, path in tqdm(paths.items(), desc="evaluate", disable=machine.rank > 0 or None, leave=False):
-        saved = saved_args(path)
-        if args.vl and (saved.get("pixels") or args.pixels) != args.pixels:
-            fail(f"{path} was trained on pictures with --pixels {saved['pixels']}, not {args.pixels}")
-        rule = saved.get("rule", args.rule)
-        if rule != args.rule and saved.get("stage") != "base":
-            print0(machine, f"{path} was trained on rule {rule}; the columns are of rule {args.rule}")
+        run = runs[name]
+        if args.vl and (run.get("pixels") or args.pixels) != args.pixels:
+            fail(f"{path} was trained on pictures with --pixels {run['pixels']}, not {args.pixels}")
+        if run.get("rule", args.rule) != args.rule and run.get("stage") != "base":
+            print0(machine, f"{path} was trained on rule {run['rule']}; the columns are of rule {args.rule}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
         rows.append({"name": name, "path": path, **evaluate(model, tok, args, machine, args.episodes)})
