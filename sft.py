@@ -650,8 +650,8 @@ def fill_in(args, table):
 
 def parse_run(argv, doc, tables, flags, others=()):
     """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
-    args.json. tables: {stage: hyper-parameters}, the default stage last. flags: more of them, as in FLAGS.
-    others: (name, keywords of add_argument), .... A model of yours has REAL's hyper-parameters."""
+    args.json. tables: {stage: hyper-parameters}, the default stage last. flags: more hyper-parameters,
+    as in FLAGS. others: (name, keywords) for add_argument(). A model of yours has REAL's hyper-parameters."""
     *_, usual = tables
     parser = new_parser(doc)
     parser.set_defaults(stage=usual)
@@ -721,7 +721,7 @@ def ensure(stage, args, machine):
         print0(machine, f"[{args.stage}] needs {folder}, so first: python sft.py {flags}")
         main(shlex.split(flags))
     saved = read_json(os.path.join(folder, "args.json"))
-    for name in ("model", "seed", "pixels", "data")[:3 if stage == "base" else 4]:
+    for name in ["model", "seed", "pixels"] + ["data"] * (stage != "base"):  # a base has no data
         if saved.get(name) != getattr(args, name):
             fail(f"{folder} was made with --{name} {saved.get(name)}, not {getattr(args, name)}; "
                  "choose another --out")
