@@ -323,7 +323,6 @@ def train(args, machine, stop):
             "kl3": k3.sum().item() / len(k3),  # agree
             "turns": len(turns) / len(episodes), "tokens_per_answer": len(k1) / len(turns),
             "cut": sum(t["cut"] for t in turns) / len(turns),  # answers that ran into --max_new_tokens
-            **{v: sum(t["verdict"] == v for t in turns) / len(turns) for v in envs[0].verdicts},
             "explained_var": 1 - ((returns - values).var() / (returns.var() + 1e-8)).item(),  # of R by V
             "ratio_error": ratio_error,  # max |log ratio| before the first step; in fp32 below 4e-5
             # approx_kl and clip_fraction, means over the updates: below .01 and .04; entropy falls slowly
@@ -332,7 +331,8 @@ def train(args, machine, stop):
             "tokens_per_s": machine.world * trained_tokens / seconds,
             "episodes_per_s": machine.world * len(episodes) / seconds,
             "flops": machine.world * (6 * n * trained_tokens + 2 * n * buffer_tokens)}, machine)
-        record["verdicts"] = {v: record.pop(v) for v in envs[0].verdicts}
+        record["verdicts"] = all_mean({v: sum(t["verdict"] == v for t in turns) / len(turns)
+                                       for v in envs[0].verdicts}, machine)
         step, flops, before = step + 1, flops + record["flops"], progress
         progress = (flops - start_flops) / budget
         minutes = seconds * max(0, 1 - progress) / (progress - before) / 60

@@ -1926,7 +1926,7 @@ def test_killed_save_leaves_a_whole_checkpoint():
 class Toy:
     """One question; an answer that begins with a digit is right. Also the example of a third environment."""
     title, rule_names, reward_scale, default_verify = "Toy", {"id": "a", "ood": "b"}, 5.0, 1
-    verdicts, demonstrators, pays = ("right", "wrong"), ("expert",), True
+    verdicts, demonstrators, pays = ("success", "wrong"), ("expert",), True
     document, fragments = map(staticmethod, (GeneralPoints.document, GeneralPoints.fragments))
 
     def __init__(self, rule="id", split="train", verify=1, seed=0, data=None):
@@ -1942,7 +1942,7 @@ class Toy:
     def step(self, text):
         right = text[:1].isdigit()
         return Step(None, [], (5.0 if right else 0.0) * self.pays, True, {
-            "verdict": "right" if right else "wrong", "success": right, "position_done": True, "position_solved": right,
+            "verdict": "success" if right else "wrong", "success": right, "position_done": True, "position_solved": right,
             "rule_matters": False, "other_rule": False})
 
     def expert(self, demonstrator="expert"):
@@ -1971,6 +1971,8 @@ def test_a_third_environment():
         text = quick(rl.main, flags(out, env="toy"))
         equal([f"[{stage}] toy" in text for stage in ("base", "init", "rl")], [True] * 3, text)
         assert "Toy: trained on rule id (a), held out is rule ood (b)" in text, text
+        [row] = records(f"{out}/toy/id/rl", "reward")  # a verdict may have a metric's name
+        near(row["verdicts"]["success"], row["success"], 1e-9, "share of right answers, success")
 
     class Twice(Toy):
         """Two positions with one prompt are two conversations."""
