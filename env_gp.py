@@ -19,7 +19,7 @@ An environment is one class. eval.py, sft.py and rl.py use nothing of it but
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
     fragments(vl) -> list of str        the fixed phrases of all texts, for the tokenizer
         (these four are static methods)
-    title, rule_names, visual_names, reward_scale, default_verify, verdicts, demonstrators
+    title, rule_names, reward_scale, default_verify, verdicts, demonstrators; with pictures also visual_names
     fixed_routes                        only V-IRL's: see VIRL
 A third environment is one class and one line in eval.py's ENVS.
 """

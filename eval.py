@@ -620,6 +620,8 @@ def parse(parser, argv, saved=None):
     args = parser.parse_args(argv, saved)
     if (args.visual or args.pixels) and not args.vl:
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
+    if args.vl and not hasattr(ENVS[args.env], "visual_names"):
+        parser.error(f"argument --vl: {ENVS[args.env].title} has no pictures")
     args.data = args.data and os.path.normpath(args.data)  # DIR/ is DIR
     if args.episodes is None:
         args.episodes = 200 if args.env == "virl" else 300  # a route has eight positions, a hand is one

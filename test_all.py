@@ -1973,6 +1973,7 @@ def test_a_third_environment():
         assert "Toy: trained on rule id (a), held out is rule ood (b)" in text, text
         [row] = records(f"{out}/toy/id/rl", "reward")  # a verdict may have a metric's name
         near(row["verdicts"]["success"], row["success"], 1e-9, "share of right answers, success")
+        error_of("Toy has no pictures", sft.main, flags(out, env="toy") + ["--vl"])
 
     class Twice(Toy):
         """Two positions with one prompt are two conversations."""
