@@ -780,7 +780,8 @@ def saved_args(path):
     checkpoint = checkpoint_at(path)
     if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, "state.json")):
         return {}
-    return read_json(os.path.join(os.path.dirname(os.path.abspath(checkpoint)), "args.json"))
+    file = os.path.join(os.path.dirname(os.path.abspath(checkpoint)), "args.json")
+    return read_json(file) if os.path.isfile(file) else {}  # a copy of a checkpoint may stand elsewhere
 
 
 def write_json(path, content):

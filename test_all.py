@@ -2305,11 +2305,13 @@ def test_defaults_of_a_model_from_elsewhere():
         assert all(text.count(f"a model of yours, so with --lr {lr} --tokens") == 1 for lr in ("2e-05", "1e-05")), text
         header = records(f"{out}/gp/id/init")[0]
         equal({k: header[k] for k in real}, {**real, "lr": 2e-5, "tokens": 2e3, "max_new_tokens": 24}, "the init that rl.py made")
+        shutil.copytree(ev.checkpoint_at(f"{out}/gp/id/rl"), f"{out}/copy")  # without its run's args.json
         for main, argv, expected in (
                 (sft.main, ["--stage", "init", "--model", f"{out}/m", "--name", "b"], {**real, "lr": 2e-5, "tokens": 1e6}),
                 (rl.main, ["--name", "b", "--model", f"{out}/m"], {**real, "value_rate": 10}),
                 (rl.main, ["--name", "b", "--model", f"{out}/m", "--env", "virl", "--vl"], {**real, "value_rate": 10, "pixels": 1200}),
                 (rl.main, ["--name", "b", "--init", f"{out}/gp/id/init"], {**real, "value_rate": 10}),  # it knows where it comes from
+                (sft.main, ["--init", f"{out}/copy"], real),
                 (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
                 (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80}),
