@@ -580,6 +580,11 @@ def number(low, high=math.inf, kind=int):
     return convert
 
 
+def folder_name(text):
+    """An argparse type: DIR/ is DIR."""
+    return text.rstrip("/") or text
+
+
 def new_parser(doc):
     """The flags that all three scripts share."""
     parser = argparse.ArgumentParser(description=doc, usage="%(prog)s [flags]", allow_abbrev=False,
@@ -596,7 +601,7 @@ def new_parser(doc):
     add("--verify", type=number(1), metavar="N", help="attempts per position (default: gp 5, virl 2)")
     add("--data", metavar="DIR", help="with --env virl: the authors' released routes; default: our own city")
     add = parser.add_argument_group("models and files").add_argument
-    add("--model", metavar="PATH",
+    add("--model", type=folder_name, metavar="PATH",
         help="a transformers checkpoint, a folder or OWNER/NAME of the hub, in place of the tiny base")
     add("--out", metavar="DIR", default="out", help="everything made goes below this folder (default: out)")
     add("--seed", type=number(0, 2 ** 31 - 1), default=0, metavar="N",

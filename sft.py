@@ -59,9 +59,9 @@ except ImportError:  # Windows: no peak memory
     resource = None
 
 from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns,
-                  context_tokens, encode, evaluate, fail, first_line, forward, found_models, in_turn, load,
-                  make, new_parser, number, parse, print0, prompt, read_json, run_folder, saved_args, script,
-                  setup, summary, table, task_flags, write_json)
+                  context_tokens, encode, evaluate, fail, first_line, folder_name, forward, found_models,
+                  in_turn, load, make, new_parser, number, parse, print0, prompt, read_json, run_folder,
+                  saved_args, script, setup, summary, table, task_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 TASKS =                  ("gp",   "gp-vl", "virl", "virl-vl")
@@ -658,8 +658,9 @@ def parse_run(argv, doc, tables, flags, others=()):
     add = parser.add_argument_group("the run").add_argument
     for name, keywords in others:
         add(f"--{name}", **keywords)
-    add("--init", metavar="PATH", help="the model to start from (default: the init, made if it is missing)")
-    add("--name", help="the run's folder below out/ENV/RULE (default: the stage's name)")
+    add("--init", type=folder_name, metavar="PATH",
+        help="the model to start from (default: the init, made if it is missing)")
+    add("--name", type=folder_name, help="the run's folder below out/ENV/RULE (default: the stage's name)")
     add("--resume", action="store_true",
         help="go on with the run in that folder, with the flags it began with; only "
              f"--{', --'.join(ANEW)} may be given anew")

@@ -2428,8 +2428,8 @@ def test_a_run_is_a_folder():
             error_of("both exists: go on with it by --resume", sft.main, flags(out, name="both"))
         equal((tree(f"{out}/gp/id/both"), len(both) > 5), (both, True), "files of the first of two commands")
 
-        # --resume alone has all flags; --tokens may grow; without --steps it goes to its budget, and then is done.
-        again, log = ["--out", out, "--name", "a", "--resume"], lambda: [r["step"] for r in records(path, "loss")]
+        # --resume alone has all flags; DIR/ is DIR; --tokens may grow; without --steps it goes to its budget, and then is done.
+        again, log = ["--out", out, "--name", "a/", "--init", f"{out}/gp/id/init/", "--resume"], lambda: [r["step"] for r in records(path, "loss")]
         quick(sft.main, again + ["--tokens", "1"])  # used up already
         equal((log(), state_of(path)["done"]), ([1, 2], True), "steps, done")
         quick(sft.main, again + ["--tokens", "1e3"])
