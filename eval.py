@@ -184,11 +184,14 @@ def glue_ids(tok, messages, last_id=None):
 
 def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
-    begins with the blanks that the template puts before an answer: `` {`` may be one token."""
+    begins with the blanks that the template puts before an answer: `` {`` may be one token. It is read behind
+    a prompt, for some tokenizers (Llama 2's) put a blank before a text that stands alone."""
     _, header, last, between = turn_form(tok, tok.chat_template)
-    text = text if header.strip() else header + text
-    return tok(text, add_special_tokens=False).input_ids + (
-        last or between or model.generation_config.eos_token_id[:1])
+    asked = chat_text(tok, [{"role": "user", "content": "?"}], add_generation_prompt=True)
+    text, asked = (text, asked + header) if header.strip() else (header + text, asked)
+    alone, before, both = (tok(x, add_special_tokens=False).input_ids for x in (text, asked, asked + text))
+    ids = both[len(before):] if both[:len(before)] == before else alone
+    return ids + (last or between or model.generation_config.eos_token_id[:1])
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]

@@ -44,6 +44,7 @@ import numpy as np
 import torch
 import transformers as hf
 from PIL import Image
+from tokenizers import pre_tokenizers
 
 import env_gp
 import env_virl
@@ -2151,6 +2152,8 @@ SMOLVLM = ("{% for m in messages %}{{ m.role + ':' }}{% for part in m.content %}
            "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
 NEWLINE = ("{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
            "{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}")
+ZEPHYR = ("{% for m in messages %}{{ m.role + ':\n' + m.content }}<|eot|>\n{% endfor %}"
+          "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}")
 MARKS = ("<|eot|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>")
 
 
@@ -2214,6 +2217,11 @@ def test_templates():
     equal(tok.decode(ev.answer_ids(tok, model, "hello")), "hello<|return|>", "an answer, behind the header")
     model, tok, _ = with_template(SMOLVLM)
     equal(tok.decode(ev.answer_ids(tok, model, "hello")), " hello<|eot|>", "a space")
+    model, tok, _ = with_template(ZEPHYR)
+    tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # as Llama 2's: a blank before a text
+    ids = ev.prompt(tok, messages).ids + ev.answer_ids(tok, model, "hello")
+    whole = ev.encode(tok, ev.chat_text(tok, [*messages, {"role": "assistant", "content": "hello"}]), ()).ids
+    equal(ids, whole[:len(ids)], "a prompt and a demonstration, as the template writes them")
     for words, damaged in (("no such answer", GPT_OSS.replace("'<|channel|>' in m.content", "true")),
                            ("leaves out", QWEN.replace("m.content.split('</think>')[-1]", "''")),
                            ("begins an answer", GLM.replace("'\n'", "('\n' if m.role == 'user' else 'x')").replace(
