@@ -882,7 +882,8 @@ def prepare_chat(path, tok, model):
     if unknown := [i for i in used if i >= known]:
         fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
              "chat template uses; give it one by resize_token_embeddings()")
-    eos = {tok.eos_token_id, *torch.tensor(model.generation_config.eos_token_id or []).flatten().tolist()}
+    its = model.generation_config.eos_token_id  # an id, a list of ids or None
+    eos = {tok.eos_token_id, *torch.tensor([] if its is None else its).flatten().tolist()}
     eos = sorted(i for i in eos | set((last or between)[-1:]) if i is not None and i < known)
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")

@@ -2239,6 +2239,9 @@ def test_ids_that_the_model_lacks():
         loaded, its = ev.load(f"{out}/m")
         equal(its.pad_token_id, its.eos_token_id, "the padding id")
         near(ev.score(loaded, [e.segments[0] for e in played()], its.pad_token_id, cpu())[0], before, 1e-6, "log-probs")
+        model.generation_config.eos_token_id = 0  # an id like any other
+        save(f"{out}/m", model, tok)
+        equal(ev.load(f"{out}/m")[0].generation_config.eos_token_id, [0, its.eos_token_id], "ends of a turn")
         tok.chat_template = QWEN
         save(f"{out}/m", model, tok)
         raises(SystemExit, "no embedding for '<|eot|>'", lambda: ev.load(f"{out}/m"))
