@@ -763,8 +763,10 @@ def command(args, train):
         write_json(file, {**read_json(file), "done": True})
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)
+        after_init = args.stage in ("sft", "rl")
         print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
-               + f" --tokens {args.tokens:g}    # at the same compute" * (args.stage in ("sft", "rl")))
+               + f" --init {shlex.quote(str(args.init))}" * (after_init and args.init != run_folder(args, "init"))
+               + f" --tokens {args.tokens:g}    # at the same compute" * after_init)
 
 
 def report(args, machine):

@@ -2273,7 +2273,8 @@ def test_conversations_that_outgrow_the_context():
         model, tok = copy.deepcopy(tiny("gp"))
         model.config.max_position_embeddings = 64
         save(f"{out}/m", model, tok)
-        quiet(rl.main, flags(out, init=f"{out}/m", steps=2, verify=9))
+        text = quiet(rl.main, flags(out, init=f"{out}/m", steps=2, verify=9))
+        assert f" --init {out}/m --tokens 1e+09    # at the same" in text, f"next, from the same start: {text}"
         equal([r["updates"] for r in records(f"{out}/gp/id/rl", "reward")], [16, 16], "updates")
         model.config.max_position_embeddings = 46  # the prompt's 21, and 24 of an answer
         save(f"{out}/short", model, tok)
