@@ -187,11 +187,23 @@ def answer_ids(tok, model, text):
     begins with the blanks that the template puts before an answer: `` {`` may be one token. It is read behind
     a prompt, for some tokenizers (Llama 2's) put a blank before a text that stands alone."""
     _, header, last, between = turn_form(tok, tok.chat_template)
-    asked = chat_text(tok, [{"role": "user", "content": "?"}], add_generation_prompt=True)
-    text, asked = (text, asked + header) if header.strip() else (header + text, asked)
-    alone, before, both = (tok(x, add_special_tokens=False).input_ids for x in (text, asked, asked + text))
-    ids = both[len(before):] if both[:len(before)] == before else alone
+    asked, asked_ids = short_prompt(tok, tok.chat_template)
+    text = text if header.strip() else header + text
+    ids = tok(asked + text, add_special_tokens=False).input_ids
+    if ids[:len(asked_ids)] == asked_ids:
+        ids = ids[len(asked_ids):]
+    else:  # its first token would begin in the prompt
+        ids = tok(text, add_special_tokens=False).input_ids
     return ids + (last or between or model.generation_config.eos_token_id[:1])
+
+
+@lru_cache(maxsize=8)
+def short_prompt(tok, template):
+    """-> (a prompt as prompt() writes it, its ids without BOS). template: as in turn_form()."""
+    header = turn_form(tok, template)[1]
+    text = chat_text(tok, [{"role": "user", "content": "?"}], add_generation_prompt=True)
+    text += header if header.strip() else ""
+    return text, tok(text, add_special_tokens=False).input_ids
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]

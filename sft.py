@@ -181,7 +181,7 @@ def demonstrations(env, seed, demonstrator="expert"):
     messages, images = env.reset(seed)
     states = []
     while messages:
-        states.append((messages, images, env.expert(demonstrator)))
+        states.append(([*messages], images, env.expert(demonstrator)))  # a copy: env may append to its own list
         step = env.step(states[-1][-1])
         messages, images = step.messages, step.images
     return states

@@ -1984,6 +1984,22 @@ def test_a_third_environment():
             return step
     [episode] = ev.rollout(*tiny(), [Twice()], [0], 1.0, 4, cpu())
     equal([s.ids[:s.action_mask.index(1)] for s in episode.segments], [ev.prompt(tiny()[1], Twice().reset()[0]).ids] * 2)
+
+    class Appends(Toy):
+        """One conversation of two answers, in a list that goes on growing."""
+        def reset(self, seed=None):
+            self.chat = super().reset()[0]
+            return self.chat, []
+
+        def step(self, text):
+            step = super().step(text)
+            self.chat += [{"role": "assistant", "content": text}, {"role": "user", "content": "Again."}]
+            step.done = step.info["position_done"] = len(self.chat) > 3
+            step.messages = None if step.done else self.chat
+            return step
+    [episode] = ev.rollout(*tiny(), [Appends()], [0], 1.0, 4, cpu())
+    equal((len(episode.turns), len(episode.segments)), (2, 1), "answers, conversations")
+    equal([len(messages) for messages, *_ in sft.demonstrations(Appends(), 0)], [1, 3], "messages before a demonstration")
     filled = SimpleNamespace(env="toy", vl=True)
     sft.fill_in(filled, sft.BASE)
     equal((filled.picture_share, filled.row_tokens), (0.5, 192), "share of pictures, width of a row")
