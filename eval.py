@@ -854,6 +854,7 @@ def load(path, device="cpu", dtype=torch.float32):
         model, report = kind.from_pretrained(folder or path, dtype=dtype, output_loading_info=True,
                                              ignore_mismatched_sizes=True)  # they are named below
         vocabulary = model.get_output_embeddings().out_features
+        model.get_input_embeddings().padding_idx = None  # that row, often the end token's, would not learn
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})

@@ -2246,7 +2246,8 @@ def test_templates():
 
 
 def test_ids_that_the_model_lacks():
-    """A padding token without an embedding is replaced; an end or a mark of the chat template is one line at load."""
+    """A padding token without an embedding is replaced, one that is an end learns; an end or a mark of the chat template is
+    one line at load."""
     model, tok = sft.build_tiny("gp", 0)
     before = ev.score(model, [e.segments[0] for e in played()], tok.pad_token_id, cpu())[0]
     tok.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<|eot|>"]})
@@ -2255,6 +2256,11 @@ def test_ids_that_the_model_lacks():
         loaded, its = ev.load(f"{out}/m")
         equal(its.pad_token_id, its.eos_token_id, "the padding id")
         near(ev.score(loaded, [e.segments[0] for e in played()], its.pad_token_id, cpu())[0], before, 1e-6, "log-probs")
+        model.config.pad_token_id = tok.eos_token_id
+        save(f"{out}/m", model, tok)
+        embedding = ev.load(f"{out}/m")[0].get_input_embeddings()
+        embedding(torch.tensor([tok.eos_token_id])).sum().backward()
+        equal(embedding.weight.grad[tok.eos_token_id].tolist(), [1.0] * 128, "the gradient of an end token that also pads")
         model.generation_config.eos_token_id = 0  # an id like any other
         save(f"{out}/m", model, tok)
         equal(ev.load(f"{out}/m")[0].generation_config.eos_token_id, [0, its.eos_token_id], "ends of a turn")
