@@ -49,7 +49,7 @@ from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro
 PPO = {                # gp     gp-vl  virl   virl-vl
     "tokens":           (7e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
-    "lr":               (5e-5,  1e-4,  5e-5,  1e-4),   # AdamW, policy; without pictures chosen by ID
+    "lr":               (5e-5,  1e-4,  5e-5,  1e-4),   # AdamW, policy; 5e-5 in gp: by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)

@@ -87,7 +87,7 @@ BASE = {
 SFT = {
     "tokens":            (7e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen in gp by seen, in virl by ID
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; by seen; virl: by ID, seed 0
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
