@@ -316,22 +316,22 @@ names="main-gp main-virl rates-gp rates-virl writers-gp writers-virl prompts-gp 
 noform-gp room-virl verify-gp losses-gp losses-virl distance-gp distance-virl ppo-gp pictures-gp pictures-virl mute-gp"
 name=${1:-}
 
-case $name in  # minutes on one core, with AVX-512, where said so; else on two cores at the former rates. Most want the runs of rates or main
-  main-gp | main-virl) echo "SFT against RL, both rules: 8 minutes a seed on one core, in V-IRL 10, with the base" ;;
-  rates-gp | rates-virl) echo "the grid of rates, after main: 4 minutes a seed on one core, in V-IRL 5" ;;
-  writers-gp | writers-virl) echo "who writes, after main: 10 minutes a seed on one core, in V-IRL 17" ;;
-  prompts-gp) echo "several face-card rules: 3 minutes a seed" ;;
-  dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed on one core" ;;
-  rescue-gp) echo "RL from SFT, after dose-gp: 4 minutes a seed" ;;
-  scratch-gp) echo "RL without SFT, after main: 2 minutes a seed on one core" ;;
-  noform-gp) echo "RL from a base without the form: 19 minutes a seed on one core, with its base" ;;
-  room-virl) echo "why RL does not gain the held-out rule, after main-virl: 9 minutes a seed on one core" ;;
-  verify-gp) echo "1, 3, 5, 10 attempts, after main: 16 minutes a seed on one core, seven of them four tables" ;;
-  losses-gp | losses-virl) echo "other losses: 5 minutes a seed, in V-IRL 7" ;;
-  distance-gp | distance-virl) echo "KL from the init, after all others: a quarter of a minute a seed, in V-IRL 2" ;;
-  ppo-gp) echo "PPO's settings: 3 minutes a seed" ;;
-  pictures-gp | pictures-virl) echo "from pictures: 10 minutes a seed on one core" ;;
-  mute-gp) echo "SFT from pictures without loss on the cards, after pictures-gp: 2 minutes a seed on one core" ;;
+case $name in  # minutes of one core with AVX-512. Most want the runs of rates or main
+  main-gp | main-virl) echo "SFT against RL, both rules: 8 minutes a seed, in V-IRL 10, with the base" ;;
+  rates-gp | rates-virl) echo "the grid of rates, after main: 4 minutes a seed, in V-IRL 5" ;;
+  writers-gp | writers-virl) echo "who writes, after main: 10 minutes a seed, in V-IRL 17" ;;
+  prompts-gp) echo "several face-card rules: 5 minutes a seed" ;;
+  dose-gp | dose-virl) echo "three budgets of SFT: 3 minutes a seed, in V-IRL 6" ;;
+  rescue-gp) echo "RL from SFT, after dose-gp: 7 minutes a seed" ;;
+  scratch-gp) echo "RL without SFT, after main: 2 minutes a seed" ;;
+  noform-gp) echo "RL from a base without the form: 19 minutes a seed, with its base" ;;
+  room-virl) echo "why RL does not gain the held-out rule, after main-virl: 9 minutes a seed" ;;
+  verify-gp) echo "1, 3, 5, 10 attempts, after main: 16 minutes a seed, seven of them four tables" ;;
+  losses-gp | losses-virl) echo "other losses: 9 minutes a seed, in V-IRL 11" ;;
+  distance-gp | distance-virl) echo "KL from the init, after all others: DISTGP minutes a seed, in V-IRL 4" ;;
+  ppo-gp) echo "PPO's settings: 7 minutes a seed" ;;
+  pictures-gp | pictures-virl) echo "from pictures: 10 minutes a seed" ;;
+  mute-gp) echo "SFT from pictures without loss on the cards, after pictures-gp: 2 minutes a seed" ;;
   tables)
     for name in $names; do tables $name; done
     show figures.py claims > results/tables/claims.txt
