@@ -328,7 +328,7 @@ case $name in  # minutes of one core with AVX-512. Most want the runs of rates o
   room-virl) echo "why RL does not gain the held-out rule, after main-virl: 9 minutes a seed" ;;
   verify-gp) echo "1, 3, 5, 10 attempts, after main: 16 minutes a seed, seven of them four tables" ;;
   losses-gp | losses-virl) echo "other losses: 9 minutes a seed, in V-IRL 11" ;;
-  distance-gp | distance-virl) echo "KL from the init, after all others: DISTGP minutes a seed, in V-IRL 4" ;;
+  distance-gp | distance-virl) echo "KL from the init, after all others: half a minute a seed, in V-IRL 4" ;;
   ppo-gp) echo "PPO's settings: 7 minutes a seed" ;;
   pictures-gp | pictures-virl) echo "from pictures: 10 minutes a seed" ;;
   mute-gp) echo "SFT from pictures without loss on the cards, after pictures-gp: 2 minutes a seed" ;;
