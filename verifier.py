@@ -4,7 +4,7 @@
 
 This is the paper's outcome verifier VER (section 3, "sequential revision"; rewards: appendix A.3 for
 GeneralPoints, B for V-IRL). All are pure functions of text and numbers: no model, no randomness, no torch.
-Nothing is handed to eval(): the grammar below reads a formula, whose length and numbers are bounded.
+Nothing is handed to eval(): the grammar below reads a formula, whose length, depth and numbers are bounded.
 So no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact: with
 floats, as in the authors' release, the right answer 8/(3-8/3) would be rejected.
 """
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_ANSWER = 4096   # characters; of a longer answer only the end is read, where the JSON stands
-MAX_FORMULA = 128   # characters, so at most 63 nested brackets; four numbers need about 20
+MAX_FORMULA = 128   # characters; a formula over four numbers needs about 20
+MAX_DEPTH = 16      # nested brackets
 MAX_DIGITS = 4      # digits of one number
 
 
@@ -85,32 +86,34 @@ def evaluate_formula(text):
         evaluate_formula("8/(3-8/3)")  ->  (Fraction(24, 1), [8, 3, 8, 3])
 
     Raises FormulaError for all else: other characters, a sign without a left side, unbalanced brackets,
-    division by zero, or more than MAX_FORMULA or MAX_DIGITS."""
+    division by zero, or more than MAX_FORMULA, MAX_DEPTH or MAX_DIGITS."""
     if len(text) > MAX_FORMULA:
         raise FormulaError("it is too long")
     # [0-9] and not \d: \d also matches digits of other scripts. "" marks the end.
     tokens, numbers = [*re.findall(r"[0-9]+|\S", text), ""], []
 
-    def parse_sum():
-        total = parse_product()
+    def parse_sum(depth):
+        total = parse_product(depth)
         while tokens[0] in ("+", "-"):
-            sign, right = tokens.pop(0), parse_product()
+            sign, right = tokens.pop(0), parse_product(depth)
             total = total + right if sign == "+" else total - right
         return total
 
-    def parse_product():
-        product = parse_atom()
+    def parse_product(depth):
+        product = parse_atom(depth)
         while tokens[0] in ("*", "/"):
-            sign, right = tokens.pop(0), parse_atom()
+            sign, right = tokens.pop(0), parse_atom(depth)
             if sign == "/" and right == 0:
                 raise FormulaError("it divides by zero")
             product = product * right if sign == "*" else product / right
         return product
 
-    def parse_atom():
+    def parse_atom(depth):
         token = tokens.pop(0)
         if token == "(":
-            inner = parse_sum()
+            if depth == MAX_DEPTH:
+                raise FormulaError("its brackets are nested too deep")
+            inner = parse_sum(depth + 1)
             if tokens.pop(0) != ")":
                 raise FormulaError("a bracket is not closed")
             return inner
@@ -121,7 +124,7 @@ def evaluate_formula(text):
         numbers.append(int(token))
         return Fraction(numbers[-1])
 
-    value = parse_sum()
+    value = parse_sum(0)
     if tokens != [""]:
         raise FormulaError("it goes on after its end")
     return value, numbers
