@@ -291,9 +291,9 @@ class VIRL:
     move_on   whether the walk goes on after a position whose attempts are used up
     vl        whether a picture of pixels x pixels (RGB, 16 or more) shows the observation in place of words
     visual    "id" or "ood": the group of cities and their look
-    route     with data and split="all": the number of the route that reset() plays, below the attribute
-              fixed_routes (otherwise None)
-    Raises ValueError on another rule, split, look, verify or pixels, and DataError on damaged data."""
+    route     with data and split="all": the number of the route that reset() plays, modulo the attribute
+              fixed_routes, the number of all routes (otherwise None)
+    Raises ValueError on any other value, and DataError if the data set is damaged."""
     title = "V-IRL"
     rule_names = {"id": "absolute directions", "ood": "relative directions"}
     visual_names = {"id": "cities by day", "ood": "other cities, by night"}
@@ -310,6 +310,8 @@ class VIRL:
         legal = rule in RULES and split in ("train", "unseen", "all") and visual in LOOKS
         if not legal or verify < 1 or pixels < 16:
             raise ValueError(f"V-IRL: bad value: {rule=}, {split=}, {verify=}, {visual=} or {pixels=}")
+        if route is not None and (data is None or split != "all"):
+            raise ValueError("V-IRL: a route's number needs data and split='all'")
         self.rule, self.split, self.verify, self.move_on = rule, split, verify, move_on
         self.vl, self.visual, self.pixels, self.number = vl, visual, pixels, route
         self.folder = os.path.join(data, "ood") if data is not None and visual == "ood" else data
@@ -336,7 +338,7 @@ class VIRL:
         self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
         towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
         if self.number is not None:
-            self.route = self.routes[self.number]
+            self.route = self.routes[self.number % self.fixed_routes]
         elif self.routes or self.split == "train":
             self.route = self.rng.choice(self.routes or training_routes(towns))
         else:

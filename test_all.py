@@ -1114,11 +1114,13 @@ def test_virl_ood_routes_are_played_in_order():
         def play(i):
             one = VIRL(data=path, visual="ood", split="all", route=i)
             return (one.reset(f"eval/{i}"), one.route.name, one.positions)[1:]
-        played, again = (list(map(play, range(18))) for _ in "12")
-        equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)]), "order")
+        played, again = (list(map(play, range(36))) for _ in "12")
+        equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)] * 2), "order")
         equal(again, played, "again")
-        within(4, len({positions[0].turn[0] for _, positions in played[::3]}), 6, "headings drawn")
+        within(7, len({positions[0].turn[0] for _, positions in played[::3]}), 12, "headings drawn")
         within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "eval/7", *range(20))}), 18)
+        for more in ({}, {"data": path}, {"split": "all"}):
+            refused("needs data and split='all'", lambda: VIRL(route=0, **more))
         for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "all"}):
             equal(VIRL(**more).fixed_routes, None, more)
         for look in RULES:  # whichever is trained on: its ID has no route of it
