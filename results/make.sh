@@ -259,7 +259,7 @@ show() {
 
 # All tables of a section -> results/tables/NAME.txt.
 tables() {
-  local section=${1%-*} part rule stems parts=within raw=$raw with_tables name patterns=()
+  local section=${1%-*} part rule stems parts=within with_tables name patterns=()
   settings $1
   case $section in
     main) stems="main-$env-id main-$env-ood" ;;
