@@ -1,12 +1,14 @@
 """results/trl_bench.py: one measurement of results/trl.sh, which says what is compared; without arguments their table.
 
     python results/trl_bench.py ours-rl 0    # then ours-sft 0, trl-rl 32, trl-sft 32: TRL's micro-batch in completions
+    python results/trl_bench.py default-rl 32   # TRL with gradient checkpointing, its default; then default-sft 32
 """
 import json
 import os
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from statistics import mean, median
 
@@ -44,15 +46,15 @@ def ours(kind, _, folder):
             [sum(row.action_mask) for row, *_ in demonstrations()])
 
 
-def trl(kind, size, folder):
-    """The same of TRL. A step begins where the one before it ended, so that the loading of data counts too."""
+def trl(kind, size, folder, checkpointing=False):
+    """The same of TRL. checkpointing: run each block again in the backward pass, as TRL does by default. A step begins where the one before it ended, so that the loading of data counts too."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     ends, lengths, env = [], [], GeneralPoints(rule="id", split="train", verify=1)
     clock = type("Clock", (TrainerCallback,), {"on_step_end": lambda *_, **__: ends.append(time.perf_counter())})()
     shared = dict(output_dir=folder, max_steps=STEPS, learning_rate=RATE, per_device_train_batch_size=size,
-                  gradient_accumulation_steps=BATCH // size, use_cpu=True, bf16=False, gradient_checkpointing=False,
+                  gradient_accumulation_steps=BATCH // size, use_cpu=True, bf16=False, gradient_checkpointing=checkpointing,
                   save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
 
     def reward(completions, completion_ids, seed, **_):
@@ -84,19 +86,22 @@ def trl(kind, size, folder):
 
 
 def table(rounds):
-    """rounds: {(kind, threads, maker, size): [(seconds, tokens), ...]}. Of TRL's sizes the fastest has a row."""
+    """rounds: {(kind, threads, maker, size): [(seconds, tokens), ...]}. Of TRL's sizes the fastest has a row, once
+    without and once with gradient checkpointing."""
     print(*(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "datasets", "accelerate")), sep=", ")
-    print("                            | threads | s a step | rounds         | tokens a completion | TRL / ours")
+    print(f"{'':30} | threads | s a step | rounds         | tokens a completion | TRL / ours")
     seconds = {key: median(s for s, _ in found) for key, found in rounds.items()}
     for kind, threads in sorted({key[:2] for key in rounds}):
-        here = [key for key in rounds if key[:2] == (kind, threads)]
-        mine, *theirs = sorted(here, key=lambda key: (key[2] == "trl", seconds[key]))
-        for key, name in ((mine, f"{kind}.py"), (theirs[0], {"rl": "GRPOTrainer", "sft": "SFTTrainer"}[kind])):
-            name += f", micro-batch {key[3]}" * (key != mine)
-            each, tokens = " ".join(f"{s:.3f}" for s, _ in rounds[key]), mean(n for _, n in rounds[key])
-            print(f"{name:27} | {threads:7} | {seconds[key]:8.3f} | {each:14} | {tokens:19.1f} | "
-                  f"{seconds[key] / seconds[mine]:.2f}")
-        print("   all micro-batches:", ", ".join(f"{key[3]}: {seconds[key]:.3f}" for key in sorted(theirs)))
+        mine = kind, threads, "ours", 0
+        for maker, name in (("ours", f"{kind}.py"), ("trl", {"rl": "GRPOTrainer", "sft": "SFTTrainer"}[kind]),
+                            ("default", "   its default: checkpointing")):
+            here = sorted((key for key in rounds if key[:3] == (kind, threads, maker)), key=seconds.get)
+            for key in here[:1]:
+                each, tokens = " ".join(f"{s:.3f}" for s, _ in rounds[key]), mean(n for _, n in rounds[key])
+                print(f"{name:30} | {threads:7} | {seconds[key]:8.3f} | {each:14} | {tokens:19.1f} | "
+                      f"{seconds[key] / seconds[mine]:.2f}" + f"   micro-batch {key[3]}" * (maker != "ours"))
+            if here[1:]:
+                print("   all micro-batches:", ", ".join(f"{key[3]}: {seconds[key]:.3f}" for key in sorted(here)))
 
 
 if __name__ == "__main__":
@@ -104,7 +109,8 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         (maker, kind), size = sys.argv[1].split("-"), int(sys.argv[2])
         with tempfile.TemporaryDirectory() as folder:
-            seconds, tokens = {"ours": ours, "trl": trl}[maker](kind, size, folder)
+            run = {"ours": ours, "trl": trl, "default": partial(trl, checkpointing=True)}[maker]
+            seconds, tokens = run(kind, size, folder)
         record = [kind, sft.torch.get_num_threads(), maker, size], median(seconds), mean(tokens)
         with open(file, "a", encoding="utf-8") as f:
             f.write(json.dumps(record) + "\n")
