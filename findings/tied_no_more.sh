@@ -3,8 +3,8 @@
 #   At least the two are tied as long as they are one memory and always equal.
 # What happens: load_state_dict(..., assign=True), which a model made on the meta device needs, makes a Parameter of
 #   each entry. From a state_dict() or torch.save() both entries are one memory, so the two are equal before and behind
-#   each step, and every test of that passes. But the optimizer has two parameters, each with half of the gradient and
-#   averages of its own, and moves the memory twice a step. AdamW also decays it twice. SGD hides all this: two halves
+#   each step, and every test of that passes. But the optimizer has two parameters, each with a part of the gradient and
+#   averages of its own, and moves the memory twice a step. AdamW also decays it twice. SGD hides all this: the parts
 #   add up. From a file that keeps one copy, as safetensors' save_model() does, loading raises for want of a key.
 # Versions: torch 2.13.0, on the CPU.
 # Why it matters here: many small language models are tied. A resumed run learns the embedding at up to twice the rate,
