@@ -7,9 +7,10 @@
 #   ones, and the first adapter's model is another one from then on. No warning comes.
 # Versions: peft 0.21.2, transformers 5.24.0, torch 2.13.0.
 # Why it matters here: disable_adapter() is the usual way to a reference model without a second copy. The KL penalty of
-#   an untrained policy is then nats, not 0, and pulls it to a broken model. trl 1.16 takes its reference so, and
-#   from a trained adapter by add_adapter(), which breaks the policy. Keep a copy of the base model as the reference, as this repository does, or use an init
-#   that leaves the base alone, and check that policy and reference agree before the first update.
+#   an untrained policy is then nats, not 0, and pulls it to a broken model. trl 1.16 takes its reference so, and that
+#   of an adapter that was trained before by add_adapter(), which breaks the policy. Keep a copy of the base model as
+#   the reference, as this repository does, or use an init that leaves the base alone, and check that policy and
+#   reference agree before the first update.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
