@@ -232,7 +232,6 @@ class GeneralPoints:
     verdicts = tuple(GP_REWARD)    # every kind a step can report
     demonstrators = ("expert", "habit")  # what expert() can be asked for
     document = staticmethod(document)
-    picture_document = staticmethod(lambda *args, **kwargs: picture_document(*args, **kwargs))  # see below
     fragments = staticmethod(fragments)
 
     def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, vl=False, visual="id",
@@ -385,6 +384,9 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     if caption:
         return "<image>" + fill(CAPTION, said), shown
     return "<image>" + fill(GAME, said, faces, numbers, some_formula(numbers, rng, noise)), shown
+
+
+GeneralPoints.picture_document = staticmethod(picture_document)
 
 
 if __name__ == "__main__":

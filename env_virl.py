@@ -50,6 +50,7 @@ ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the
 BASE_CITIES = 2000             # cities in pretraining; with only three the base would memorize their maps
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
+LANDMARK = Template("$name is on your $side")  # how a place on the route tells of one
 
 
 class Place(NamedTuple):  # where instructions change: the start, an intersection or the destination
@@ -148,7 +149,6 @@ def training_routes(towns):
 # ------------------------------------------------------------------------------------------------------------
 # The words. Fixed wording between $slots is one token of the tiny model's tokenizer.
 
-LANDMARK = Template("$name is on your $side")
 FIRST = Template("First, turn $relative to face $absolute.")
 TURN = Template("Turn $relative to face $absolute.")
 MOVE = Template("Move forward until you reach next intersection where $landmark.")
@@ -244,9 +244,11 @@ def document(rng, chat_share=0.15, noise=0.1):
     Instructions and observations are never wrong: a model must be able to trust what it copies."""
     kind = rng.random()
     chat = kind < chat_share
-    words = [("ood", "id")[i] if chat or rng.random() < 0.7 else ("clock", "letters")[i] for i in (0, 1)]
-    instructions, positions = walk(city_route(f"base {rng.randrange(BASE_CITIES)}", rng), rng, *words)
-    space = rng.choice(words)
+    relative = "ood" if chat or rng.random() < 0.7 else "clock"
+    absolute = "id" if chat or rng.random() < 0.7 else "letters"
+    route = city_route(f"base {rng.randrange(BASE_CITIES)}", rng)
+    instructions, positions = walk(route, rng, relative, absolute)
+    space = rng.choice((relative, absolute))
     if not chat and kind < chat_share + 0.2 * (1 - chat_share):
         steps = [f"Now: {p.observation}\n{noisy_answer(p, space, rng, noise)}" for p in positions]
         return fill(WALK, instructions, positions, 0, space, steps="\n".join(steps))
@@ -302,7 +304,6 @@ class VIRL:
     verdicts = tuple(VIRL_REWARD)
     demonstrators = ("expert", "habit")
     document = staticmethod(document)
-    picture_document = staticmethod(lambda *args, **more: picture_document(*args, **more))  # defined below
     fragments = staticmethod(fragments)
 
     def __init__(self, rule="id", split="train", verify=2, seed=0, data=None, move_on=False, vl=False,
@@ -556,6 +557,9 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     if chat:
         return [{**message, "content": from_picture(message["content"])} for message in doc], shown
     return "<image>" + (f"\nNow: {said}" if caption else from_picture(doc)), shown
+
+
+VIRL.picture_document = staticmethod(picture_document)
 
 
 # ------------------------------------------------------------------------------------------------------------
