@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -132,19 +133,26 @@ def around_answer(tok, messages):
     return before, behind
 
 
+class TurnForm(NamedTuple):
+    """How a chat template writes an answer. Special tokens end a turn; a list is [] where none does.
+
+                    header or blank                   last                  between
+        most                                          <|end|>               <|end|>
+        some        a space                           a newline, <|end|>    a newline, <|end|>
+        gpt-oss     <|channel|> final <|message|>     <|return|>            <|end|>
+        GLM-4       a newline                                               <|user|>, of the next turn"""
+    opened: str      # what only a prompt ends with, and no finished conversation has: an opened thought
+    header: str      # words between a prompt and an answer: a part of the prompt, so the model cannot choose
+    blank: str       # blanks in that place: a part of the answer, for `` {`` may be one token
+    last: list       # ids behind an answer, up to the end of the turn, where the conversation ends there
+    between: list    # the same, where a user's turn follows
+    asked: str       # a short prompt with its header
+    asked_ids: list  # its ids, without BOS
+
+
 @lru_cache(maxsize=8)
 def turn_form(tok, template):
-    """How the tokenizer's chat template writes an answer -> (asked, header, last, between). asked: str, what
-    a prompt ends with and a finished conversation lacks, such as an opened thought. header: str, what stands
-    between a prompt and an answer. last, between: ids after an answer, up to the special token that
-    ends the turn: last where the conversation ends there, between where a user's turn follows; [] without
-    such a token. template: tok.chat_template, only for the cache: a tokenizer may get another one.
-
-                          header                            last                between
-        most                                                <|end|>             <|end|>
-        some              a space                           a newline, <|end|>  a newline, <|end|>
-        gpt-oss           <|channel|> final <|message|>     <|return|>          <|end|>
-        GLM-4             a newline                                             <|user|>, of the next turn"""
+    """-> TurnForm. template: tok.chat_template, only for the cache: a tokenizer may get another one."""
     user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}
     asked = chat_text(tok, [user], add_generation_prompt=True)
     before, last = around_answer(tok, [user, answer])
@@ -155,15 +163,16 @@ def turn_form(tok, template):
     for text, longest in ((last, None), (between, 2)):  # beyond the second token a special one is the user's
         ids = tok(text, add_special_tokens=False).input_ids[:longest]
         ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
-    return asked[len(common):], before[len(common):], *ends
+    header, opened = before[len(common):], asked[len(common):]
+    header, blank = (header, "") if header.strip() else ("", header)
+    asked_ids = tok(asked + header, add_special_tokens=False).input_ids
+    return TurnForm(opened, header, blank, *ends, asked + header, asked_ids)
 
 
 def prompt(tok, messages, images=()):
-    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action. A header
-    in words, such as gpt-oss's channel, is part of the prompt and not the model's choice: no thinking."""
+    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action."""
     text = chat_text(tok, messages, images, add_generation_prompt=True)
-    _, header, _, _ = turn_form(tok, tok.chat_template)
-    segment = encode(tok, text + header if header.strip() else text, images)
+    segment = encode(tok, text + turn_form(tok, tok.chat_template).header, images)
     segment.add([], 0)
     return segment
 
@@ -175,35 +184,23 @@ def glue_ids(tok, messages, last_id=None):
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>"""
-    _, header, last, between = turn_form(tok, tok.chat_template)
-    behind = around_answer(tok, messages)[1]
-    ids = tok(behind + header if header.strip() else behind, add_special_tokens=False).input_ids
-    ended = last_id is not None and (last or between[-1:] == [last_id])  # else last_id marks the next role
-    return ids[len(between):] if ended else ids
+    form = turn_form(tok, tok.chat_template)
+    ids = tok(around_answer(tok, messages)[1] + form.header, add_special_tokens=False).input_ids
+    # Without `last` a turn ends with the next role's mark. If the model has said another end, the mark stays.
+    ended = last_id is not None and (form.last or form.between[-1:] == [last_id])
+    return ids[len(form.between):] if ended else ids
 
 
 def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
-    begins with the blanks that the template puts before an answer: `` {`` may be one token. It is read behind
-    a prompt, for some tokenizers (Llama 2's) put a blank before a text that stands alone."""
-    _, header, last, between = turn_form(tok, tok.chat_template)
-    asked, asked_ids = short_prompt(tok, tok.chat_template)
-    text = text if header.strip() else header + text
-    ids = tok(asked + text, add_special_tokens=False).input_ids
-    if ids[:len(asked_ids)] == asked_ids:
-        ids = ids[len(asked_ids):]
-    else:  # its first token would begin in the prompt
-        ids = tok(text, add_special_tokens=False).input_ids
-    return ids + (last or between or model.generation_config.eos_token_id[:1])
-
-
-@lru_cache(maxsize=8)
-def short_prompt(tok, template):
-    """-> (a prompt as prompt() writes it, its ids without BOS). template: as in turn_form()."""
-    header = turn_form(tok, template)[1]
-    text = chat_text(tok, [{"role": "user", "content": "?"}], add_generation_prompt=True)
-    text += header if header.strip() else ""
-    return text, tok(text, add_special_tokens=False).input_ids
+    is tokenised behind a prompt, because some tokenizers (Llama 2's) put a blank before a text of its own."""
+    form = turn_form(tok, tok.chat_template)
+    ids = tok(form.asked + form.blank + text, add_special_tokens=False).input_ids
+    if ids[:len(form.asked_ids)] == form.asked_ids:
+        ids = ids[len(form.asked_ids):]
+    else:  # a token would hold the end of the prompt and the beginning of the answer
+        ids = tok(form.blank + text, add_special_tokens=False).input_ids
+    return ids + (form.last or form.between or model.generation_config.eos_token_id[:1])
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
@@ -885,19 +882,21 @@ def prepare_chat(path, tok, model):
               flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
-    asked, header, last, between = turn_form(tok, tok.chat_template)
-    if asked and header:
-        fail(f"{path!r}: its chat template ends a prompt with {asked!r} and begins an answer with {header!r}")
-    if asked and "</" not in asked:  # else it is a thought that is empty
-        print(f"{path}: its chat template begins an answer with {asked!r}: thinking is not off", flush=True)
+    form = turn_form(tok, tok.chat_template)
+    if form.opened and form.header + form.blank:
+        fail(f"{path!r}: its chat template ends a prompt with {form.opened!r} and begins an answer with "
+             f"{form.header + form.blank!r}")
+    if form.opened and "</" not in form.opened:  # else it is a thought that is empty
+        print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
+              flush=True)
     known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model
-    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + last + between
+    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + form.last + form.between
     if unknown := [i for i in used if i >= known]:
         fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
              "chat template uses; give it one by resize_token_embeddings()")
     its = model.generation_config.eos_token_id  # an id, a list of ids or None
     eos = {tok.eos_token_id, *torch.tensor([] if its is None else its).flatten().tolist()}
-    eos = sorted(i for i in eos | set((last or between)[-1:]) if i is not None and i < known)
+    eos = sorted(i for i in eos | set((form.last or form.between)[-1:]) if i is not None and i < known)
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:

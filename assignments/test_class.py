@@ -303,8 +303,9 @@ def _(self, ids, action):
 
 @right("glue_ids", "what the turn ends with is taken off")
 def glue(tok, messages, last_id=None):
-    _, header, last, between = turn_form(tok, tok.chat_template)
-    text = around_answer(tok, messages)[1] + (header if header.strip() else "")
+    form = turn_form(tok, tok.chat_template)
+    last, between = form.last, form.between
+    text = around_answer(tok, messages)[1] + form.header
     ids = tok(text, add_special_tokens=False).input_ids
     if last_id is None or not last and between[-1:] != [last_id]:
         return ids
@@ -327,11 +328,11 @@ slip("glue_ids", "the last turn's end is taken off, where earlier turns end othe
      ("len(between)", "len(last)"))
 slip("glue_ids", "what was said is not compared: the next role's mark is lost", glue,
      (" or not last and between[-1:] != [last_id]", ""))
-slip("glue_ids", "the header is left out", glue, (' + (header if header.strip() else "")', ""))
+slip("glue_ids", "the header is left out", glue, (" + form.header", ""))
 MARKED = """    text = chat_text(tok, [*messages[:-2], {"role": "assistant", "content": MARK}, messages[-1]],
-                     add_generation_prompt=True).rpartition(MARK)[2] + header.strip()
+                     add_generation_prompt=True).rpartition(MARK)[2] + form.header
 """
-BEHIND = """    text = around_answer(tok, messages)[1] + (header if header.strip() else "")
+BEHIND = """    text = around_answer(tok, messages)[1] + form.header
 """
 slip("glue_ids", "earlier answers are rendered as they were said, which a template may refuse", glue, (BEHIND, MARKED))
 slip("glue_ids", "no assistant: at the end", glue, (BEHIND, MARKED.replace("True", "False")))
@@ -339,17 +340,17 @@ slip("glue_ids", "the first mark is taken, which the model may have said before"
      (BEHIND, MARKED.replace("rpartition", "partition")))
 slip("glue_ids", "the answer is looked for in the text: feedback may hold it too", glue,
      (BEHIND, """    text = chat_text(tok, messages, add_generation_prompt=True).rpartition(messages[-2]["content"])[2]
-    text += header.strip()
+    text += form.header
 """))
 slip("glue_ids", "the earlier messages are dropped: a template may insist on the first role", glue,
      ("around_answer(tok, messages)", "around_answer(tok, messages[-2:])"))
 slip("glue_ids", "the mark is written into the caller's messages", glue,
-     ("    _, header", "    messages[-2]['content'] = MARK\n    _, header"))
+     ("    form =", "    messages[-2]['content'] = MARK\n    form ="))
 slip("glue_ids", "leading space is stripped", glue, ("tok(text,", "tok(text.strip(),"))
 slip("glue_ids", "the tokenizer's own marks, such as a first token of each text, come into the glue", glue,
      ("tok(text, add_special_tokens=False)", "tok(text)"))
 slip("glue_ids", "a header of blanks is written too: the model says it", glue,
-     ('(header if header.strip() else "")', "header"))
+     ("form.header", "form.blank + form.header"))
 slip("glue_ids", "an end token with id 0 is taken for none", glue, ("last_id is None", "not last_id"))
 slip("glue_ids", "all up to the tokenizer's end token is taken off, wherever it is", glue,
      ("ids[len(between):]",
