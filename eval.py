@@ -306,7 +306,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                      f"{machine.dtype}); checkpoints saved before are intact")
             raise
         rows = zip(players, mask[:, cached:].sum(1).tolist(), out.sequences[:, width:].tolist())
-        on, glue = [], []  # those not done: (row, tokens said, player); the ids that follow their answers
+        on = []  # those not done: (row, tokens said, ids that follow the answer in its conversation, player)
         for i, ((env, episode), read, row) in enumerate(rows):
             stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
             said = row[:stop]                               # the end token, if any, is an action too
@@ -323,33 +323,31 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 segment.pictures = {}
             if step.done:
                 continue
-            between, fresh = [], step.info["position_done"]
-            if fresh:                                       # a new conversation begins
-                segment = prompt(tok, step.messages, step.images)
+            if step.info["position_done"]:                  # a new conversation begins
+                segment, glue = prompt(tok, step.messages, step.images), []
             else:
-                between = glue_ids(tok, step.messages, None if cut else said[-1])
-            if len(segment.ids) + len(between) + max_new_tokens > limit:
+                glue = glue_ids(tok, step.messages, None if cut else said[-1])
+            if len(segment.ids) + len(glue) + max_new_tokens > limit:
                 episode.turns[-1].update(cut=True, position_done=True)
                 continue                                    # no room for an answer: the episode ends here
-            on.append((i, stop, (env, episode)))
-            if fresh:
-                episode.segments.append(segment)
+            if glue:
+                segment.add(glue, 0)
             else:
-                segment.add(between, 0)
-                glue.append(between)
+                episode.segments.append(segment)
+            on.append((i, stop, glue, (env, episode)))
         if on:
-            all_go_on = len(glue) == len(on)
+            all_go_on = all(glue for _, _, glue, _ in on)
             batches.append(([player for *_, player in on],
-                            continued(model, out, inputs, on, glue, tok.pad_token_id) if all_go_on else None))
+                            continued(model, out, inputs, on, tok.pad_token_id) if all_go_on else None))
     reshard(model)
     return episodes
 
 
-def continued(model, out, inputs, on, glue, pad_id):
+def continued(model, out, inputs, on, pad_id):
     """Inputs with which generate() goes on from its cache, so that no conversation is read again -> dict, or
     None where that does not work: a sliding window, or a model without position_ids, would count the masked
     gaps, and other pictures than LLaVA's have positions of their own. out: what generate() returned for
-    inputs. on: (row, tokens said, ...) of the players that go on.
+    inputs. on: (row, tokens said, glue, player) of those who go on.
 
         read, said, glue    p p a a e . . . g g g     . is masked: behind an answer's end, and before the glue
                             p p a a a a e g g g g"""
@@ -359,10 +357,10 @@ def continued(model, out, inputs, on, glue, pad_id):
     if not plain or inputs.keys() - {"input_ids", "attention_mask", "cache", "pixel_values"}:
         return None
     rows = torch.tensor([i for i, *_ in on], device=mask.device)
-    lengths = torch.tensor([[stop] for _, stop, _ in on], device=mask.device)
+    lengths = torch.tensor([[stop] for _, stop, *_ in on], device=mask.device)
     cache.batch_select_indices(rows)
     said = torch.arange(out.sequences.shape[1] - width, device=mask.device) < lengths
-    glued, _ = collate([Segment(ids) for ids in glue], pad_id, mask.device, left=True)
+    glued, _ = collate([Segment(glue) for _, _, glue, _ in on], pad_id, mask.device, left=True)
     return {"input_ids": torch.cat([out.sequences[rows], glued["input_ids"]], 1), "cache": cache,
             "attention_mask": torch.cat([mask[rows], said.long(), glued["attention_mask"]], 1)}
 
