@@ -187,26 +187,27 @@ def demonstrations(env, seed, demonstrator="expert"):
     return states
 
 
-def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
-    """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
-    row's first and image placeholders. rare: the look that only a tenth of the pictures have."""
+def pretraining_rows(args, env, tok, rng):
+    """args.batch rows of at most args.row_tokens tokens, each filled with whole documents. All tokens have
+    loss but a row's first and image placeholders."""
     rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None for a text model
-    while len(rows) < count:
+    while len(rows) < args.batch:
         ids, pixel_values = [], []
         while True:
             if not spare:
                 for _ in range(16):  # what is left of them when the last row is full is thrown away
-                    if picture_share and rng.random() < picture_share:
-                        doc, images = env.picture_document(rng, chat_share, pixels=pixels, rare=rare)
+                    if args.picture_share and rng.random() < args.picture_share:
+                        doc, images = env.picture_document(rng, args.chat_share, pixels=args.pixels,
+                                                           rare="id" if args.visual == "ood" else "ood")
                     else:
-                        doc, images = env.document(rng, chat_share), []
+                        doc, images = env.document(rng, args.chat_share), []
                     text = doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images)
                     spare.append(encode(tok, text, images))
-            if ids and len(ids) + len(spare[-1].ids) > row_tokens:
+            if ids and len(ids) + len(spare[-1].ids) > args.row_tokens:
                 break
             ids += spare[-1].ids
             pixel_values += spare.pop().pictures.values()
-        ids = ids[:row_tokens]
+        ids = ids[:args.row_tokens]
         rows.append(Segment(ids, [int(i > 0 and token != image_id) for i, token in enumerate(ids)]))
         if pixel_values:
             rows[-1].pictures = {"pixel_values": torch.cat(pixel_values)}
@@ -219,8 +220,7 @@ def batch_rows(args, env, tok, model, step, rank):
     rng = random.Random(f"{args.stage}/{args.seed}/{step}/{rank}")
     torch.manual_seed(rng.randrange(2 ** 31))
     if args.stage == "base":
-        return pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share,
-                                args.picture_share, args.pixels, "id" if args.visual == "ood" else "ood")
+        return pretraining_rows(args, env, tok, rng)
     return [demonstration_row(tok, model, *state) for i in range(args.batch)
             for state in demonstrations(env, f"sft/{args.seed}/{step}/{rank}/{i}", args.demos)]
 

@@ -1610,7 +1610,8 @@ def test_pretraining_rows_hold_whole_documents():
     for name, share in itertools.product(("gp", "virl"), (0.0, 0.5)):
         tok = sft.build_tiny(name, 0, vl=share > 0)[1]
         image, width = tok.convert_tokens_to_ids("<image>") if share else None, (128, 256)[share > 0]
-        rows = sft.pretraining_rows(ev.ENVS[name], tok, random.Random(0), 20, width, 0.1, share)
+        args = SimpleNamespace(batch=20, row_tokens=width, chat_share=0.1, picture_share=share, pixels=80, visual="id")
+        rows = sft.pretraining_rows(args, ev.ENVS[name], tok, random.Random(0))
         equal(len(rows), 20)
         for r in rows:
             assert len(r.ids) <= width
