@@ -271,17 +271,19 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, args):
     """-> [AdamW] or, if muon_lr is above 0, [AdamW, Muon]: Muon has the matrices of blocks and projector,
     AdamW the rest. Vision tower and projector may have other rates. peak_lr is a group's rate at factor 1."""
-    def groups(matrices, lr):  # matrices: True for Muon's share, False for AdamW's
-        named = [(name, p) for name, p in model.named_parameters() if matrices == (
-            args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name)]
-        vision = [any(w in name for w in ("vision", "visual", "projector", "connector")) for name, _ in named]
-        halves = [([p for (_, p), v in zip(named, vision) if not v], lr),
-                  ([p for (_, p), v in zip(named, vision) if v], lr * args.vision_rate)]
-        return [{"params": params, "lr": rate, "peak_lr": rate} for params, rate in halves if params]
-    optimizers = [torch.optim.AdamW(groups(False, args.lr), betas=(0.9, 0.98), weight_decay=0.0,
-                                    foreach=False)]  # True, the default on CUDA, takes 4 bytes a weight more
-    if matrices := groups(True, args.muon_lr):
-        optimizers.append(Muon(matrices, args.muon_lr))
+    groups = {}  # {(has Muon, is vision): [parameter, ...]}
+    for name, p in model.named_parameters():
+        matrix = args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name
+        vision = any(word in name for word in ("vision", "visual", "projector", "connector"))
+        groups.setdefault((matrix, vision), []).append(p)
+    adamw, muon = [], []
+    for (matrix, vision), parameters in sorted(groups.items()):
+        lr = (args.muon_lr if matrix else args.lr) * (args.vision_rate if vision else 1)
+        (muon if matrix else adamw).append({"params": parameters, "lr": lr, "peak_lr": lr})
+    # foreach=True, the default on CUDA, would take 4 bytes a weight more.
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.98), weight_decay=0.0, foreach=False)]
+    if muon:
+        optimizers.append(Muon(muon, args.muon_lr))
     return optimizers
 
 
