@@ -713,13 +713,10 @@ def parse_run(argv, doc, tables, flags, others=()):
 def ensure(stage, args, machine):
     """The folder of an earlier stage -> path. A missing one is made by the command that is printed."""
     folder = run_folder(args, stage)
-    usual = SimpleNamespace(env=args.env, vl=args.vl, device=None, dtype="auto",
-                            activation_checkpointing=False)
-    fill_in(usual, {**EVERY, **(REAL_INIT if args.from_elsewhere else {})})
-    flags = f"--stage {stage} {task_flags(args)} --episodes 0" + "".join(
-        f" --{name} {getattr(args, name)}".removesuffix(" True")
-        for name in ("device", "dtype", "micro_tokens", "max_new_tokens", "activation_checkpointing")
-        if getattr(args, name) != getattr(usual, name))
+    flags = (f"--stage {stage} {task_flags(args)} --episodes 0 --dtype {args.dtype} "
+             f"--micro_tokens {args.micro_tokens} --max_new_tokens {args.max_new_tokens}"
+             + f" --device {args.device}" * bool(args.device)
+             + " --activation_checkpointing" * args.activation_checkpointing)
     if not any(all_gather(os.path.exists(folder), machine)):
         print0(machine, f"[{args.stage}] needs {folder}, so first: python sft.py {flags}")
         main(shlex.split(flags))
