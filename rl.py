@@ -63,8 +63,8 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.5,   0.5,   0.0,   0.0),    # last share of the budget with lr going to 0
     "evaluations":      2,                             # at equal shares of the budget, one at its start
-    "real":             {"value_rate": 10},            # besides sft.py's REAL, for a model of yours
 }
+REAL = {"value_rate": 10}  # for a model of yours (--model), besides sft.py's REAL
 FLAGS = {  # PPO's hyper-parameters that are flags: type, lowest and highest value, help
     "gamma": (float, 0, 1, "discount per answer; the paper: 0.9"),
     "lam": (float, 0, 1, "GAE's lambda, per token"),
@@ -352,7 +352,7 @@ def train(args, machine, stop):
 
 
 def main(argv=None):
-    args = parse_run(argv, __doc__, {"rl": PPO}, FLAGS)
+    args = parse_run(argv, __doc__, {"rl": PPO}, FLAGS, real=REAL)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
     if args.minibatches > args.batch:

@@ -650,10 +650,11 @@ def fill_in(args, table):
             setattr(args, name, default[column] if isinstance(default, tuple) else default)
 
 
-def parse_run(argv, doc, tables, flags, others=()):
+def parse_run(argv, doc, tables, flags, others=(), real=()):
     """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
     args.json. tables: {stage: hyper-parameters}, the default stage last. flags: more hyper-parameters,
-    as in FLAGS. others: (name, keywords) for add_argument(). A model of yours has REAL's hyper-parameters."""
+    as in FLAGS. others: (name, keywords) for add_argument(). real: hyper-parameters that a model of yours
+    has besides REAL's."""
     *_, usual = tables
     parser = new_parser(doc)
     parser.set_defaults(stage=usual)
@@ -686,8 +687,10 @@ def parse_run(argv, doc, tables, flags, others=()):
     defaults = {**EVERY, **tables[args.stage]}
     if args.data:  # the tiny tokenizer spells the names that it does not know
         defaults["max_new_tokens"] = REAL["max_new_tokens"]
-    real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
-    fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
+    if args.from_elsewhere:
+        defaults.update(REAL_INIT if args.stage == "init" else REAL)
+        defaults.update(real)
+    fill_in(args, defaults)
     if args.vl:
         start = args.init or args.model
         known = start and saved_args(start).get("pixels")
