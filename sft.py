@@ -181,8 +181,9 @@ def demonstrations(env, seed, demonstrator="expert"):
     messages, images = env.reset(seed)
     states = []
     while messages:
-        states.append(([*messages], images, env.expert(demonstrator)))  # a copy: env may append to its own list
-        step = env.step(states[-1][-1])
+        answer = env.expert(demonstrator)
+        states.append(([*messages], images, answer))  # a copy: an environment may go on with its own list
+        step = env.step(answer)
         messages, images = step.messages, step.images
     return states
 
@@ -271,7 +272,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, args):
     """-> [AdamW] or, if muon_lr is above 0, [AdamW, Muon]: Muon has the matrices of blocks and projector,
     AdamW the rest. Vision tower and projector may have other rates. peak_lr is a group's rate at factor 1."""
-    groups = {}  # {(has Muon, is vision): [parameter, ...]}
+    groups = {}  # {(is it for Muon, is it of vision): [parameter, ...]}
     for name, p in model.named_parameters():
         matrix = args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name
         vision = any(word in name for word in ("vision", "visual", "projector", "connector"))
@@ -765,10 +766,11 @@ def command(args, train):
         write_json(file, {**read_json(file), "done": True})
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)
-        after_init = args.stage in ("sft", "rl")
-        print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
-               + f" --init {shlex.quote(str(args.init))}" * (after_init and args.init != run_folder(args, "init"))
-               + f" --tokens {args.tokens:g}    # at the same compute" * after_init)
+        after = f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
+        if args.stage in ("sft", "rl"):
+            after += f" --init {shlex.quote(args.init)}" * (args.init != run_folder(args, "init"))
+            after += f" --tokens {args.tokens:g}    # at the same compute"
+        print0(machine, after)
 
 
 def report(args, machine):
