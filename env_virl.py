@@ -126,14 +126,15 @@ def city_route(name, rng):
             there, heading = rng.choice(kinds[rng.choice(sorted(kinds))])
             nodes.append(there)
             headings.append(heading)
-        else:
-            places, between = [Place(points[nodes[0]], None, headings[0])], []
-            for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
-                landmark, towards = landmarks[node]
-                side = "left" if (towards - arriving) % 360 > 180 else "right"
-                between.append((on_the_way(places[-1].point, points[node], 0.5),))
-                places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
-            return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
+        if len(headings) == legs:  # else the way ended too early
+            break
+    places, between = [Place(points[nodes[0]], None, headings[0])], []
+    for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
+        landmark, towards = landmarks[node]
+        side = "left" if (towards - arriving) % 360 > 180 else "right"
+        between.append((on_the_way(places[-1].point, points[node], 0.5),))
+        places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
+    return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
 
 
 @lru_cache(maxsize=None)
