@@ -73,7 +73,7 @@ class Segment:
     returns: torch.Tensor = None    # advantage + value
 
     def add(self, ids, action):
-        """Append ids. action: 1 if the model said them, else 0; also for earlier ids that have none yet."""
+        """Append ids. action: 1 if the model said them, else 0; also for earlier ids without a mask."""
         self.ids = self.ids + ids
         self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
         self.reward += [0.0] * (len(self.ids) - len(self.reward))
@@ -85,8 +85,8 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words -> str. Images stand before the first user's text. Some
-    templates take a message only as a list of parts and drop plain text: of a text model both are tried.
-    Thinking is switched off, where the template has such a switch."""
+    templates take a message only as a list of parts and drop plain text, so for a text model both forms are
+    tried. Thinking is switched off, if the template has such a switch."""
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     user = next(m for m in parts if m["role"] == "user")
     user["content"] = [{"type": "image"}] * len(images) + user["content"]
@@ -123,8 +123,8 @@ def around_answer(tok, messages):
     """What the chat template writes before and after the last answer of a conversation -> (str, str).
     messages: [..., assistant], or [..., assistant, user]; then the second str ends where an answer begins.
 
-    MARK stands in the place of all answers: what the template writes must not depend on what the model said,
-    for some templates take answers apart, and some refuse them."""
+    All answers are replaced by MARK: some templates take answers apart and some refuse them, but the text
+    around an answer must not depend on what the model said."""
     marked = [{**m, "content": MARK} if m["role"] == "assistant" else m for m in messages]
     text = chat_text(tok, marked, add_generation_prompt=messages[-1]["role"] == "user")
     before, mark, behind = text.rpartition(MARK)
@@ -246,7 +246,8 @@ class Episode:
 
 
 def batch_size(segments, max_new_tokens):
-    """Rows of a generate() call: 256, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
+    """How many rows generate() gets at once: 256, or as many as have 131,072 tokens and 2^28 numbers in
+    pictures."""
     width = max(len(s.ids) for s in segments) + max_new_tokens
     pictures = max(sum(x.numel() for x in s.pictures.values()) for s in segments)
     return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
@@ -271,9 +272,9 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
-    padded on the left. Environments that are done leave the batch, and a next attempt goes on from the cache
-    of the attempt before it, where the model allows that. An episode ends where the model's context has no
-    room for another answer. machine: what setup() returns.
+    padded on the left. Environments that are done leave the batch. Where the model allows it, the next
+    attempt goes on from the cache of the last one. An episode ends early if the model's context has no room
+    for another answer. machine: what setup() returns.
     keep_pictures: False drops the pictures of finished conversations, which only training needs."""
     model.eval()
     unshard(model)
@@ -293,7 +294,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
         if len(players) > size:
             batches += [(players[size:], None), (players[:size], None)]
             continue
-        cached = inputs["cache"].get_seq_length() + 1 if inputs else 0  # + 1: `stop` has counted that token
+        # The columns that an earlier call has read or said: those of the cache, and the last token said.
+        counted = inputs["cache"].get_seq_length() + 1 if inputs else 0
         inputs = inputs or collate([e.segments[-1] for _, e in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
@@ -305,7 +307,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 fail("the model's logits are not finite, so it cannot be sampled from (dtype "
                      f"{machine.dtype}); checkpoints saved before are intact")
             raise
-        rows = zip(players, mask[:, cached:].sum(1).tolist(), out.sequences[:, width:].tolist())
+        rows = zip(players, mask[:, counted:].sum(1).tolist(), out.sequences[:, width:].tolist())
         on = []  # those not done: (row, tokens said, ids that follow the answer in its conversation, player)
         for i, ((env, episode), read, row) in enumerate(rows):
             stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
@@ -345,11 +347,11 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
 
 def continued(model, out, inputs, on, pad_id):
     """Inputs with which generate() goes on from its cache, so that no conversation is read again -> dict, or
-    None where that does not work: a sliding window, or a model without position_ids, would count the masked
-    gaps, and other pictures than LLaVA's have positions of their own. out: what generate() returned for
-    inputs. on: (row, tokens said, glue, player) of those who go on.
+    None for a model that cannot: a sliding window, or a forward() without position_ids, would count masked
+    gaps as tokens, and pictures other than LLaVA's have positions of their own. out: what generate() returned
+    for `inputs`. on: (row, tokens said, glue, player) of those who go on.
 
-        read, said, glue    p p a a e . . . g g g     . is masked: behind an answer's end, and before the glue
+        read, said, glue    p p a a e . . . g g g     . is a masked gap: answer and glue are padded
                             p p a a a a e g g g g"""
     cache, mask, width = out.cache, inputs["attention_mask"], inputs["input_ids"].shape[1]
     plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
@@ -385,11 +387,11 @@ def forward(model, segments, pad_id, machine, **options):
 
 
 def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    """What the model thinks of the action tokens of some segments, and of no others, in reading order -> logp
-    [N], entropy [N], value [N] (None without a head), in fp32.
+    """Log-prob, entropy and value of each action token of some segments, in reading order -> logp [N],
+    entropy [N], value [N] (None without a head), in fp32.
 
     Logits are divided by the sampling temperature: this is the distribution that was sampled from.
-    entropy_grad: False where no gradient goes through the entropy, whose graph would cost [N, V] more."""
+    entropy_grad: False if no gradient goes through the entropy; that saves a graph of [N, V]."""
     out, logits, keep, said = forward(model, segments, pad_id, machine,
                                       output_hidden_states=value_head is not None)
     logits = logits / temperature                                           # [N, V]
@@ -407,8 +409,8 @@ def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, en
 
 @torch.no_grad()
 def scoring_error(model, tok, env, machine):
-    """max |log-prob by generate() - log-prob by score()| of a few sampled tokens -> float. Two conversations
-    of unequal length, so one is padded: some models see padding, and PPO's ratios would be wrong for them."""
+    """max |log-prob by generate() - log-prob by score()| of a few sampled tokens -> float. One of the two
+    conversations is padded: some models see padding, and PPO's ratios would be wrong for them."""
     model.eval()
     unshard(model)
     messages, images = env.reset(0)
@@ -421,7 +423,7 @@ def scoring_error(model, tok, env, machine):
     reshard(model)
     for row, ids in zip(rows, said.tolist()):
         row.add(ids, 1)                            # also what follows an end: padding is scored like a word
-    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})
+    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})  # generate() ran without autocast above
     return (score(model, rows, tok.pad_token_id, plain)[0] - sampled.flatten()).abs().max().item()
 
 
@@ -436,8 +438,8 @@ def rate(hits):
 
 def paper_answers(positions):
     """The answers of an episode that the paper's metric counts, 1 = right -> [int]. Every answer is a sample,
-    second attempts too. The episode ends at the first position whose attempts ran out (our evaluation goes on
-    after it).
+    second attempts too. For the paper an episode ends at the first position whose attempts ran out; our
+    evaluation goes on after it.
 
         right at once; wrong, wrong; right at once   ->   1 0 0"""
     counted = []
@@ -449,7 +451,7 @@ def paper_answers(positions):
 
 
 def columns(args):
-    """{column of the table: the environment's keywords}. With --data "visual" needs its folder ood."""
+    """{column of the table: the environment's keywords}. With --data, "visual" needs the sub-folder ood."""
     keywords = ENVS[args.env].cells(args.rule, args.visual)
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
@@ -519,8 +521,8 @@ def summary(cells, args):
 
 
 def print_table(rows, args):
-    """Print success, and where it says more: success at the positions at which the rules differ, and how much
-    of the pictures was read. rows: [{"name", "path", column: what evaluate() returns, ...}, ...]."""
+    """Print success; if the rules differ at only some positions, also success at those; with pictures, also
+    how much of them was read. rows: [{"name", "path", column: what evaluate() returns, ...}, ...]."""
     env, heads = ENVS[args.env], headings(args)
     blocks = {"": lambda cell: cell}  # a block's title: from a column's dict to the rate shown
     if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
@@ -609,7 +611,8 @@ def new_parser(doc):
     add("--pixels", type=number(1), metavar="N",
         help="with --vl: a picture's side (default: 80; with a model of yours 1200)")
     add("--verify", type=number(1), metavar="N", help="attempts per position (default: gp 5, virl 2)")
-    add("--data", metavar="DIR", help="with --env virl: the authors' released routes; default: our own city")
+    add("--data", type=os.path.normpath, metavar="DIR",
+        help="with --env virl: the authors' released routes; default: our own city")
     add = parser.add_argument_group("models and files").add_argument
     add("--model", type=folder_name, metavar="PATH",
         help="a transformers checkpoint, a folder or OWNER/NAME of the hub, in place of the tiny base")
@@ -637,7 +640,6 @@ def parse(parser, argv, saved=None):
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
     if args.vl and not hasattr(ENVS[args.env], "visual_names"):
         parser.error(f"argument --vl: {ENVS[args.env].title} has no pictures")
-    args.data = args.data and os.path.normpath(args.data)  # DIR/ is DIR
     if args.episodes is None:
         args.episodes = 200 if args.env == "virl" else 300  # a route has eight positions, a hand is one
     if args.vl:
@@ -711,7 +713,7 @@ def all_mean(means, machine):
 
 @contextmanager
 def in_turn(machine):
-    """The ranks run the block one after another, so that host memory holds one whole model and not eight."""
+    """The ranks run the block one after another, so that host memory holds one whole model at a time."""
     for _ in range(machine.rank):
         all_gather(None, machine)
     try:
@@ -722,8 +724,8 @@ def in_turn(machine):
 
 
 def unshard(model):
-    """Bring all weights of a model that FSDP2 has spread over the ranks here, until reshard(): in generate()
-    ranks may need unequally many steps, and a gather that not all ranks join would hang. Else nothing."""
+    """If FSDP2 has spread a model over the ranks, bring all its weights here until reshard(): in generate()
+    ranks may need different numbers of steps, and a gather that not all ranks join would hang."""
     for unit in (m for m in model.modules() if isinstance(m, FSDPModule)):
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()  # now, not when it is used: a rank may have no episode to play
@@ -758,9 +760,9 @@ def make(args, **keywords):
 # checkpoint-STEP (a transformers folder). A model of yours is a transformers folder or a name of the hub.
 
 def run_folder(args, name):
-    """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. The
-    tiny base is shared by all rules: out/gp/base. With pictures each variation has its own, which knows the
-    other one poorly."""
+    """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. All
+    rules share a tiny base: out/gp/base. With pictures each variation has its own base, which knows the other
+    variation poorly."""
     task = os.path.join(args.out, args.env + "-vl" * args.vl)
     if name == "base":
         return os.path.join(task, "base-ood" if args.visual == "ood" else "base")
@@ -768,8 +770,8 @@ def run_folder(args, name):
 
 
 def checkpoint_at(path):
-    """`path` itself if it is a checkpoint, else the newest one of the run there -> path, None if there is
-    none. A checkpoint gets its name when it is whole: the newest one is, whenever the run was killed."""
+    """`path` itself if it is a checkpoint, else the newest checkpoint of the run there -> path, or None.
+    Checkpoints are given their name when they are whole, so a killed run leaves no broken one."""
     if os.path.isfile(os.path.join(path, "config.json")):
         return path
     names = os.listdir(path) if os.path.isdir(path) else []
@@ -790,8 +792,7 @@ def read_json(file, *needed):
 
 
 def saved_args(path):
-    """The flags that the run or checkpoint at `path` was made with, from args.json -> dict; {} for any other
-    model, which is one of yours."""
+    """The flags in args.json of the run or checkpoint at `path` -> dict; {} for a model of yours."""
     checkpoint = checkpoint_at(path)
     if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, "state.json")):
         return {}
@@ -829,8 +830,8 @@ def load(path, device="cpu", dtype=torch.float32):
     """-> (model in eval mode, tokenizer). path: a run, a checkpoint, or OWNER/NAME of the hub. dtype: of
     the weights, fp32 for a model that is trained.
 
-    tok.processor is a vision-language model's processor, a callable, or None. If that needs a package that is
-    not here (torchvision for Qwen2.5-VL), it is the reason, a str: tasks in words still run.
+    tok.processor is a vision-language model's processor, a callable, or None. If it needs a package that is
+    not here (torchvision for Qwen2.5-VL), it is a str with the reason, and tasks in words still run.
     model.generation_config keeps only the end and padding ids and suppress_tokens: a released model's top-p
     or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
@@ -867,9 +868,9 @@ def load(path, device="cpu", dtype=torch.float32):
 
 
 def prepare_chat(path, tok, model):
-    """Give a tokenizer the one chat template that is used, and a padding id; ask whether the model knows all
-    ids -> the ids that end a turn: as the model's files say, and as its template does. For a base model they
-    differ."""
+    """Give a tokenizer its one chat template and a padding id, and check that the model has embeddings for
+    all ids in use -> the ids that end a turn, by the model's files and by its template. For a base model
+    these two differ."""
     if isinstance(tok.chat_template, dict):  # several by name
         tok.chat_template = tok.chat_template.get("default")
     if tok.chat_template is None and tok.processor:
