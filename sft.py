@@ -165,7 +165,7 @@ def build_tiny(env_name, seed, vl=False, pixels=80):
 # Batches. A row is a Segment: ids, and action_mask = 1 on the tokens that carry loss.
 
 def demonstration_row(tok, model, messages, images, answer):
-    """Prompt without loss, answer and end of turn with it. The prompt's ids are those of a rollout.
+    """-> Segment. Only the answer and the end of its turn carry loss; the prompt's ids are a rollout's.
 
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
         mask      0      0  0  0     0            1   1   1  1   1"""
@@ -177,7 +177,7 @@ def demonstration_row(tok, model, messages, images, answer):
 
 
 def demonstrations(env, seed, demonstrator="expert"):
-    """A demonstrator plays one episode -> [(messages, images, answer), ...], one for each state."""
+    """The demonstrator plays one episode -> [(messages, images, answer), ...], one for each state."""
     messages, images = env.reset(seed)
     states = []
     while messages:
@@ -216,8 +216,8 @@ def pretraining_rows(args, env, tok, rng):
 
 
 def batch_rows(args, env, tok, model, step, rank):
-    """The rows of one step on one rank -> [Segment]. They depend on (seed, step, rank) only, so that
-    resuming needs no generator state."""
+    """The rows of one step on one rank -> [Segment]. They depend on (stage, seed, step, rank) only, so a
+    checkpoint needs no generator's state."""
     rng = random.Random(f"{args.stage}/{args.seed}/{step}/{rank}")
     torch.manual_seed(rng.randrange(2 ** 31))
     if args.stage == "base":
@@ -379,9 +379,9 @@ def train(args, machine, stop):
 def clip_and_step(parameters, optimizers, scaler, where):
     """Unscale, clip and step -> the gradient's norm over all ranks, before clipping.
 
-    Losses are divided by the global token count already, so the ranks' gradients are summed. No step is taken
-    on a gradient that is not finite. A loss scaler expects such gradients: it lowers its scale, and the norm
-    tells the caller. Without a scaler the run ends."""
+    The ranks' gradients have been summed: losses are divided by the token count of all ranks. No step is
+    taken on a gradient that is not finite. In fp16 such gradients happen: the loss scaler lowers its scale,
+    and the caller sees the norm. Otherwise the run ends."""
     for o in optimizers:
         scaler.unscale_(o)
     norm = clip_grad_norm_(parameters, CLIP_GRAD).item()
@@ -417,8 +417,8 @@ def micro_batches(segments, budget, machine):
 
 
 def recompute_activations(model):
-    """Keep only each block's input, and run the block again in the backward pass (activation checkpointing).
-    transformers' own does so in train() mode only, which PPO avoids for its noise: dropout and its kin."""
+    """Activation checkpointing: keep only each block's input, and run the block again in the backward pass.
+    transformers' own works only in train() mode, which PPO avoids because of dropout and similar noise."""
     def run(forward, *inputs, **more):
         if torch.is_grad_enabled():
             return checkpoint(forward, *inputs, use_reentrant=False, **more)
@@ -428,7 +428,7 @@ def recompute_activations(model):
 
 
 def blocks(model, what):
-    """The layers of a model, by the names that its class gives -> [module]."""
+    """The blocks (layers) of a model, which its class names -> [module]. what: for the error, who asks."""
     names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
     found = [m for m in model.modules() if type(m).__name__ in (names or ())]
     if not found:
@@ -441,8 +441,8 @@ def blocks(model, what):
 # gradient and of AdamW's state, and gathers the other parts while a block computes.
 
 def shard(model, machine, dtype):
-    """Move a model from the CPU to this rank's device: whole with one process, its part with several.
-    dtype: of the gathered weights. It needs no other rank, so that ranks can do it in turn."""
+    """Move a model from the CPU to this rank's device: all of it with one process, this rank's part with
+    several. dtype: of the gathered weights. No other rank is needed, so the ranks can do it in turn."""
     if machine.world == 1:
         return model.to(machine.device)
     if machine.dtype == torch.float16:
@@ -460,7 +460,8 @@ def shard(model, machine, dtype):
 
 
 def gathered(x, machine):
-    """Tensors in dicts and lists -> whole, on the CPU of rank 0; None elsewhere. All ranks must call it."""
+    """Dicts and lists of tensors -> the same with whole tensors on rank 0's CPU, with None on other ranks.
+    All ranks must call it."""
     @cache  # tied weights are one tensor under two names and stay one, which save_pretrained() asks for
     def whole(t):
         t = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
@@ -472,8 +473,11 @@ def restore(optimizer, saved):
     """optimizer.load_state_dict(), with each saved tensor copied or cut to this rank's part."""
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for name, x in saved["state"].get(i, {}).items():
-            saved["state"][i][name] = distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None) \
-                if isinstance(p, DTensor) and name != "step" else x.clone()
+            if isinstance(p, DTensor) and name != "step":
+                own = distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None)
+            else:
+                own = x.clone()
+            saved["state"][i][name] = own
     optimizer.load_state_dict(saved)
 
 
@@ -484,8 +488,8 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
     """Write folder/checkpoint-STEP: a transformers folder with state.json (plain values) and optimizer.pt
     (tensors). All ranks must call it.
 
-    It is written under another name, flushed to the disk and renamed once: whatever kills us, the newest
-    whole checkpoint is left. Older ones are removed after that."""
+    It is written under another name, flushed to the disk and then renamed, so a run that is killed at any
+    moment leaves a whole checkpoint. Older ones are removed after that."""
     weights, tensors = gathered([model.state_dict(keep_vars=True), tensors], machine)
     if machine.rank == 0:
         path = os.path.join(folder, f"checkpoint-{state['step']}")
@@ -507,8 +511,8 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
 
 
 def load_checkpoint(args, machine):
-    """Where a run begins -> (path of a model or None, state, tensors): its newest checkpoint if it is resumed
-    and has one, else args.init, no tensors, and the compute that went into args.init since the base."""
+    """Where a run begins -> (path of a model or None, state, tensors): at its newest checkpoint if it is
+    resumed and has one. Else at args.init, without tensors; the state then holds the compute of that init."""
     path = checkpoint_at(args.folder) if args.resume else None
     if path is None:
         start = 0.0
@@ -528,8 +532,7 @@ def load_checkpoint(args, machine):
 
 def load_model(path, args, machine, trained=True):
     """-> (model, tokenizer): the whole model or, under torchrun, this rank's part. path: None builds the tiny
-    one. trained: in fp32; False: frozen, and in the dtype that it computes in. The ranks load one after
-    another, so that the host's memory holds one whole model at a time."""
+    one. trained: True for weights in fp32; False for frozen weights in the dtype that they compute in."""
     with in_turn(machine):
         if path is None:
             model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
@@ -543,9 +546,8 @@ def load_model(path, args, machine, trained=True):
 
 
 def open_run(args, machine, n, step):
-    """Make the folder of a new run, which no other command may have made, or drop a resumed run's records
-    behind `step` -> a progress bar in percent of the budget, quiet when not a terminal. n: number of
-    parameters."""
+    """Make the folder of a new run; of a resumed run, drop the records after `step` -> a progress bar in
+    percent of the budget, silent when not a terminal. n: number of parameters."""
     print0(machine, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, "
            f"{6 * n * args.tokens:.3g} FLOP on {machine.device} x {machine.world} in "
            f"{str(machine.dtype)[6:]} ({machine.why}) -> {args.folder}")
@@ -569,9 +571,9 @@ def open_run(args, machine, n, step):
 
 
 def log(args, machine, record, text=""):
-    """Append a record to metrics.jsonl, and print the text, on rank 0 -> the record's success rates in words,
-    which follow the text; "" without any."""
-    rates = summary(record, args) if text and "seen" in record else ""
+    """On rank 0 append a record to metrics.jsonl, and print the text and the record's success rates -> these
+    rates in words, "" if the record has none."""
+    rates = summary(record, args) if "seen" in record else ""
     if text:
         print0(machine, text + rates)
     if machine.rank == 0:
@@ -581,7 +583,7 @@ def log(args, machine, record, text=""):
 
 
 def read_log(file):
-    """metrics.jsonl -> [record, ...], [] without one. Lines damaged by a kill or a full disk are left out."""
+    """metrics.jsonl -> [record, ...], [] if there is no file. Lines that a kill has damaged are left out."""
     records = []
     with suppress(FileNotFoundError), open(file, encoding="utf-8", errors="replace") as f:
         for line in f:
@@ -602,7 +604,7 @@ def peak_memory_gb(machine):
 @contextmanager
 def stop_signals():
     """-> an Event that Ctrl-C and SIGTERM set. The loop reads it once a step, saves and leaves. A second
-    Ctrl-C stops at once. A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
+    Ctrl-C stops at once. A second SIGTERM does not, because clusters send it to torchrun and to its ranks."""
     stop, before = threading.Event(), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def handler(*_):
@@ -626,7 +628,7 @@ ANEW = ("tokens", "steps", "device", "dtype", "micro_tokens")  # flags that may 
 
 
 def shown(x):
-    """A hyper-parameter of a table for a help text: "1e-4", or the column of each task."""
+    """A hyper-parameter of a table, for a help text: "1e-4", or each task's number if they differ."""
     values = [f"{v:g}" for v in (x if isinstance(x, tuple) else (x,))]
     if len(set(values)) == 1:
         return values[0]
@@ -643,7 +645,7 @@ FLAGS = {  # hyper-parameters of every run that are flags: type, lowest and high
 
 
 def fill_in(args, table):
-    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: as for gp)."""
+    """Give args the hyper-parameters that no flag has set, from its task's column. A new task has gp's."""
     task = args.env + "-vl" * args.vl
     column = TASKS.index(task if task in TASKS else "gp" + "-vl" * args.vl)
     for name, default in table.items():
@@ -715,7 +717,7 @@ def parse_run(argv, doc, tables, flags, others=(), real=()):
 
 
 def ensure(stage, args, machine):
-    """The folder of an earlier stage -> path. A missing one is made by the command that is printed."""
+    """The folder of an earlier stage -> path. If it is missing, it is made by a command that is printed."""
     folder = run_folder(args, stage)
     flags = (f"--stage {stage} {task_flags(args)} --episodes 0 --dtype {args.dtype} "
              f"--micro_tokens {args.micro_tokens} --max_new_tokens {args.max_new_tokens}"
@@ -774,9 +776,9 @@ def command(args, train):
 
 
 def report(args, machine):
-    """Evaluate the run and the models to compare it with, and print the table. It is also the run's
-    eval.json, and the run's row is the last record of metrics.jsonl."""
-    gc.collect()  # a sharded model refers to itself, and would stay in memory with those of the table
+    """Evaluate the run and the models to compare it with; print the table and write it to eval.json. The
+    run's own row is also the last record of metrics.jsonl."""
+    gc.collect()  # a sharded model refers to itself: without this it stays in memory beside the table's
     others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
     paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
     if args.stage in ("sft", "rl") and args.init != paths.get("init"):  # the usual models did not begin there
