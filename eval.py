@@ -706,11 +706,6 @@ def all_sum(values, machine):
     return [float(sum(numbers)) for numbers in zip(*all_gather(list(values), machine))]
 
 
-def all_mean(means, machine):
-    """{name: a rank's mean} -> {name: the mean over all ranks}."""
-    return {name: total / machine.world for name, total in zip(means, all_sum(means.values(), machine))}
-
-
 @contextmanager
 def in_turn(machine):
     """The ranks run the block one after another, so that host memory holds one whole model at a time."""

@@ -41,9 +41,9 @@ from collections import Counter
 
 import torch
 
-from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, scoring_error, script
+from eval import all_sum, evaluate, fail, make, rollout, score, scoring_error, script
 from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run,
-                 parse_run, restore, save_checkpoint, shard)
+                 parse_run, restore, run_parser, save_checkpoint, shard)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -180,6 +180,11 @@ def estimate_advantages(episode, reward_scale, beta, gamma, lam):
     discounts = torch.cat([answer_discounts(s, gamma) for s in episode.segments])           # [T]
     advantage, returns = gae(rewards, joined(episode.segments, "value"), discounts, lam)    # [T], [T]
     split_back(episode.segments, advantage=advantage, returns=returns)
+
+
+def all_mean(means, machine):
+    """{name: a rank's mean} -> {name: the mean over all ranks}."""
+    return {name: total / machine.world for name, total in zip(means, all_sum(means.values(), machine))}
 
 
 def train(args, machine, stop):
@@ -352,7 +357,9 @@ def train(args, machine, stop):
 
 
 def main(argv=None):
-    args = parse_run(argv, __doc__, {"rl": PPO}, FLAGS, real=REAL)
+    parser = run_parser(__doc__, PPO, FLAGS)
+    parser.set_defaults(stage="rl")
+    args = parse_run(parser, argv, {"rl": PPO}, REAL)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
     if args.minibatches > args.batch:

@@ -653,17 +653,11 @@ def fill_in(args, table):
             setattr(args, name, default[column] if isinstance(default, tuple) else default)
 
 
-def parse_run(argv, doc, tables, flags, others=(), real=()):
-    """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
-    args.json. tables: {stage: hyper-parameters}, the default stage last. flags: more hyper-parameters,
-    as in FLAGS. others: (name, keywords) for add_argument(). real: hyper-parameters that a model of yours
-    has besides REAL's."""
-    *_, usual = tables
+def run_parser(doc, table, flags):
+    """An argparse parser of the flags that all runs have, and of `flags`: more rows as in FLAGS. table: the
+    hyper-parameters that the help shows as defaults."""
     parser = new_parser(doc)
-    parser.set_defaults(stage=usual)
     add = parser.add_argument_group("the run").add_argument
-    for name, keywords in others:
-        add(f"--{name}", **keywords)
     add("--init", type=folder_name, metavar="PATH",
         help="the model to start from (default: the init, made if it is missing)")
     add("--name", type=folder_name, help="the run's folder below out/ENV/RULE (default: the stage's name)")
@@ -676,8 +670,13 @@ def parse_run(argv, doc, tables, flags, others=(), real=()):
     add = parser.add_argument_group("hyper-parameters").add_argument
     for name, (kind, low, high, text) in {**FLAGS, **flags}.items():
         add(f"--{name}", type=number(low, high, kind), metavar="X" if kind is float else "N",
-            help=f"{text} (default: {shown({**EVERY, **tables[usual]}[name])})")
+            help=f"{text} (default: {shown({**EVERY, **table}[name])})")
+    return parser
 
+
+def parse_run(parser, argv, tables, real=()):
+    """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
+    args.json. tables: {stage: hyper-parameters}. real: what a model of yours has besides REAL."""
     args = parse(parser, argv)
     args.name = args.name or args.stage
     if args.name != args.stage and args.name in (*STAGES, "rl"):
@@ -793,10 +792,12 @@ def report(args, machine):
 
 
 def main(argv=None):
-    args = parse_run(argv, __doc__, STAGES, {}, (
-        ("stage", dict(choices=STAGES, help="base, then init, then sft (default: sft)")),
-        ("demos", dict(choices=["expert", "habit"], default="expert",
-                       help="who writes the demonstrations (default: expert)"))))
+    parser = run_parser(__doc__, SFT, {})
+    parser.add_argument("--stage", choices=STAGES, default="sft",
+                        help="base, then init, then sft (default: sft)")
+    parser.add_argument("--demos", choices=["expert", "habit"], default="expert",
+                        help="who writes the demonstrations (default: expert)")
+    args = parse_run(parser, argv, STAGES)
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
     if args.stage == "base" and args.name != "base":

@@ -1691,7 +1691,7 @@ def two_ranks(machine, mine, path):
     raises(SystemExit, "pictures must be in all", lambda: sft.micro_batches(mixed, 250, machine))
     raises(SystemExit, "bf16 or fp32", lambda: sft.shard(llava, cpu("fp16"), torch.float16))
     tables = two_tables(machine, sft.shard(copy.deepcopy(tiny()[0]), machine, torch.float32))
-    means = ev.all_mean({"b": 3.0 * machine.rank, "a": 1.0 + machine.rank}, machine)
+    means = rl.all_mean({"b": 3.0 * machine.rank, "a": 1.0 + machine.rank}, machine)
     torch.save(({family: x[:3] for family, x in results.items()}, tables, means, rl.whiten(torch.arange(8.0)[mine], machine)),
                f"{path}/{machine.rank}.pt")
 
