@@ -82,8 +82,8 @@ class Position(NamedTuple):  # one decision
 @lru_cache(maxsize=None)
 def city(name):
     """A rotated and jittered 5 x 5 grid with a third of the diagonals -> (points: [(x, y)], streets: [set of
-    neighbours], landmarks: [(name, heading to it)]), each with one entry for each intersection. Training and
-    unseen cities use disjoint halves of LANDMARKS; the cities of pretraining use all of them."""
+    neighbours], landmarks: [(name, heading towards it)]). The lists have an entry for each intersection.
+    Training and unseen cities have disjoint halves of LANDMARKS; the cities of pretraining have all."""
     rng, grid = random.Random(f"city/{name}"), [(i, j) for i in range(5) for j in range(5)]
     tilt = rng.uniform(0, 2 * math.pi)
     points, streets = [], [set() for _ in grid]
@@ -108,8 +108,8 @@ def on_the_way(a, b, share):
 
 
 def city_route(name, rng):
-    """A Route of 2-5 legs that turns at every intersection by 15 to 150 degrees and visits none twice. The
-    kind of turn (left, ...) is drawn before the street, so that all four are about as frequent."""
+    """A Route of 2-5 legs that turns by 15 to 150 degrees at every intersection and visits none twice. First
+    the kind of turn (left, ...) is drawn and then a street, so the four kinds are about equally frequent."""
     points, streets, landmarks = city(name)
     while True:
         facing, legs = rng.randrange(360), rng.choice(LEGS)
@@ -230,7 +230,7 @@ def shorthand(instruction):
 # relative word or a clock hour, and a compass word or a letter. Actions use one of the two.
 
 def noisy_answer(position, space, rng, noise):
-    """The right answer; but with probability `noise` the word in a turn is another word of its space."""
+    """The right answer; with probability `noise` a turn has another word of its space."""
     action = action_text(position, space)
     if position.turn and rng.random() < noise:
         action = f"turn_direction({rng.choice([w for w in SPACES[space] if f'({w})' not in action])})"
@@ -433,8 +433,9 @@ SIGNS = {  # on a square of 100 x 100, x to the right, y down; ~ cuts out
 
 
 def draw_view(paint, style, rng, street, landmark, crossing):
-    """One view of 1 x 1. paint(shape, coordinates, colour) draws. street: one runs away from the walker, else
-    houses stand across. landmark: "Oak Cafe" or "", the house ahead. crossing: a zebra crossing in front."""
+    """Draw one view by paint(shape, coordinates from 0 to 1, colour). street: True if a street runs away from
+    the walker, False if houses stand across. landmark: the house ahead, "Oak Cafe" or "". crossing: True if
+    there is a zebra crossing in front."""
     def wall(a, b):  # a house's front with windows, between two upright edges (x, top, bottom)
         paint("polygon", (a[0], a[1], b[0], b[1], b[0], b[2], a[0], a[2]), rng.choice(style["walls"]))
         (columns, width, height), rows = style["pane"], rng.randint(3, 5)
@@ -474,7 +475,7 @@ def draw_view(paint, style, rng, street, landmark, crossing):
 
 
 def city_style(look, town):
-    """A look in the colours of one city: sky, ground, house and walls differ a little from the look's."""
+    """The colours of one city: sky, ground, house and walls differ a little from those of its look."""
     rng, style = random.Random(f"style/{town}"), dict(LOOKS[look])
 
     def shade(colour):
@@ -485,7 +486,7 @@ def city_style(look, town):
 
 def draw_picture(look, town, observation, seed, pixels=80):
     """The picture of an observation in the city `town` (PIL, RGB, pixels x pixels). The seed draws houses,
-    windows, the signs' places and some noise; what a view holds does not depend on it."""
+    windows, the signs' places and some noise, but not what a view holds."""
     name, side, crossing = observation_parts(observation)
     scale = 4 if pixels <= 200 else 2  # drawn larger and reduced, so that edges are smooth
     half, image = pixels * scale / 2, Image.new("RGB", (pixels * scale, pixels * scale))
@@ -533,10 +534,10 @@ def some_observation(rng, crossing):
 
 
 def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
-    """One pretraining document with a picture -> (document, [picture]). A str with "<image>" in it (four in
-    five a caption, else a single position), or with probability chat_share a list of chat messages, the
-    picture in the first. The look is `rare` in one of ten pictures, and half of these misname landmark and
-    side. So the base can read both looks, but one of them poorly. noise: as in document()."""
+    """One pretraining document with a picture -> (document, [picture]). It is a str in which "<image>" marks
+    the picture (four in five are captions, the others single positions); with probability chat_share it is a
+    chat about the picture. One in ten pictures has the look `rare`, and half of these misname landmark and
+    side: so the base reads both looks, but one of them poorly. noise: as in document()."""
     kind, unusual, seed = rng.random(), rng.random() < 0.1, rng.getrandbits(64)
     chat, caption = kind < chat_share, kind >= chat_share + 0.2 * (1 - chat_share)
     if caption:
@@ -579,7 +580,7 @@ class DataError(ValueError):
 
 @contextmanager
 def naming(what):
-    """Turn any exception inside into one DataError that begins with `what`. Contexts nest, for messages like
+    """Turn any exception inside into a DataError that begins with `what`. Contexts can be nested:
     "route_infos.json: route 3: init_heading: 999 is not an angle within 360 degrees"."""
     try:
         yield
@@ -611,8 +612,8 @@ def geocode(value):
 def milestones(text):
     """The milestone_info text -> [{key: value}], one dict of str for each block.
 
-    A block looks like JSON but is not: commas trail, lines are blank, and names hold bare quotes and braces.
-    What can be relied on is that each key has a line of its own, and that the first one follows a "{"."""
+    A block looks like JSON but is not: it has trailing commas and blank lines, and names with bare quotes and
+    braces. It does have each key on a line of its own, and a "{" before the first one."""
     blocks, line = [], r'^([^"]*)"(\w+)"[ \t]*:[ \t]*"?(.*?)"?[ \t\r,}\]]*$'
     for before, key, value in re.findall(line, text, re.MULTILINE):
         if "{" in before:
@@ -622,8 +623,8 @@ def milestones(text):
 
 
 def offset(a, b):
-    """How far b lies north and east of a -> (meters, meters). Both are (lat, lng) in degrees; b may hold two
-    arrays [N], and then the result does. The earth is taken as flat, which is fine in a city."""
+    """How far b lies north and east of a -> (meters, meters). Both are (lat, lng) in degrees; b may be two
+    arrays [N], and then the result is too. The earth is taken as flat, which is fine in a city."""
     return 111_195 * (b[0] - a[0]), 111_195 * math.cos(math.radians(a[0])) * (b[1] - a[1])
 
 
