@@ -159,8 +159,8 @@ def turn_form(tok, template):
     _, between = around_answer(tok, [user, answer, user])
     common = os.path.commonprefix([asked, before])
     special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
-    ends = []
-    for text, longest in ((last, None), (between, 2)):  # beyond the second token a special one is the user's
+    ends = []  # each text up to its first special token; behind `between`'s second token it is the user's
+    for text, longest in ((last, None), (between, 2)):
         ids = tok(text, add_special_tokens=False).input_ids[:longest]
         ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
     header, opened = before[len(common):], asked[len(common):]
@@ -524,11 +524,11 @@ def print_table(rows, args):
     """Print success; if the rules differ at only some positions, also success at those; with pictures, also
     how much of them was read. rows: [{"name", "path", column: what evaluate() returns, ...}, ...]."""
     env, heads = ENVS[args.env], headings(args)
-    blocks = {"": lambda cell: cell}  # a block's title: from a column's dict to the rate shown
+    blocks = {"": None}  # a block's title: the key of its rate in what evaluate() returns for a column
     if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
-        blocks["where the rules differ"] = lambda cell: cell["matters"]
+        blocks["where the rules differ"] = "matters"
     if "recognition" in rows[0]["id"]:
-        blocks["parts of pictures read"] = lambda cell: cell["recognition"]
+        blocks["parts of pictures read"] = "recognition"
     counts = dict.fromkeys(str(rows[0][c]["episode"]["n"]) for c in heads)  # --data may have a fixed number
     print(f"\n{env.title}: trained on rule {args.rule} ({env.rule_names[args.rule]}), held out is rule "
           f"{OTHER[args.rule]} ({env.rule_names[OTHER[args.rule]]})")
@@ -538,10 +538,10 @@ def print_table(rows, args):
               + f"; visual OOD is {names[OTHER[args.visual]]}" * ("visual" in heads))
     print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, "
           f"T = {args.temperature:g}, within {args.verify or env.default_verify} attempts")
-    for title, pick in blocks.items():
+    for title, key in blocks.items():
         print(f"{title:22}|" + "".join(f"{head:^16}|" for head in heads.values()))
         for row in rows:
-            rates = [pick(row[column]) for column in heads]
+            rates = [row[column][key] if key else row[column] for column in heads]
             texts = [f"{100 * r['p']:5.1f} ± {100 * r['se']:3.1f}" for r in rates]
             print(f"{row['name']:22}|" + "".join(f"{text:^16}|" for text in texts))
     print("seen: episodes of the training set. All other columns: unseen episodes.", flush=True)
