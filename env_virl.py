@@ -335,7 +335,7 @@ class VIRL:
     def reset(self, seed):
         """Begin a route -> (messages, images). The seed draws the route (if the keyword `route` does not name
         it), the first heading, the steps between places, and the random details of pictures."""
-        rng, self.seed = random.Random(f"virl/{seed}"), seed
+        rng = random.Random(f"virl/{seed}")
         towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
         if self.number is not None:
             self.route = self.routes[self.number % self.fixed_routes]
@@ -344,11 +344,12 @@ class VIRL:
         else:
             self.route = city_route(rng.choice(towns), rng)
         self.instructions, self.positions = walk(self.route, rng)
-        self.failed = 0
-        return self.arrive(0), self.images
+        self.seed, self.failed = seed, 0
+        self.arrive(0)
+        return self.messages, self.images
 
     def arrive(self, at):
-        """Go to position number `at` -> the messages with which its conversation begins."""
+        """Go to position number `at` and begin its conversation."""
         self.at, self.attempts, self.position = at, 0, self.positions[at]
         prompt = fill(PROMPT, self.instructions, self.positions, at, self.rule,
                       len(self.positions) if self.routes else HISTORY, IN_PICTURE if self.vl else None)
@@ -357,8 +358,7 @@ class VIRL:
             self.images = [panorama_picture(self.folder, self.route.name, self.position, self.pixels)]
         elif self.vl:
             self.images = [draw_picture(self.visual, self.route.name.split()[0], self.position.observation,
-                                        f"{self.seed}/1/{at}", self.pixels)]
-        return self.messages
+                                        f"{self.seed}/1/{at}", self.pixels)]  # /1: as in the study
 
     def step(self, text):
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.
