@@ -98,7 +98,7 @@ def reachable(numbers):
 @lru_cache(maxsize=None)
 def solutions(numbers, target=24):
     """All distinct solutions of a hand, shortest first. numbers: sorted tuple of four ints -> tuple of str.
-    target: an int, at least 1. The last join is looked up, not tried: x + y = 24 needs y = 24 - x.
+    target: an int, at least 1. The last join is not tried but looked up: x + y = 24 needs y = 24 - x.
 
         solutions((3, 3, 8, 8))  ->  ("8/(3-8/3)",)"""
     found = set()
@@ -180,8 +180,7 @@ def some_formula(numbers, rng, noise):
 
 
 def game(rng):
-    """A deal that can make 24 under a random rule -> (faces, cards, numbers). In half of the rules J, Q, K
-    are the same number."""
+    """A solvable deal under a random rule -> (faces, cards, numbers). In half of the rules J = Q = K."""
     numbers = []
     while not solutions(tuple(sorted(numbers))):
         faces = (rng.randint(1, 13),) * 3 if rng.random() < 0.5 else tuple(rng.randint(1, 13) for _ in "JQK")

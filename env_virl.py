@@ -433,9 +433,8 @@ SIGNS = {  # on a square of 100 x 100, x to the right, y down; ~ cuts out
 
 
 def draw_view(paint, style, rng, street, landmark, crossing):
-    """Draw one view by paint(shape, coordinates from 0 to 1, colour). street: True if a street runs away from
-    the walker, False if houses stand across. landmark: the house ahead, "Oak Cafe" or "". crossing: True if
-    there is a zebra crossing in front."""
+    """Draw one view by paint(shape, coordinates from 0 to 1, colour). street: does one lead away, or do
+    houses stand across? landmark: the house ahead, "Oak Cafe" or "". crossing: a zebra crossing in front?"""
     def wall(a, b):  # a house's front with windows, between two upright edges (x, top, bottom)
         paint("polygon", (a[0], a[1], b[0], b[1], b[0], b[2], a[0], a[2]), rng.choice(style["walls"]))
         (columns, width, height), rows = style["pane"], rng.randint(3, 5)
@@ -596,8 +595,7 @@ def require(condition, message):
 
 
 def angle(value, limit=360):
-    """Degrees as the files have them, 298 or "298 (northwest)" -> float. Raises ValueError, also for NaN and
-    infinity: neither is within the limit."""
+    """Degrees as 298 or "298 (northwest)" -> float within the limit, else ValueError (NaN too)."""
     degrees = float(str(value).split("(")[0])
     require(abs(degrees) <= limit, f"{value!r:.80} is not an angle within {limit} degrees")
     return degrees

@@ -18,6 +18,7 @@ import inspect
 import json
 import math
 import os
+import posixpath
 import re
 import shlex
 import time
@@ -246,8 +247,7 @@ class Episode:
 
 
 def batch_size(segments, max_new_tokens):
-    """How many rows generate() gets at once: 256, or as many as have 131,072 tokens and 2^28 numbers in
-    pictures."""
+    """How many rows generate() gets: at most 256, and 131,072 tokens, and 2^28 numbers in pictures."""
     width = max(len(s.ids) for s in segments) + max_new_tokens
     pictures = max(sum(x.numel() for x in s.pictures.values()) for s in segments)
     return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
@@ -437,9 +437,8 @@ def rate(hits):
 
 
 def paper_answers(positions):
-    """The answers of an episode that the paper's metric counts, 1 = right -> [int]. Every answer is a sample,
-    second attempts too. For the paper an episode ends at the first position whose attempts ran out; our
-    evaluation goes on after it.
+    """The answers of an episode that count in the paper's metric, 1 = right -> [int]. Second attempts count
+    too. The paper's episode ends at the first position whose attempts ran out; our evaluation goes on.
 
         right at once; wrong, wrong; right at once   ->   1 0 0"""
     counted = []
@@ -592,11 +591,6 @@ def number(low, high=math.inf, kind=int):
     return convert
 
 
-def folder_name(text):
-    """An argparse type: DIR/ is DIR."""
-    return text.rstrip("/") or text
-
-
 def new_parser(doc):
     """The flags that all three scripts share."""
     parser = argparse.ArgumentParser(description=doc, usage="%(prog)s [flags]", allow_abbrev=False,
@@ -614,9 +608,10 @@ def new_parser(doc):
     add("--data", type=os.path.normpath, metavar="DIR",
         help="with --env virl: the authors' released routes; default: our own city")
     add = parser.add_argument_group("models and files").add_argument
-    add("--model", type=folder_name, metavar="PATH",
+    add("--model", type=posixpath.normpath, metavar="PATH",  # DIR/ is DIR, and OWNER/NAME stays on Windows
         help="a transformers checkpoint, a folder or OWNER/NAME of the hub, in place of the tiny base")
-    add("--out", metavar="DIR", default="out", help="everything made goes below this folder (default: out)")
+    add("--out", type=posixpath.normpath, metavar="DIR", default="out",
+        help="everything made goes below this folder (default: out)")
     add("--seed", type=number(0, 2 ** 31 - 1), default=0, metavar="N",
         help="fixes initial weights, demonstrations and samples (default: 0)")
     add = parser.add_argument_group("sampling and evaluation").add_argument
@@ -756,8 +751,7 @@ def make(args, **keywords):
 
 def run_folder(args, name):
     """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. All
-    rules share a tiny base: out/gp/base. With pictures each variation has its own base, which knows the other
-    variation poorly."""
+    rules share a base, out/gp/base; with pictures each visual variation has its own."""
     task = os.path.join(args.out, args.env + "-vl" * args.vl)
     if name == "base":
         return os.path.join(task, "base-ood" if args.visual == "ood" else "base")

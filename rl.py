@@ -162,8 +162,7 @@ def answer_discounts(segment, gamma):
 
 
 def split_back(segments, **vectors):
-    """Cut each vector over the action tokens of all segments, [N], into one piece a segment, which goes into
-    the segment's field of that name."""
+    """Cut each vector over the action tokens of all segments, [N], into a piece for each segment's field."""
     counts = [sum(s.action_mask) for s in segments]
     for name, vector in vectors.items():
         for s, piece in zip(segments, vector.split(counts)):

@@ -30,6 +30,7 @@ import gc
 import json
 import math
 import os
+import posixpath
 import random
 import re
 import shlex
@@ -59,8 +60,8 @@ except ImportError:  # Windows: no peak memory
     resource = None
 
 from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns,
-                  context_tokens, encode, evaluate, fail, first_line, folder_name, forward, found_models,
-                  in_turn, load, make, new_parser, number, parse, print0, prompt, read_json, run_folder,
+                  context_tokens, encode, evaluate, fail, first_line, forward, found_models, in_turn,
+                  load, make, new_parser, number, parse, print0, prompt, read_json, run_folder,
                   saved_args, script, setup, summary, table, task_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
@@ -189,8 +190,8 @@ def demonstrations(env, seed, demonstrator="expert"):
 
 
 def pretraining_rows(args, env, tok, rng):
-    """args.batch rows of at most args.row_tokens tokens, each filled with whole documents. All tokens have
-    loss but a row's first and image placeholders."""
+    """args.batch rows of whole documents, each at most args.row_tokens long. All tokens have loss but a row's
+    first and image placeholders."""
     rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None for a text model
     while len(rows) < args.batch:
         ids, pixel_values = [], []
@@ -460,8 +461,7 @@ def shard(model, machine, dtype):
 
 
 def gathered(x, machine):
-    """Dicts and lists of tensors -> the same with whole tensors on rank 0's CPU, with None on other ranks.
-    All ranks must call it."""
+    """Dicts and lists of tensors -> whole on rank 0's CPU, None on other ranks. All ranks must call it."""
     @cache  # tied weights are one tensor under two names and stay one, which save_pretrained() asks for
     def whole(t):
         t = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
@@ -571,8 +571,7 @@ def open_run(args, machine, n, step):
 
 
 def log(args, machine, record, text=""):
-    """On rank 0 append a record to metrics.jsonl, and print the text and the record's success rates -> these
-    rates in words, "" if the record has none."""
+    """Append a record to metrics.jsonl, and print the text and the record's success rates -> these as str."""
     rates = summary(record, args) if "seen" in record else ""
     if text:
         print0(machine, text + rates)
@@ -658,9 +657,10 @@ def run_parser(doc, table, flags):
     hyper-parameters that the help shows as defaults."""
     parser = new_parser(doc)
     add = parser.add_argument_group("the run").add_argument
-    add("--init", type=folder_name, metavar="PATH",
+    add("--init", type=posixpath.normpath, metavar="PATH",
         help="the model to start from (default: the init, made if it is missing)")
-    add("--name", type=folder_name, help="the run's folder below out/ENV/RULE (default: the stage's name)")
+    add("--name", type=posixpath.normpath,
+        help="the run's folder below out/ENV/RULE (default: the stage's name)")
     add("--resume", action="store_true",
         help="go on with the run in that folder, with the flags it began with; only "
              f"--{', --'.join(ANEW)} may be given anew")
@@ -775,8 +775,7 @@ def command(args, train):
 
 
 def report(args, machine):
-    """Evaluate the run and the models to compare it with; print the table and write it to eval.json. The
-    run's own row is also the last record of metrics.jsonl."""
+    """Evaluate the run and the models to compare it with: a table, eval.json and a last record in the log."""
     gc.collect()  # a sharded model refers to itself: without this it stays in memory beside the table's
     others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
     paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
