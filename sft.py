@@ -604,14 +604,13 @@ def peak_memory_gb(machine):
 def stop_signals():
     """-> an Event that Ctrl-C and SIGTERM set. The loop reads it once a step, saves and leaves. A second
     Ctrl-C stops at once. A second SIGTERM does not, because clusters send it to torchrun and to its ranks."""
-    stop, before = threading.Event(), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    stop = threading.Event()
 
     def handler(*_):
         stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
-    for s in before:
-        signal.signal(s, handler)
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
