@@ -222,9 +222,9 @@ def document(rng, chat_share=0.08, noise=0.1):
 
 class GeneralPoints:
     """rule: "id" | "ood". split: "train" | "unseen" | "faces" (unseen hands with a J, Q or K, where the rules
-    differ). verify: attempts per hand, at least 1. seed: fixes which solution the expert writes for a hand.
-    vl: show the cards in a picture. visual: its look, "id" | "ood". pixels: its side, at least 40. These
-    three change no hand. Raises ValueError on any other value."""
+    differ). verify: attempts per hand, at least 1. seed: fixes the expert's solutions, and the hands until
+    reset(seed). vl: show the cards in a picture. visual: its look, "id" | "ood". pixels: its side, at least
+    40. These three change no hand. Raises ValueError on any other value."""
     title = "GeneralPoints"  # for people
     rule_names = {"id": "J, Q, K = 10", "ood": "J, Q, K = 11, 12, 13"}
     visual_names = {"id": "black suits", "ood": "red suits"}
@@ -245,6 +245,7 @@ class GeneralPoints:
             raise ValueError(f"GeneralPoints: bad {visual=} or {pixels=}")
         self.rule, self.split, self.verify, self.seed = rule, split, verify, seed
         self.vl, self.visual, self.pixels = vl, visual, pixels
+        self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
     def cells(rule, visual=None):
@@ -255,11 +256,13 @@ class GeneralPoints:
             columns["visual"] = dict(columns["id"], visual=OTHER[visual])
         return columns
 
-    def reset(self, seed):
+    def reset(self, seed=None):
         """Deal a hand: four ranks uniform over 13, again until it is in the split and can make 24."""
-        rng = random.Random(f"gp/{seed}")
+        if seed is not None:
+            self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
+        self.count += 1
         while True:
-            self.cards = rng.choices(RANKS, k=4)
+            self.cards = self.rng.choices(RANKS, k=4)
             self.numbers = numbers_of(self.cards, RULES[self.rule])
             key = tuple(sorted(self.numbers))
             if self.split == "train":
@@ -269,8 +272,8 @@ class GeneralPoints:
             if in_split and (self.split != "faces" or set(self.cards) & set("JQK")):
                 break
         self.attempts, self.images = 0, []
-        if self.vl:
-            self.images = [picture(self.cards, self.visual, self.pixels, f"{seed}/1")]  # /1: as in the study
+        if self.vl:  # the picture has a generator of its own: the deals go on as they do without pictures
+            self.images = [picture(self.cards, self.visual, self.pixels, f"{self.stream}/{self.count}")]
         content = fill(PROMPT, [] if self.vl else self.cards, RULES[self.rule])
         self.messages = [{"role": "user", "content": content}]
         return self.messages, self.images

@@ -289,7 +289,7 @@ class VIRL:
     split     "train": the routes of fine-tuning. "unseen": routes in other cities; with data, a fifth of all.
               "all", for a look that was not trained on: with data every route; in the city the same as unseen
     verify    attempts at each position, 1 or more
-    seed      has no effect: here no expert has a choice
+    seed      fixes the routes that reset() draws
     data      folder of the released data set (with visual="ood", its sub-folder "ood"); None for the city
     move_on   whether the walk goes on after a position whose attempts are used up
     vl        whether a picture of pixels x pixels (RGB, 16 or more) shows the observation in place of words
@@ -321,7 +321,7 @@ class VIRL:
         if self.routes == []:
             raise DataError(f"{self.folder}: too few routes, none is in the {split} split")
         self.fixed_routes = len(self.routes) if self.routes and split == "all" else None
-        self.images = []
+        self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
     def cells(rule, visual=None):
@@ -332,19 +332,21 @@ class VIRL:
             columns["visual"] = dict(cell, visual=OTHER[visual], split="all")
         return columns
 
-    def reset(self, seed):
-        """Begin a route -> (messages, images). The seed draws the route (if the keyword `route` does not name
-        it), the first heading, the steps between places, and the random details of pictures."""
-        rng = random.Random(f"virl/{seed}")
+    def reset(self, seed=None):
+        """Begin a route -> (messages, images). A seed restarts the random stream, which draws the route (if
+        the keyword `route` does not name it), the first heading and the steps between places."""
+        if seed is not None:
+            self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
+        self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
         towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
         if self.number is not None:
             self.route = self.routes[self.number % self.fixed_routes]
         elif self.routes or self.split == "train":
-            self.route = rng.choice(self.routes or training_routes(towns))
+            self.route = self.rng.choice(self.routes or training_routes(towns))
         else:
-            self.route = city_route(rng.choice(towns), rng)
-        self.instructions, self.positions = walk(self.route, rng)
-        self.seed, self.failed = seed, 0
+            self.route = city_route(self.rng.choice(towns), self.rng)
+        self.instructions, self.positions = walk(self.route, self.rng)
+        self.failed = 0
         self.arrive(0)
         return self.messages, self.images
 
@@ -358,7 +360,7 @@ class VIRL:
             self.images = [panorama_picture(self.folder, self.route.name, self.position, self.pixels)]
         elif self.vl:
             self.images = [draw_picture(self.visual, self.route.name.split()[0], self.position.observation,
-                                        f"{self.seed}/1/{at}", self.pixels)]  # /1: as in the study
+                                        f"{self.stream}/{self.count}/{at}", self.pixels)]
 
     def step(self, text):
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.

@@ -121,15 +121,17 @@ def rules(count):
     class ManyRules(env_gp.GeneralPoints):
         """Training deals come under one of the rules each. Their hands are those of rule "ood"."""
 
-        def reset(self, seed):
+        def reset(self, seed=None):
             if self.split != "train":
                 return super().reset(seed)
             if self.vl:
                 ev.fail("rules=N deals cards in words: leave out --vl")
-            rng, stated, self.numbers = random.Random(f"gp/{seed}"), face_rules(self.rule, int(count)), []
+            if seed is not None:
+                self.rng = random.Random(f"gp/{seed}")
+            stated, self.numbers = face_rules(self.rule, int(count)), []
             while tuple(sorted(self.numbers)) not in env_gp.training_hands("ood"):
-                self.cards = rng.choices(env_gp.RANKS, k=4)
-                faces = rng.choice(stated)
+                self.cards = self.rng.choices(env_gp.RANKS, k=4)
+                faces = self.rng.choice(stated)
                 self.numbers = env_gp.numbers_of(self.cards, faces)
             self.attempts, self.images = 0, []
             self.messages = [{"role": "user", "content": env_gp.fill(env_gp.PROMPT, self.cards, faces)}]
