@@ -326,19 +326,19 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
             if step.done:
                 continue
             if step.info["position_done"]:                  # a new conversation begins
-                segment, glue = prompt(tok, step.messages, step.images), []
+                segment, glue = prompt(tok, step.messages, step.images), None
             else:
                 glue = glue_ids(tok, step.messages, None if cut else said[-1])
-            if len(segment.ids) + len(glue) + max_new_tokens > limit:
+            if len(segment.ids) + len(glue or []) + max_new_tokens > limit:
                 episode.turns[-1].update(cut=True, position_done=True)
                 continue                                    # no room for an answer: the episode ends here
-            if glue:
-                segment.add(glue, 0)
-            else:
+            if glue is None:
                 episode.segments.append(segment)
+            else:
+                segment.add(glue, 0)
             on.append((i, stop, glue, (env, episode)))
         if on:
-            all_go_on = all(glue for _, _, glue, _ in on)
+            all_go_on = all(glue is not None for _, _, glue, _ in on)
             batches.append(([player for *_, player in on],
                             continued(model, out, inputs, on, tok.pad_token_id) if all_go_on else None))
     reshard(model)
