@@ -1,12 +1,12 @@
 """test_all.py: every claim about correctness, as a test.
 
-    python test_all.py                    # all, three minutes on two cores; the last line is "N passed, N failed"
+    python test_all.py                    # all, three minutes on two cores; last line "N passed, N failed"
     python test_all.py gae_brute_force    # one test, by its exact name, with or without test_
     python test_all.py 'gae*' whiten      # * and ? stand for any text and any character
     pytest test_all.py                    # the same, if you have pytest
 
-No test downloads anything: real model classes are tested through tiny random checkpoints that the test saves. No test
-asks how long something took.
+No test downloads anything: real model classes are tested through tiny random checkpoints that the test saves.
+No test asks how long something took.
 """
 import atexit
 import contextlib
@@ -54,13 +54,14 @@ import sft
 import verifier
 from env_gp import RULES, GeneralPoints, all_hands, solutions
 from env_virl import VIRL, shorthand
-from verifier import (COMPASS, GP_REWARD, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, FormulaError, Step, compass_word,
-                      evaluate_formula, judge_gp, judge_virl, last_json_object, relative_word)
+from verifier import (COMPASS, GP_FEEDBACK, GP_REWARD, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, FormulaError,
+                      Step, compass_word, evaluate_formula, judge_gp, judge_virl, last_json_object,
+                      relative_word)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Helpers: what is compared.
 
 def equal(actual, expected, what=""):
@@ -74,6 +75,10 @@ def near(actual, expected, tol=1e-5, what=""):
     if a.shape != b.shape or not torch.allclose(a, b, atol=tol, rtol=tol):
         a, b = (x.tolist() if x.numel() < 6 else f"{x.flatten()[:5].tolist()} ..." for x in (a, b))
         raise AssertionError(f"{what or 'value'}: expected {b}, got {a}, tolerance {tol:g}")
+
+
+def within(low, actual, high, what="value"):
+    assert low <= actual <= high, f"{what}: expected {low} to {high}, got {actual}"
 
 
 def same(a, b):
@@ -90,7 +95,13 @@ def raises(kind, words, function):
     raise AssertionError(f"expected {kind.__name__} about {words!r}, got none")
 
 
-# Helpers: scripts and their files.
+def refused(words, function):
+    """function() must raise a ValueError of one short line with these words."""
+    message = raises(ValueError, words, function)
+    assert "\n" not in message and len(message) < 500, f"expected one short line, got {message}"
+
+
+# Helpers: folders and files.
 
 @contextlib.contextmanager
 def folder(init=False):
@@ -101,28 +112,25 @@ def folder(init=False):
         yield path
 
 
-def quiet(main, argv):
-    """Run a script's main() in this process -> what it printed. Exits count as exceptions."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        main(argv)
-    return out.getvalue()
+def put(path, name, content):
+    """Write a file. content: bytes, None for no file."""
+    file = os.path.join(path, name)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    if content is not None:
+        with open(file, "wb") as f:
+            f.write(content)
+    elif os.path.exists(file):
+        os.remove(file)
 
 
-def error_of(words, main, argv):
-    """A script must end on bad input in one clear line with these words (a pattern): its own, exit code 1, or argparse's, 2."""
-    with contextlib.redirect_stderr(io.StringIO()) as err:
-        code = raises(SystemExit, "", lambda: quiet(main, argv))
-    text, form = (err.getvalue(), "usage: .*\n.*: (error: .*)") if code == "2" else (code, "(error: .*)")
-    line = re.fullmatch(form, text.strip())
-    assert line and re.search(words, line[1]), f"expected one line about {words!r} for {argv}, got {text!r}"
-
-
-def command(*argv, code=0, **env):
-    """Run `python ...` in a process of its own -> its output."""
-    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True, env={**os.environ, **env},
-                          timeout=600)  # of ranks that wait for each other for ever
-    assert done.returncode == code, f"{argv}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout + done.stderr
+def tree(path):
+    """All files below a folder -> {path: hash of the bytes}."""
+    found = {}
+    for place, _, names in os.walk(path):
+        for name in names:
+            with open(os.path.join(place, name), "rb") as f:
+                found[os.path.join(place, name)] = hash(f.read())
+    return found
 
 
 def save(path, model, tok, /, **args):
@@ -130,7 +138,8 @@ def save(path, model, tok, /, **args):
     if args:
         os.makedirs(path, exist_ok=True)
         ev.write_json(f"{path}/args.json", args)
-        sft.save_checkpoint(path, model, tok, cpu(), {"step": 1, "flops": 0.0, "world": 1, "done": True}, {})
+        state = {"step": 1, "flops": 0.0, "world": 1, "done": True}
+        sft.save_checkpoint(path, model, tok, cpu(), state, {})
     else:
         model.save_pretrained(path)
         (tok.processor if callable(tok.processor) else tok).save_pretrained(path)
@@ -151,6 +160,8 @@ def records(path, key=""):
         return [r for r in map(json.loads, f) if not key or key in r]
 
 
+# Helpers: scripts. A command line is a str, as it is typed.
+
 SMALL = ["--evaluations", "1", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3", "--verify", "2"]
 sft.EVERY["eval_episodes"] = 4
 
@@ -159,6 +170,52 @@ def flags(out, steps=1, batch=4, tokens="1e9", **more):
     """A small run's flags, and more: keyword by keyword. None: not this one."""
     named = {"out": out, "tokens": tokens, "batch": batch, "steps": steps, **more}
     return [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))] + SMALL
+
+
+def printed(function, *arguments):
+    """-> what the call printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        function(*arguments)
+    return out.getvalue()
+
+
+def quiet(main, argv):
+    """Run a script's main() in this process -> what it printed. Exits count as exceptions."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main(argv)
+    return out.getvalue()
+
+
+def quick(main, argv):
+    """quiet(), but evaluations and tables show a player who knows nothing: for tests of what is trained."""
+    with acting(lambda env, seed: "{}"):
+        return quiet(main, argv)
+
+
+def error_of(words, main, argv):
+    """A script must end on bad input in one clear line with these words (a pattern): its own, exit code 1, or argparse's, 2."""
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        code = raises(SystemExit, "", lambda: quiet(main, argv))
+    text, form = (err.getvalue(), "usage: .*\n.*: (error: .*)") if code == "2" else (code, "(error: .*)")
+    line = re.fullmatch(form, text.strip())
+    assert line and re.search(words, line[1]), f"expected one line about {words!r} for {argv}, got {text!r}"
+
+
+def command(*argv, code=0, **env):
+    """Run `python ...` in a process of its own -> its output."""
+    done = subprocess.run([sys.executable, *argv], cwd=HERE, capture_output=True, text=True,
+                          env={**os.environ, **env}, timeout=600)  # for ranks that wait for ever
+    assert done.returncode == code, f"{argv}: exit {done.returncode}\n" + (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def parsed(line=""):
+    """The flags that all scripts share -> namespace."""
+    return ev.parse(ev.new_parser(""), line.split())
+
+
+def table_args(*argv):
+    return ev.parse(ev.new_parser(""), ["--max_new_tokens", "12", *argv])
 
 
 def tiny_stages():
@@ -179,6 +236,51 @@ def small_init():
     return out
 
 
+# Helpers: stand-ins for a model, and a look at calls.
+
+@contextlib.contextmanager
+def watching(owner, name, look):
+    """Within, look(result, *arguments) is called after each call of owner.name."""
+    real = getattr(owner, name)
+
+    def watched(*arguments, **keywords):
+        result = real(*arguments, **keywords)
+        look(result, *arguments, **keywords)
+        return result
+    with mock.patch.object(owner, name, watched):
+        yield
+
+
+@contextlib.contextmanager
+def acting(choose):
+    """Within, evaluate() watches a player that answers choose(env, seed), without a model."""
+    def play(env, seed):
+        messages, turns = env.reset(seed)[0], []
+        while messages:
+            step = env.step(choose(env, seed))
+            messages = step.messages
+            turns.append(step.info)
+        return ev.Episode([], turns)
+    rollout = lambda model, tok, envs, seeds, *_, **__: list(map(play, envs, seeds))
+    with mock.patch.object(ev, "rollout", rollout):
+        yield
+
+
+@contextlib.contextmanager
+def speaking(model, tok, envs, choose):
+    """Within, generate() says choose(env) in place of a sample, for each environment that still plays."""
+    playing = list(envs)
+
+    def generate(self, input_ids=None, **kw):
+        said = [torch.tensor(ids_of(tok, choose(env)) + [tok.eos_token_id]) for env in playing]
+        said = torch.nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=tok.pad_token_id)
+        return SimpleNamespace(sequences=torch.cat([input_ids, said], 1), cache=None)
+    with mock.patch.object(type(model), "generate", generate), \
+            mock.patch.object(model.generation_config, "eos_token_id", [tok.eos_token_id]), \
+            watching(type(envs[0]), "step", lambda step, env, _: step.done and playing.remove(env)):
+        yield
+
+
 # Helpers: models, and episodes that they play. A family is a tiny model's class and the task it plays here.
 
 PICTURES = ("llava", "mllama", "idefics3", "qwen2_5_vl")
@@ -189,14 +291,18 @@ def cpu(dtype="fp32"):
     return ev.setup(SimpleNamespace(device="cpu", dtype=dtype))
 
 
+def ids_of(tok, text):
+    return tok(text, add_special_tokens=False).input_ids
+
+
 @functools.lru_cache(maxsize=None)
 def tiny(family="gp"):
-    """A random tiny model whose samples vary, and its tokenizer. Those that see were saved and loaded again."""
+    """A random tiny model whose samples vary, and its tokenizer. Those that see were saved and loaded."""
     model, tok = tiny_vlm(family) if family in PICTURES else sft.build_tiny(family, seed=0)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5 if p.ndim == 2 else 1.0)
-    # Several end tokens, as real models have: with 30 of 512 most random answers end by themselves, and some do not.
+    # Several end tokens, as real models have: with 30 of 512 most random answers end by themselves, not all.
     model.generation_config.eos_token_id = [tok.eos_token_id, *range(300, 330)]
     model.generation_config.pad_token_id = tok.pad_token_id
     if family not in PICTURES:
@@ -207,7 +313,8 @@ def tiny(family="gp"):
     assert type(loaded) is type(model) and same(model.state_dict(), loaded.state_dict())
     if family == "qwen2_5_vl":  # without torchvision there is a reason in the processor's place
         if isinstance(tok.processor, str):
-            raises(SystemExit, "processor cannot be loaded", lambda: ev.prompt(tok, *GeneralPoints(vl=True).reset(0)))
+            shown = GeneralPoints(vl=True).reset(0)
+            raises(SystemExit, "processor cannot be loaded", lambda: ev.prompt(tok, *shown))
         tok.processor = qwen_processor(tok)
     return loaded, tok
 
@@ -232,79 +339,10 @@ def picture_places(model, segment):
     return [i for i, token in enumerate(segment.ids) if token in ids]
 
 
-@contextlib.contextmanager
-def speaking(model, tok, envs, choose):
-    """Within, generate() says choose(env) in place of a sample, for each environment that still plays."""
-    playing = list(envs)
-
-    def generate(self, input_ids=None, **kw):
-        ids = [tok(choose(env), add_special_tokens=False).input_ids + [tok.eos_token_id] for env in playing]
-        longest = max(map(len, ids))
-        ids = torch.tensor([i + [tok.pad_token_id] * (longest - len(i)) for i in ids])
-        return SimpleNamespace(sequences=torch.cat([input_ids, ids], 1), cache=None)
-    with mock.patch.object(type(model), "generate", generate), \
-            mock.patch.object(model.generation_config, "eos_token_id", [tok.eos_token_id]), \
-            watching(type(envs[0]), "step", lambda step, env, _: step.done and playing.remove(env)):
-        yield
-
-
-@contextlib.contextmanager
-def acting(choose):
-    """Within, evaluate() watches a player that answers choose(env, seed), without a model."""
-    def play(env, seed):
-        messages, turns = env.reset(seed)[0], []
-        while messages:
-            step = env.step(choose(env, seed))
-            messages = step.messages
-            turns.append(step.info)
-        return ev.Episode([], turns)
-    with mock.patch.object(ev, "rollout", lambda model, tok, envs, seeds, *_, **__: list(map(play, envs, seeds))):
-        yield
-
-
-def quick(main, argv):
-    """quiet(), but evaluations and tables show a player who knows nothing: for tests of what is trained."""
-    with acting(lambda env, seed: "{}"):
-        return quiet(main, argv)
-
-
-@contextlib.contextmanager
-def watching(owner, name, look):
-    """Within, look(result, *arguments) is called after each call of owner.name."""
-    real = getattr(owner, name)
-
-    def watched(*arguments, **keywords):
-        result = real(*arguments, **keywords)
-        look(result, *arguments, **keywords)
-        return result
-    with mock.patch.object(owner, name, watched):
-        yield
-
-
-def table_args(*argv):
-    return ev.parse(ev.new_parser(""), ["--max_new_tokens", "12", *argv])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Helpers of the tests of verifier.py and the environments.
+# Helpers: answers and documents of the environments.
 
 NONE, CROSS = "nothing nearby", "at an intersection"
 HOUSE, CORNER = "Oak Inn is on your left", "Oak Inn is on your left, at an intersection"
-
-
-def within(low, actual, high, what="value"):
-    assert low <= actual <= high, f"{what}: expected {low} to {high}, got {actual}"
-
-
-def shares(counts, *rows):
-    for low, part, whole, high in rows:
-        within(low, counts[part] / whole, high, f"share of {part}")
-
-
-def refused(words, function):
-    """function() must raise a ValueError of one short line with these words."""
-    message = raises(ValueError, words, function)
-    assert "\n" not in message and len(message) < 500, f"expected one short line, got {message}"
 
 
 def virl_answer(action, observation=NONE):
@@ -319,8 +357,14 @@ def turns_of(document):
     return True, document[0]["content"], [m["content"] for m in document[1::2]]
 
 
+def shares(counts, *rows):
+    """rows: (lowest share, what is counted, of how many, highest share)."""
+    for low, part, whole, high in rows:
+        within(low, counts[part] / whole, high, f"share of {part}")
+
+
 def expert_plays(env, episodes):
-    """Each answer of both demonstrators must be right, and the last one end a solved episode -> number of answers."""
+    """Both demonstrators play; each answer is right, the last one ends the episode -> number of answers."""
     count = 0
     for i, demonstrator in itertools.product(range(episodes), env.demonstrators):
         messages, _ = env.reset(i)
@@ -334,95 +378,118 @@ def expert_plays(env, episodes):
                 equal(own_words, expected, demonstrator)
             else:
                 last, matters = True, bool(set(env.cards) & set("JQK"))
-                told = [", ".join(env.cards), "A is 1; J is {}; Q is {}; K is {}.".format(*RULES[env.rule])]
+                rule = "A is 1; J is {}; Q is {}; K is {}.".format(*RULES[env.rule])
+                told = [", ".join(env.cards), rule]
             equal([text for text in told if text not in prompt], [], prompt)
             equal((env.expert(demonstrator), len(messages)), (answer, 1), "asked again, messages")
             step = env.step(answer)
-            equal(step.info, {"verdict": "correct", "position_done": True, "position_solved": True, "success": last,
-                              "rule_matters": matters, "other_rule": False, "recognized": None}, answer)
-            equal((step.reward, step.done, step.messages is None), (env.reward_scale, last, last), answer)
+            equal(step.info, {"verdict": "correct", "position_done": True, "position_solved": True,
+                              "success": last, "rule_matters": matters, "other_rule": False,
+                              "recognized": None}, answer)
+            done = step.reward, step.done, step.messages is None
+            equal(done, (env.reward_scale, last, last), answer)
             messages, count = step.messages, count + 1
     return count
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # verifier.py
 
 def test_reading_formulas_and_objects():
-    """Of bounds on length, depth, digits and the end that is read: the last legal case and the first illegal one."""
+    """At each bound (length, depth, digits, end that is read): the last legal and the first illegal case."""
     for text, value, numbers in (
-            ("8/(3-8/3)", 24, [8, 3, 8, 3]), ("2-3-4", -5, [2, 3, 4]), ("8/4/2", 1, [8, 4, 2]), ("1/3", Fraction(1, 3), [1, 3]),
-            ("2+3*4", 14, [2, 3, 4]), ("(" * 16 + "8" + ")" * 16, 8, [8]), ("9999", 9999, [9999]),
-            ("1*" * 63 + "1 ", 1, [1] * 64), ("9999*" * 25 + "9", 9999 ** 25 * 9, [9999] * 25 + [9])):
+            ("8/(3-8/3)", 24, [8, 3, 8, 3]), ("2-3-4", -5, [2, 3, 4]), ("8/4/2", 1, [8, 4, 2]),
+            ("1/3", Fraction(1, 3), [1, 3]), ("2+3*4", 14, [2, 3, 4]), ("(" * 16 + "8" + ")" * 16, 8, [8]),
+            ("9999", 9999, [9999]), ("1*" * 63 + "1 ", 1, [1] * 64),
+            ("9999*" * 25 + "9", 9999 ** 25 * 9, [9999] * 25 + [9])):
         equal(evaluate_formula(text), (Fraction(value), numbers), text)
     for text in ("", "1+", "(1", "1)", "+1", "1/0", "99999", "1*" * 64 + "1", "(" * 17 + "8" + ")" * 17):
-        assert raises(FormulaError, "", lambda: evaluate_formula(text)), f"{text!r}: expected a message, got none"
+        assert raises(FormulaError, "", lambda: evaluate_formula(text)), f"{text!r}: an error without words"
     answer, fields = '{"formula": "4*6"}', {"formula": "4*6"}
-    for text, expected in (('{"formula": "1"} then ' + answer + " done", fields), (f"```json\n{answer}\n```", fields),
-                           ('{"formula": {"a": 1}}', {"formula": {"a": 1}}), ('{"a": 1', None), ("[1]", None),
-                           ("{" * 20_000 + answer, fields), (answer.ljust(4096), fields), (answer.ljust(4097), None)):
+    for text, expected in (
+            ('{"formula": "1"} then ' + answer + " done", fields), (f"```json\n{answer}\n```", fields),
+            ('{"formula": {"a": 1}}', {"formula": {"a": 1}}), ('{"a": 1', None), ("[1]", None),
+            ("{" * 20_000 + answer, fields), (answer.ljust(4096), fields), (answer.ljust(4097), None)):
         equal(last_json_object(text), expected, text[:40])
 
 
 def test_gp_verdicts_and_rewards():
-    right, cards, misread, feedback = "8/(3-8/3)", ["3", "3", "8", "8"], ["3", "8", "8", "4"], verifier.GP_FEEDBACK
+    """Of the hand 3 3 8 8: each verdict has its reward and its feedback."""
+    right, cards, misread = "8/(3-8/3)", ["3", "3", "8", "8"], ["3", "8", "8", "4"]
     rewards = {"correct": 5, "wrong_value": -1, "misread": -1.5, "wrong_numbers": -2, "illegal": -3}
-    rows = [(formula, None, 24, "illegal") for formula in (
-        "", "8*", "-8+8", "(8", "8)", "8 8", "2^3", "8//3", "8**3", "9**9**9", "abc", "8/(3-3)", "88/(3-3)", "٨+٨", "８",
-        "1e3", "1_0", "0x8", "8.0", "(" * 40 + "8" + ")" * 40, "=24", "8=", "8=24=24", "24=8*3", "8=٢٤", "8=2 4",
-        right + "=00024", "\x008", None, 7, [1], {"a": 1}, True)]
-    rows += [(right, None, 24, "correct"), (" 8 / ( 3 - 8 / 3 ) = 24 ", None, 24, "correct"),
-             (right + "=0024", None, 24, "correct"), (right + "=23", None, 24, "wrong_value"), (right, None, 25, "wrong_value"),
-             ("8*3+8-3", None, 24, "wrong_value"), ("8*3+8-3", None, 29, "correct"), ("8*3+8-3=24", None, 29, "wrong_value"),
-             ("8*3", None, 24, "wrong_numbers"), ("8+8+8+0", None, 24, "wrong_numbers"), (right, cards[::-1], 24, "correct"),
-             (right, misread, 24, "misread"), ("nonsense", misread, 24, "misread"), ("nonsense", cards, 24, "illegal")]
-    for formula, shown, target, kind in rows:
+    illegal = ("", "8*", "-8+8", "(8", "8)", "8 8", "2^3", "8//3", "8**3", "9**9**9", "abc", "8/(3-3)",
+               "88/(3-3)", "٨+٨", "８", "1e3", "1_0", "0x8", "8.0", "(" * 40 + "8" + ")" * 40, "=24", "8=",
+               "8=24=24", "24=8*3", "8=٢٤", "8=2 4", right + "=00024", "\x008", None, 7, [1], {"a": 1}, True)
+    for formula, kind, target, shown in (
+            *((formula, "illegal", 24, None) for formula in illegal), (right, "correct", 24, None),
+            (" 8 / ( 3 - 8 / 3 ) = 24 ", "correct", 24, None), (right + "=0024", "correct", 24, None),
+            (right + "=23", "wrong_value", 24, None), (right, "wrong_value", 25, None),
+            ("8*3+8-3", "wrong_value", 24, None), ("8*3+8-3", "correct", 29, None),
+            ("8*3+8-3=24", "wrong_value", 29, None), ("8*3", "wrong_numbers", 24, None),
+            ("8+8+8+0", "wrong_numbers", 24, None), (right, "correct", 24, cards[::-1]),
+            (right, "misread", 24, misread), ("x", "misread", 24, misread), ("x", "illegal", 24, cards)):
         v = judge_gp(json.dumps({"cards": cards, "formula": formula}), [3, 3, 8, 8], target, shown)
-        equal((v.kind, v.reward, v.feedback), (kind, rewards[kind], feedback[kind]), (formula, shown, target))
-    equal((GP_REWARD, judge_gp('{"formula": "12*2"}', [2, 12]).numbers), (rewards, [12, 2]), "the table, numbers used")
+        what = formula, target, shown
+        equal((v.kind, v.reward, v.feedback), (kind, rewards[kind], GP_FEEDBACK[kind]), what)
+    equal((GP_REWARD, judge_gp('{"formula": "12*2"}', [2, 12]).numbers), (rewards, [12, 2]), "table, numbers")
 
 
 def test_virl_verdicts_and_rewards():
+    """Each verdict has its reward and feedback. The order: illegal, a wrong claim, a wrong action."""
     rewards = {"correct": 1, "wrong_action": -1, "wrong_intersection": -1.5, "illegal": -1}
     west, slight = "turn_direction(west)", "turn_direction(slightly left)"
-    rows = [(action, seen, right, seen == CORNER, "correct") for seen in (NONE, CORNER) for action, right in (
-        ("forward()", "forward()"), ("stop()", "stop()"), (slight, slight), ("turn_direction( 'slightly left' )", slight),
-        *((f"turn_direction({word})", west) for word in ("west", " west ", "'west'", '"west"', " ' west ' ")))]
-    rows += [(action, NONE, west, False, "wrong_action") for action in (
-        "turn_direction(east)", "turn_direction(left)", "forward()", "stop()", "turn_direction(northwest)")]
-    rows += [(action, seen, west, there, "wrong_intersection") for action in (west, "stop()") for seen, there in (
-        (CORNER, False), ("You see an INTERSECTION", False), (NONE, True), (None, True), (7, True),
-        (["intersection"], True), ({}, True), ("no intersection here", True), ("Not at any intersection.", True),
-        ("a shop, and no sign, at an intersection", False), ("an intersection but no shop", False))]  # before the action
-    rows += [(west, "This isn't an intersection", west, False, "correct")]
-    rows += [(bad, seen, west, False, "illegal") for seen in (NONE, CORNER) for bad in (
-        "", "west", None, 7, True, [], ["forward()"], {"a": 1}, " forward()", "forward( )", "forward", "Forward()", "stop();",
-        "forward()stop()", west + " ", west + "\n", "turn_direction (west)", "turn_direction()", "turn_direction(west", *(
-            f"turn_direction({word})" for word in (
-                "up", "west)", "West", "'west\"", "'west", "''west''", "slightlyleft", "slightly  left", "\twest")))]
-    rows = [(virl_answer(*row[:2]), *row[2:]) for row in rows] + [(text, west, False, "illegal") for text in (
-        "", "forward()", "[1]", '{"current observation": "x"}', '{"action": "forward()"', '{"Action": "forward()"}')]
-    for answer, right, crossing, kind in rows:
-        v = judge_virl(answer, right, crossing)
-        equal((v.kind, v.reward, v.feedback), (kind, rewards[kind], VIRL_FEEDBACK[kind]), (answer, right, crossing))
-    equal((VIRL_REWARD, judge_virl(rows[8][0], "stop()", False).action), (rewards, west), "the table, an action")
+
+    def check(answer, kind, right=west, crossing=False):
+        v, what = judge_virl(answer, right, crossing), (answer, right, crossing)
+        equal((v.kind, v.reward, v.feedback), (kind, rewards[kind], VIRL_FEEDBACK[kind]), what)
+    bad = ("up", "west)", "West", "'west\"", "'west", "''west''", "slightlyleft", "slightly  left", "\twest")
+    for seen in (NONE, CORNER):
+        for action, right in (("forward()", "forward()"), ("stop()", "stop()"), (slight, slight),
+                              ("turn_direction( 'slightly left' )", slight)):
+            check(virl_answer(action, seen), "correct", right, seen == CORNER)
+        for word in ("west", " west ", "'west'", '"west"', " ' west ' "):
+            check(virl_answer(f"turn_direction({word})", seen), "correct", west, seen == CORNER)
+        for wrong in ("", "west", None, 7, True, [], ["forward()"], {"a": 1}, " forward()", "forward( )",
+                    "forward", "Forward()", "stop();", "forward()stop()", west + " ", west + "\n",
+                    "turn_direction (west)", "turn_direction()", "turn_direction(west",
+                    *(f"turn_direction({word})" for word in bad)):
+            check(virl_answer(wrong, seen), "illegal")
+    for action in ("turn_direction(east)", "turn_direction(left)", "turn_direction(northwest)", "forward()",
+                   "stop()"):
+        check(virl_answer(action), "wrong_action")
+    for seen, crossing in (
+            (CORNER, False), ("You see an INTERSECTION", False), (NONE, True), (None, True), (7, True),
+            (["intersection"], True), ({}, True), ("no intersection here", True),
+            ("Not at any intersection.", True), ("a shop, and no sign, at an intersection", False),
+            ("an intersection but no shop", False)):
+        for action in (west, "stop()"):
+            check(virl_answer(action, seen), "wrong_intersection", crossing=crossing)
+    check(virl_answer(west, "This isn't an intersection"), "correct")
+    for text in ("", "forward()", "[1]", '{"current observation": "x"}', '{"action": "forward()"',
+                 '{"Action": "forward()"}'):
+        check(text, "illegal")
+    plain = judge_virl(virl_answer("turn_direction( 'west' )"), "stop()", False).action
+    equal((VIRL_REWARD, plain), (rewards, west), "the table, an action")
 
 
 def test_feedback_gives_nothing_away():
-    for table, rewards in ((verifier.GP_FEEDBACK, GP_REWARD), (VIRL_FEEDBACK, VIRL_REWARD)):
+    """Feedback holds no number and no action."""
+    for table, rewards in ((GP_FEEDBACK, GP_REWARD), (VIRL_FEEDBACK, VIRL_REWARD)):
         equal(list(table), list(rewards), "kinds")
         for kind, text in table.items():
             away = re.findall("|".join(("[0-9]", "forward", "stop", *COMPASS, *RELATIVE)), text)
             equal((away, text.endswith("Try again.")), ([], kind != "correct"), text)
 
 
-NASTY = ["", "null", "7", "[1]", "NaN", "nonsense", "forward()", "\x00", "\ud800", '{"a": 1', "[" * 10_000, "{" * 10_000,
-         '{"a":' * 10_000, "{" + "}" * 10_000, '{"action": "forward()" ' * 500,
-         '{"action": "turn_direction(' + " " * 4000 + '"}', '{"action": "turn_direction(' + "'" * 4000 + ')"}',
-         *('{"%s": %s}' % (field, value) for field in ("cards", "formula", "action", "current observation")
-           for value in ("null", "NaN", "1e999", "7", "true", "[]", "[[[]]]", "{}", '"\\ud800"', '"\ud800"', "9" * 4000,
-                         "9" * 10_000, f'"{"9" * 10_000}"', f'"{"(" * 10_000}"', "[" * 900 + "]" * 900,
-                         "[" * 2030 + "]" * 2030, '[null, {}, true, 1e999, "\\ud800"]'))]
+NASTY = ["", "null", "7", "[1]", "NaN", "nonsense", "forward()", "\x00", "\ud800", '{"a": 1', "[" * 10_000,
+         "{" * 10_000, '{"a":' * 10_000, "{" + "}" * 10_000, '{"action": "forward()" ' * 500,
+         '{"action": "turn_direction(' + " " * 4000 + '"}',
+         '{"action": "turn_direction(' + "'" * 4000 + ')"}']
+for field in ("cards", "formula", "action", "current observation"):
+    for value in ("null", "NaN", "1e999", "7", "true", "[]", "[[[]]]", "{}", '"\\ud800"', '"\ud800"',
+                  "9" * 4000, "9" * 10_000, f'"{"9" * 10_000}"', f'"{"(" * 10_000}"', "[" * 900 + "]" * 900,
+                  "[" * 2030 + "]" * 2030, '[null, {}, true, 1e999, "\\ud800"]'):
+        NASTY.append('{"%s": %s}' % (field, value))
 
 
 def test_judges_survive_anything():
@@ -442,8 +509,9 @@ def test_judges_survive_anything():
     for text in NASTY:
         check(text)
         equal(env_gp.recognized(text, cards), 0, text[:60])
-    for good in 3000 * ['{"cards": ["3", "J", "10", "K"], "number": [3, 11, 10, 13], "formula": "(10-3)/13+11"}',
-                        virl_answer("turn_direction(slightly left)", CROSS), virl_answer("forward()", CORNER)]:
+    gp = '{"cards": ["3", "J", "10", "K"], "number": [3, 11, 10, 13], "formula": "(10-3)/13+11"}'
+    turn, on = virl_answer("turn_direction(slightly left)", CROSS), virl_answer("forward()", CORNER)
+    for good in 3000 * [gp, turn, on]:
         chars = list(good)
         for _ in range(rng.randrange(1, 6)):
             chars[rng.randrange(len(chars))] = rng.choice(alphabet)
@@ -463,17 +531,18 @@ def test_words_of_turns():
     equal([compass_word(heading) for heading in (-1e-20, 359.99)], ["north"] * 2, "by a hair")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What holds for both environments.
 
 def test_same_seed_same_episodes_in_another_process():
-    """Hands, routes, pictures and documents, where strings have other hashes; and of the seeds only the episode's counts."""
+    """Hands, routes, pictures, documents, where strings have other hashes; only the episode's seed counts."""
     code = """if True:
         import hashlib, random
         from env_gp import GeneralPoints
         from env_virl import VIRL
         for Env in (GeneralPoints, VIRL):
-            for vl, look, split in ((0, "id", "train"), (0, "id", "unseen"), (1, "id", "train"), (1, "ood", "unseen")):
+            for vl, look, split in ((0, "id", "train"), (0, "id", "unseen"), (1, "id", "train"),
+                                    (1, "ood", "unseen")):
                 env, seen = Env(seed=5, vl=vl, visual=look, split=split), []
                 for seed in (None, None, "a", 7):
                     messages, images = env.reset(seed)
@@ -482,14 +551,17 @@ def test_same_seed_same_episodes_in_another_process():
                         step = env.step(env.expert())
                         messages, images = step.messages, step.images
                 print(Env.title, vl, look, split, hashlib.sha256(ascii(seen).encode()).hexdigest())
-            rng = random.Random(1)
-            texts = [(Env.document(rng), d, i[0].tobytes()) for d, i in (Env.picture_document(rng) for _ in range(20))]
+            rng, texts = random.Random(1), []
+            for _ in range(20):
+                document, [picture] = Env.picture_document(rng)
+                texts += [Env.document(rng), document, picture.tobytes()]
             print(Env.title, "documents", hashlib.sha256(ascii(texts).encode()).hexdigest())"""
-    printed = quiet(lambda scope: exec(code, scope), {})
-    equal(command("-c", code, PYTHONHASHSEED=str(os.getpid())), printed, "the output of another process")
-    equal(len({line.split()[-1] for line in printed.splitlines()}), 10, printed)
+    here = printed(exec, code, {})
+    equal(command("-c", code, PYTHONHASHSEED=str(os.getpid())), here, "the output of another process")
+    equal(len({line.split()[-1] for line in here.splitlines()}), 10, here)
     for Env in (GeneralPoints, VIRL):
-        within(16, len({Env(seed=seed).reset()[0][0]["content"] for seed in range(20)}), 20, "episodes of 20 seeds")
+        prompts = {Env(seed=seed).reset()[0][0]["content"] for seed in range(20)}
+        within(16, len(prompts), 20, "episodes of 20 seeds")
         a, b, made = (Env(seed=seed, vl=True) for seed in (3, 4, "x"))
         x, *others = (env.reset(seed)[1][0].tobytes() for env, seed in (
             (a, "x"), (a, "x"), (b, "x"), (made, None), (a, None), (b, "y")))
@@ -497,64 +569,77 @@ def test_same_seed_same_episodes_in_another_process():
 
 
 def test_cells_and_bad_keywords():
+    """cells() has each column's keywords. Each bad keyword of an environment is named in an error."""
     other = {"id": "ood", "ood": "id"}
     for Env, held_out, more, bad in ((GeneralPoints, "faces", {}, {"pixels": 39}),
                                      (VIRL, "unseen", {"move_on": True}, {"pixels": 15, "split": "faces"})):
         equal((set(Env.rule_names), set(Env.visual_names)), (set(RULES), set(RULES)), Env.title)
         for rule, visual in itertools.product(RULES, (None, *RULES)):
             cell = {"rule": rule, "split": "unseen", **more}
-            expected = {"seen": {**cell, "split": "train"}, "id": cell, "ood": {**cell, "rule": other[rule], "split": held_out}}
+            expected = {"seen": {**cell, "split": "train"}, "id": cell,
+                        "ood": {**cell, "rule": other[rule], "split": held_out}}
             if visual:
-                expected["visual"] = {**cell, "visual": other[visual], **({"split": "all"} if Env is VIRL else {})}
+                expected["visual"] = {**cell, "visual": other[visual]}
+                expected["visual"].update({"split": "all"} if Env is VIRL else {})
             equal(list(Env.cells(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
-        for name, value in [("rule", "x"), ("split", "x"), ("verify", 0), ("visual", "x"), ("pixels", 0), *bad.items()]:
+        for name, value in [("rule", "x"), ("split", "x"), ("verify", 0), ("visual", "x"), ("pixels", 0),
+                            *bad.items()]:
             refused(f"{name}={value!r}", lambda: Env(vl=True, **{name: value}))
     refused("--data", lambda: GeneralPoints(data="x"))
 
 
 def test_expert_is_always_right():
+    """Under every rule and split, with one attempt too: see expert_plays()."""
     for rule, split in itertools.product(RULES, ("train", "unseen", "faces")):
         equal(expert_plays(GeneralPoints(rule=rule, split=split), 50), 100, (rule, split))
-        for move_on in (False, True) * (split != "faces"):
-            within(301, expert_plays(VIRL(rule=rule, split=split, move_on=move_on, verify=1), 20), 999, (rule, split))
+    for rule, split, move_on in itertools.product(RULES, ("train", "unseen"), (False, True)):
+        env = VIRL(rule=rule, split=split, move_on=move_on, verify=1)
+        within(301, expert_plays(env, 20), 999, (rule, split))
 
 
 def test_pictures_show_what_words_tell():
-    """The same episodes as in words, what is shown out of the prompt; a conversation goes on and keeps its picture."""
+    """Pictures change no episode: what is shown leaves the prompt, and a conversation keeps its picture."""
     def blunder(env):  # for V-IRL misread, too
         if isinstance(env, GeneralPoints):
             return json.dumps({"cards": env.cards, "formula": "1"})
         return virl_answer("forward()" if env.position.action == "stop()" else "stop()", "a tower")
-    for Env, feedback, place, told in (
-            (GeneralPoints, verifier.GP_FEEDBACK, env_gp.IN_PICTURE, lambda env: ", ".join(env.cards)),
-            (VIRL, VIRL_FEEDBACK, env_virl.IN_PICTURE, lambda env: env.position.observation)):
-        for rule, visual in itertools.product(RULES, RULES):
-            text, vl = (Env(rule=rule, visual=visual, vl=see, seed=3, pixels=40) for see in (False, True))
-            for seed in (None, None, *range(4)):
-                (words, none), (messages, images), pictures = text.reset(seed), vl.reset(seed), []
-                while messages:
-                    prompt, said = messages[0]["content"], blunder(vl)
-                    equal((none, prompt.count(place), "picture" in words[0]["content"]), ([], 1, False), prompt)
-                    equal(prompt.replace(place, told(vl)), words[0]["content"], "the prompt in words")
-                    equal([(image.mode, image.size) for image in images], [("RGB", (40, 40))], "pictures")
-                    pictures.append(images[0].tobytes())
-                    asked = Env is GeneralPoints or vl.at > 0 and vl.positions[vl.at - 1].action == "forward()"
-                    for env, before, shown in ((text, words, none), (vl, messages, images)):
-                        step = env.step(said)
-                        after = before + [{"role": "assistant", "content": said},
-                                          {"role": "user", "content": feedback[step.info["verdict"]]}]
-                        equal((step.done, step.images is shown, step.messages), (False, True, after), "the conversation goes on")
-                    equal(images[0].tobytes() == pictures[-1], True, "the picture is kept")
-                    wrong, right = step.info["recognized"], vl.expert()  # where it is not asked, the prompt tells
-                    assert wrong in ((None,) if not asked else (1,) if Env is GeneralPoints else (0, 1 / 3, 0.5)), wrong
-                    step, plain = vl.step(right), text.step(text.expert())
-                    equal((step.info, step.reward), ({**plain.info, "recognized": 1 if asked else None}, plain.reward))
-                    equal((plain.info["recognized"], plain.images, step.images is images), (None, [], False), prompt)
-                    messages, images, words = step.messages, step.images, plain.messages
-                equal((images, step.done, len(set(pictures))), ([], True, len(pictures)), "images, done, pictures")
+
+    def check_position(text, vl, words, messages, images):
+        """One blunder and one right answer in words and with a picture -> the two steps after them."""
+        gp, before = isinstance(vl, GeneralPoints), images[0].tobytes()
+        place, told = ((env_gp.IN_PICTURE, ", ".join(vl.cards)) if gp else
+                       (env_virl.IN_PICTURE, vl.position.observation))
+        prompt, said = messages[0]["content"], blunder(vl)
+        equal((prompt.count(place), "picture" in words[0]["content"]), (1, False), prompt)
+        equal(prompt.replace(place, told), words[0]["content"], "the prompt in words")
+        equal([(image.mode, image.size) for image in images], [("RGB", (40, 40))], "pictures")
+        asked = gp or vl.at > 0 and vl.positions[vl.at - 1].action == "forward()"  # else the prompt tells
+        for env, chat, shown in ((text, words, []), (vl, messages, images)):
+            step = env.step(said)
+            feedback = (GP_FEEDBACK if gp else VIRL_FEEDBACK)[step.info["verdict"]]
+            after = chat + [{"role": "assistant", "content": said}, {"role": "user", "content": feedback}]
+            equal((step.done, step.images, step.messages), (False, shown, after), "the conversation goes on")
+        equal((step.images is images, images[0].tobytes() == before), (True, True), "the picture is kept")
+        wrong = (None,) if not asked else (1,) if gp else (0, 1 / 3, 0.5)
+        assert step.info["recognized"] in wrong, step.info
+        seen, plain = vl.step(vl.expert()), text.step(text.expert())
+        equal((seen.info, seen.reward), ({**plain.info, "recognized": 1 if asked else None}, plain.reward))
+        equal((plain.info["recognized"], plain.images, seen.images is images), (None, [], False), prompt)
+        return plain, seen
+    for Env, rule, visual in itertools.product((GeneralPoints, VIRL), RULES, RULES):
+        text, vl = (Env(rule=rule, visual=visual, vl=see, seed=3, pixels=40) for see in (False, True))
+        for seed in (None, None, *range(4)):
+            (words, none), (messages, images), pictures = text.reset(seed), vl.reset(seed), []
+            equal(none, [], "pictures of a task in words")
+            while messages:
+                pictures.append(images[0].tobytes())
+                plain, step = check_position(text, vl, words, messages, images)
+                messages, images, words = step.messages, step.images, plain.messages
+            equal((images, step.done, len(set(pictures))), ([], True, len(pictures)), "the end, pictures")
 
 
 def test_recognized():
+    """The share of a picture's parts that an answer names: the cards; landmark, side and intersection."""
     hand = ["3", "J", "10", "K"]
     for said, cards, share in (
             (hand, hand, 1), (hand[::-1], hand, 1), ([10, 3, "K", "J"], hand, 1), ([], hand, 0),
@@ -564,27 +649,32 @@ def test_recognized():
             ("3, J, 10, K", hand, 0), ({"3": "J"}, hand, 0), (None, hand, 0)):
         equal(env_gp.recognized('{"cards": ["A"]} and ' + json.dumps({"cards": said}), cards), share, said)
     tokyo, a_is_b, bare = "東京 is on your right", 'The "A is B" Inn is on your left', f"{NONE}, {CROSS}"
+    nothing = itertools.product((None, 7, True, [], [NONE], {}, {"a": NONE}, 1e999), (NONE, CORNER))
     for share, pairs in (
-            (1, ((CORNER, CORNER), (HOUSE, HOUSE), (NONE, NONE), (CROSS, CROSS), (a_is_b, a_is_b), (tokyo, tokyo),
-                 ("  OAK inn\nis on  your left, AT an Intersection ", CORNER), ("Nothing  Nearby", NONE), (bare, CROSS))),
-            (2 / 3, ((HOUSE, CORNER), (CORNER, HOUSE), (CORNER.replace("left", "right"), CORNER), ("Oak Inn", HOUSE),
-                     (CORNER.replace("Inn", "Cafe"), CORNER), (f"Oak Inn, {CROSS}", CORNER))),
+            (1, ((CORNER, CORNER), (HOUSE, HOUSE), (NONE, NONE), (CROSS, CROSS), (a_is_b, a_is_b),
+                 (tokyo, tokyo), ("  OAK inn\nis on  your left, AT an Intersection ", CORNER),
+                 ("Nothing  Nearby", NONE), (bare, CROSS))),
+            (2 / 3, ((HOUSE, CORNER), (CORNER, HOUSE), (CORNER.replace("left", "right"), CORNER),
+                     ("Oak Inn", HOUSE), (CORNER.replace("Inn", "Cafe"), CORNER),
+                     (f"Oak Inn, {CROSS}", CORNER))),
             (1 / 2, ((CROSS, NONE), (NONE, CROSS), (HOUSE, NONE), (CORNER, CROSS))),
-            (1 / 3, (("Sun Cafe is on your left", CORNER), (CROSS, CORNER), (NONE, HOUSE), ("\ud800", HOUSE))),
-            (0, (("Sun Cafe is on your right", CORNER), (NONE, CORNER), (CORNER, NONE), (HOUSE, CROSS), ("", NONE), (" ", NONE),
-                 ("x" * 5000, HOUSE), *itertools.product((None, 7, True, [], [NONE], {}, {"a": NONE}, 1e999), (NONE, CORNER))))):
+            (1 / 3, ((CROSS, CORNER), (NONE, HOUSE), ("\ud800", HOUSE),
+                     ("Sun Cafe is on your left", CORNER))),
+            (0, (("Sun Cafe is on your right", CORNER), (NONE, CORNER), (CORNER, NONE), (HOUSE, CROSS),
+                 ("", NONE), (" ", NONE), ("x" * 5000, HOUSE), *nothing))):
         for said, truth in pairs:
             near(env_virl.recognized(virl_answer("forward()", said), truth), share, 1e-9, (said, truth))
 
 
 def test_texts_are_few_tokens():
-    """The tiny models' tokenizers lose nothing. Fixed phrases are a token or two, and so is each word that varies in V-IRL."""
+    """The tiny tokenizers lose nothing. Fixed phrases are one or two tokens, V-IRL's varying words one."""
     for family, env in (("gp", GeneralPoints()), ("virl", VIRL())):
+        tok = tiny(family)[1]
         for text in ('{"formula": "(11-5)*4"}', "naïve – 中文 \x00 🂡", env.reset(0)[0][0]["content"]):
-            equal(tiny(family)[1].decode(tiny(family)[1](text, add_special_tokens=False).input_ids), text)
+            equal(tok.decode(ids_of(tok, text)), text)
     tok, parts = sft.build_tiny("gp", 0, vl=True)[1], (["A", "2", "3", "4"], (1, 2, 3), [1, 2, 3, 4], "2*3*4")
     caption, game = (tok.tokenize(env_gp.fill(words, *parts)) for words in (env_gp.CAPTION, env_gp.GAME))
-    equal([t in game for t in caption if "Cards" in t], [True], "the list of cards begins with one and the same token")
+    equal([t in game for t in caption if "Cards" in t], [True], "the card list begins with the same token")
     within(1, len(caption), 11, caption)
     for vl, its in ((True, tok), (False, tiny()[1])):
         within(1, len(ev.prompt(its, GeneralPoints(vl=vl).reset(0)[0]).ids), 39, "tokens of a prompt")
@@ -595,10 +685,11 @@ def test_texts_are_few_tokens():
         equal(len(tok.tokenize(word)), 1, word)
     for rule, i, demonstrator in itertools.product(RULES, range(20), VIRL.demonstrators):
         env = VIRL(rule=rule, split="unseen")
-        for (messages, _, answer), position in zip(sft.demonstrations(env, i, demonstrator), env.positions, strict=True):
+        states = sft.demonstrations(env, i, demonstrator)
+        for (messages, _, answer), position in zip(states, env.positions, strict=True):
             ids, turn = ev.prompt(tok, messages).ids, position.turn
-            missing = {relative_word(*turn), compass_word(turn[1])} - {tok.decode([t]) for t in ids} if turn else set()
-            equal(missing, set(), messages)
+            words = {relative_word(*turn), compass_word(turn[1])} if turn else set()
+            equal(words - {tok.decode([t]) for t in ids}, set(), messages)
             lengths.append(len(ids))
             costs[demonstrator] += len(tok.tokenize(answer))
     within(45, sum(lengths) / len(lengths), 70, "mean length of a prompt")
@@ -606,49 +697,57 @@ def test_texts_are_few_tokens():
     within(1, costs["expert"], costs["habit"], "tokens of the expert in its own words")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # env_gp.py
 
 def test_solver():
-    """All solutions and random formulas by Python's parser over Fractions; with as many solvable hands as there are, all are."""
+    """Python's own parser over Fractions agrees on all solutions and on random formulas. As many hands have
+    solutions as there are solvable ones, so none is missed."""
     table, rng = {hand: solutions(hand) for hand in all_hands()}, random.Random(0)
-    equal((len(table), sum(map(bool, table.values())), sum(map(len, table.values()))), (1820, 1362, 4469), "counts")
+    counts = len(table), sum(map(bool, table.values())), sum(map(len, table.values()))
+    equal(counts, (1820, 1362, 4469), "hands, solvable hands, solutions")
     ten = all_hands(10, solvable=True)
-    equal((ten, len(ten)), ([hand for hand in all_hands(10) if table[hand]], 566), "solvable hands of 1 to 10")
-    equal(table[4, 4, 6, 12], ("12*4-4*6", "(12+4)*6/4", "(12-4-4)*6", "(12/6+4)*4", "(4*4-12)*6", "(4+4-6)*12",
-                               "12*4/(6-4)"), "each in one canonical form")
+    equal((ten, len(ten)), ([hand for hand in all_hands(10) if table[hand]], 566), "solvable with 1 to 10")
+    equal(table[4, 4, 6, 12], ("12*4-4*6", "(12+4)*6/4", "(12-4-4)*6", "(12/6+4)*4", "(4*4-12)*6",
+                               "(4+4-6)*12", "12*4/(6-4)"), "each in one canonical form")
     for hand, found in table.items():
         equal(list(found), sorted(set(found), key=lambda s: (len(s), s)), "each once, shortest first")
         for formula in (*found, env_gp.some_formula(hand, rng, noise=1)):
             value = None
             with contextlib.suppress(ZeroDivisionError):
-                value = eval(re.sub(r"([0-9]+)", r"Fraction(\1)", formula))  # it is legal: Python's grammar agrees
+                value = eval(re.sub(r"([0-9]+)", r"Fraction(\1)", formula))  # legal: Python's grammar agrees
             kind = "illegal" if value is None else "correct" if value == 24 else "wrong_value"
             equal(judge_gp(json.dumps({"formula": formula}), list(hand)).kind, kind, formula)
             assert kind == "correct" or formula not in found, f"{formula} makes {value}"
 
 
 def test_gp_deals_and_demonstrators():
-    """Both rules train on as many hands, none unseen. The expert has any solution, always one for a hand; habit the shortest."""
+    """Both rules train on as many hands, none of them unseen. The expert has any solution, for a hand always
+    the same one; habit has the shortest."""
     dealt = {"train": set(), "unseen": set(), "faces": set()}
     for rule, split in itertools.product(RULES, dealt):
         hands, first, differ = env_gp.training_hands(rule), {}, 0
         equal((len(hands), max(map(max, hands))), (env_gp.TRAIN_HANDS, max(RULES[rule])), rule)
         equal([hand for hand in hands if env_gp.is_unseen(hand) or not solutions(hand)], [], rule)
         env, other = (GeneralPoints(rule=rule, split=split, seed=seed) for seed in (7, 8))
+        count_as = {**{str(n): n for n in range(2, 11)}, "A": 1, **dict(zip("JQK", RULES[rule]))}
         for i in range(400):
-            env.reset(i), other.reset(i)
-            key, count_as = tuple(sorted(env.numbers)), {"A": 1, **dict(zip("JQK", RULES[rule]))}
-            equal(env.numbers, [count_as.get(rank) or int(rank) for rank in env.cards], env.cards)
-            equal((key in hands, env_gp.is_unseen(key)), (split == "train", split != "train"), (rule, split, key))
+            env.reset(i)
+            other.reset(i)
+            key = tuple(sorted(env.numbers))
+            equal(env.numbers, [count_as[rank] for rank in env.cards], env.cards)
+            splits = key in hands, env_gp.is_unseen(key)
+            equal(splits, (split == "train", split != "train"), (rule, split, key))
             assert split != "faces" or set(env.cards) & set("JQK"), f"expected a face, got {env.cards}"
             dealt[split].add(key)
             for demonstrator, allowed in (("expert", solutions(key)), ("habit", solutions(key)[:1])):
                 said = json.loads(env.expert(demonstrator))
                 assert said["formula"] in allowed, f"{demonstrator}: expected one of {allowed}, got {said}"
-                again = first.setdefault((demonstrator, key), said["formula"])  # also of a hand that comes again
-                equal(list(said.items()), [("cards", env.cards), ("number", env.numbers), ("formula", again)], demonstrator)
-            equal((env.expert(), other.expert("habit")), (env.expert("expert"), env.expert("habit")), env.cards)
+                again = first.setdefault((demonstrator, key), said["formula"])  # of a hand that comes again
+                expected = [("cards", env.cards), ("number", env.numbers), ("formula", again)]
+                equal(list(said.items()), expected, demonstrator)
+            equal(env.expert(), env.expert("expert"), "the default")
+            equal(other.expert("habit"), env.expert("habit"), "habit, for another seed")
             differ += env.expert() != other.expert()
         within(40, differ, 360, "deals that two seeds solve in different ways")
     equal(dealt["train"] & (dealt["unseen"] | dealt["faces"]), set(), "hands of both splits")
@@ -662,31 +761,37 @@ def test_gp_steps():
     keywords = dict(rule="ood", split="faces")
     seeing, plain = GeneralPoints(**keywords, vl=True, verify=1), GeneralPoints(**keywords, verify=3)
     for seed in range(20):
-        seeing.reset(seed), plain.reset(seed)
+        seeing.reset(seed)
+        plain.reset(seed)
         cards, right = seeing.cards, json.loads(seeing.expert())["formula"]
         wrong = cards[:3] + [next(r for r in env_gp.RANKS if r != cards[3])]
-        unlike, other = ("+".join(map(str, env_gp.numbers_of(cards, RULES[rule]))) + "=23" for rule in ("ood", "id"))
-        rows = [(json.dumps({"cards": said, "formula": formula}), kind, share) for said, formula, kind, share in (
-            (wrong, right, "misread", 0.75), (wrong, "1/0", "misread", 0.75), (None, right, "misread", 0),
-            (cards + ["A"], right, "misread", 0.8), (cards[::-1], right, "correct", 1), (cards, "1/0", "illegal", 1),
-            (cards, "4*6+99", "wrong_numbers", 1), (cards, unlike, "wrong_value", 1))]
-        for answer, kind, share in rows + [("{}", "misread", 0), ("no", "illegal", 0), ('{"cards": []', "illegal", 0)]:
+        unlike, other = ("+".join(map(str, env_gp.numbers_of(cards, RULES[rule]))) + "=23"
+                         for rule in ("ood", "id"))
+        said = lambda cards, formula: json.dumps({"cards": cards, "formula": formula})
+        for answer, kind, share in (
+                (said(wrong, right), "misread", 0.75), (said(wrong, "1/0"), "misread", 0.75),
+                (said(None, right), "misread", 0), (said(cards + ["A"], right), "misread", 0.8),
+                (said(cards[::-1], right), "correct", 1), (said(cards, "1/0"), "illegal", 1),
+                (said(cards, "4*6+99"), "wrong_numbers", 1), (said(cards, unlike), "wrong_value", 1),
+                ("{}", "misread", 0), ("no", "illegal", 0), ('{"cards": []', "illegal", 0)):
             seeing.reset(seed)
             step = seeing.step(answer)
-            actual = step.info["verdict"], step.reward, step.info["recognized"], step.done, step.messages, step.images
-            equal(actual, (kind, GP_REWARD[kind], share, True, None, []), answer)
+            actual = step.info["verdict"], step.info["recognized"], step.reward, step.done
+            equal(actual, (kind, share, GP_REWARD[kind], True), answer)
+            equal((step.messages, step.images), (None, []), answer)
         for attempt, (formula, follows) in enumerate(((unlike, False), (other, True), ("", False))):
             step = plain.step(json.dumps({"formula": formula}))
             actual = step.info["other_rule"], step.info["rule_matters"], step.done, step.info["success"]
             equal(actual, (follows, True, attempt == 2, False), (cards, formula))
             if not step.done:
-                equal(step.messages[-1]["content"], verifier.GP_FEEDBACK[step.info["verdict"]], "feedback")
+                equal(step.messages[-1]["content"], GP_FEEDBACK[step.info["verdict"]], "feedback")
 
 
 def test_gp_example():
-    """The prompt shows the form of an answer by one that is legal, for cards that are never dealt: a copy is wrong."""
+    """The prompt's example is a legal answer to cards that are never dealt: a copy is wrong."""
     shown = last_json_object(GeneralPoints().reset(0)[0][0]["content"])
-    equal((env_gp.numbers_of(shown["cards"], RULES["id"]), solutions(tuple(shown["number"]))), (shown["number"], ()), "example")
+    equal(env_gp.numbers_of(shown["cards"], RULES["id"]), shown["number"], "the example's numbers")
+    equal(solutions(tuple(shown["number"])), (), "the example's solutions")
     for rule, vl in itertools.product(RULES, (False, True)):
         env = GeneralPoints(rule=rule, vl=vl)
         env.reset(1)
@@ -694,22 +799,31 @@ def test_gp_example():
 
 
 def test_gp_documents():
-    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions name the cards drawn."""
+    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions are true."""
     rng, count = random.Random(0), Counter()
     with mock.patch.object(env_gp, "picture", return_value="picture") as draw:
         documents = [("words", env_gp.document(rng), [], [], None) for _ in range(2000)]
-        documents += [("exact", env_gp.document(rng, chat_share=0, noise=0), [], [], None) for _ in range(500)]
-        documents += [("seen", *GeneralPoints.picture_document(rng, noise=0.1), *draw.call_args.args[:2]) for _ in range(3000)]
-        others = [GeneralPoints.picture_document(rng, rare="id", pixels=60) and draw.call_args.args for _ in range(500)]
-    equal((len({call.args[3] for call in draw.call_args_list}), {row[2] for row in others}), (3500, {60}), "seeds, pixels")
-    within(0.8, sum(row[1] == "ood" for row in others) / 500, 0.97, "the common look, where the other is rare")
+        documents += [("exact", env_gp.document(rng, 0, noise=0), [], [], None) for _ in range(500)]
+        for _ in range(3000):
+            document, images = GeneralPoints.picture_document(rng, noise=0.1)
+            documents.append(("seen", document, images, *draw.call_args.args[:2]))
+        others = []
+        for _ in range(500):
+            GeneralPoints.picture_document(rng, rare="id", pixels=60)
+            others.append(draw.call_args.args)
+    equal(len({call.args[3] for call in draw.call_args_list}), 3500, "seeds of pictures")
+    equal({args[2] for args in others}, {60}, "pixels")
+    within(0.8, sum(args[1] == "ood" for args in others) / 500, 0.97, "share of the look that is not rare")
     for task, document, images, cards, look in documents:
         chat, text, answers = turns_of(document)
-        faces, parts = dict(re.findall("([AJQK]) is ([0-9]+)", text)), [json.loads(answer) for answer in answers]
+        faces = dict(re.findall("([AJQK]) is ([0-9]+)", text))
+        parts = [json.loads(answer) for answer in answers]
         count.update([look, f"{task} chat" if chat else task])
-        equal((images, str(document).count("<image>")), (["picture"] * bool(cards), bool(cards and not chat)), text)
+        equal(images, ["picture"] * bool(cards), text)
+        equal(str(document).count("<image>"), bool(cards and not chat), text)
         if not chat and "formula: " in text:
-            numbers, formula = json.loads(re.search(r"Numbers: (\[.*?\])", text)[1]), text.split("formula: ")[1]
+            numbers = json.loads(re.search(r"Numbers: (\[.*?\])", text)[1])
+            formula = text.split("formula: ")[1]
             parts = [{"cards": numbers, "number": numbers, "formula": formula}]
             kind = judge_gp(json.dumps(parts[0]), numbers).kind
             count.update({f"{task} game": 1, f"{task} wrong": kind != "correct"})
@@ -725,19 +839,21 @@ def test_gp_documents():
         for part in parts:  # consistent, right or wrong
             equal(part["number"], [int(faces.get(str(c), c)) for c in part["cards"]], document)
             count[f"{look} chat misread"] += chat and bool(cards) and sorted(part["cards"]) != sorted(cards)
-    shares(count, (0.05, "words chat", 2000, 0.11), (0.07, "words wrong", 2000, 0.13), (0, "id misread", 1, 0),
-           (0.08, "ood", 3000, 0.12), (0.4, "ood misread", count["ood"], 0.55), (0.06, "seen chat", 3000, 0.10),
+    shares(count, (0.05, "words chat", 2000, 0.11), (0.07, "words wrong", 2000, 0.13),
+           (0.08, "ood", 3000, 0.12), (0.4, "ood misread", count["ood"], 0.55), (0, "id misread", 1, 0),
            (0.42, "caption", 3000, 0.50), (0.45, "alike", count["caption"], 0.55),
-           (0.42, "seen game", 3000, 0.50), (0.07, "seen wrong", count["seen game"], 0.13),
+           (0.06, "seen chat", 3000, 0.10), (0.42, "seen game", 3000, 0.50),
+           (0.07, "seen wrong", count["seen game"], 0.13),
            (0.003, "id chat misread", 3000, 0.03), (0.005, "ood chat misread", 3000, 0.03))
     for share, kind in ((1.0, list), (0.0, str)):
-        equal({type(env_gp.picture_document(rng, chat_share=share)[0]) for _ in range(20)}, {kind}, share)
-    (small, picture), (large, _) = (env_gp.picture_document(random.Random(2), pixels=pixels) for pixels in (96, 80))
+        equal({type(env_gp.picture_document(rng, share)[0]) for _ in range(20)}, {kind}, share)
+    (small, picture), (large, _) = (env_gp.picture_document(random.Random(2), pixels=n) for n in (96, 80))
     equal((small, picture[0].size), (large, (96, 96)), "the text does not depend on the size")
 
 
 def test_gp_red_and_black_differ_in_colour_only():
-    """Inks share green and blue, so there two looks are equal where no suit is: in the upper 20 rows of a card, with the rank."""
+    """Both inks have the same green and blue: there, the looks are equal in a card's upper 20 rows, with
+    the rank and without the suit."""
     for rank in env_gp.RANKS:
         cards = [np.asarray(env_gp.draw_card(rank, suit, 80))[:20, :, 1:].tolist() for suit in "SCHD"]
         assert cards == cards[:1] * 4, f"{rank}: expected one green and blue, got several"
@@ -751,19 +867,22 @@ def test_gp_red_and_black_differ_in_colour_only():
     for look, suits in env_gp.SUITS.items():  # the suit is drawn, and from a seed of its own, as grain is
         equal(len({env_gp.draw_card("7", suit, 80).tobytes() for suit in suits}), 2, look)
         pictures = [env_gp.picture(["7"] * 4, look, 80, seed) for seed in range(20)]
-        equal([len({p.crop((0, 0, x, 80)).tobytes() for p in pictures}) for x in (4, 80)], [20, 20], "grain, picture")
+        for width, what in ((4, "grain"), (80, "pictures")):
+            equal(len({p.crop((0, 0, width, 80)).tobytes() for p in pictures}), 20, what)
 
 
 def test_gp_pictures_show_the_cards_in_reading_order():
-    """A template matcher reads every rank at 80 pixels, also by the other look's template. All sizes show the same."""
-    inks = [{rank: np.asarray(env_gp.draw_card(rank, suit, 80), float)[:21, :, 1] for rank in env_gp.RANKS} for suit in "SD"]
+    """A template matcher reads all ranks at 80 pixels, also by the other look's. All sizes show the same."""
+    inks = [{rank: np.asarray(env_gp.draw_card(rank, suit, 80), float)[:21, :, 1] for rank in env_gp.RANKS}
+            for suit in "SD"]
     for seed, look in itertools.product(range(13), env_gp.SUITS):
         cards = [env_gp.RANKS[(seed + 3 * i) % 13] for i in range(4)]
         green = np.asarray(env_gp.picture(cards, look, 80, seed), float)[..., 1]
         for (i, rank), ink in itertools.product(enumerate(cards), inks):
             quarter = green[40 * (i // 2):][:40, 40 * (i % 2):][:, :40]
-            best = {r: max(np.corrcoef(quarter[y:y + 21, x:x + 28].ravel(), template.ravel())[0, 1]
-                           for y in range(5) for x in range(4, 9)) for r, template in ink.items()}
+            windows = [quarter[y:y + 21, x:x + 28].ravel() for y in range(5) for x in range(4, 9)]
+            best = {r: max(np.corrcoef(window, template.ravel())[0, 1] for window in windows)
+                    for r, template in ink.items()}
             equal(max(best, key=best.get), rank, (look, cards))
             within(0.9, best[rank], 1.0, (look, cards))
     small, other = (np.asarray(env_gp.picture(cards, "ood", 80, seed), int) for seed in (0, 1))
@@ -771,29 +890,31 @@ def test_gp_pictures_show_the_cards_in_reading_order():
     for pixels in (40, 81, 336, 1200):
         image = env_gp.picture(cards, "ood", pixels, 0)
         equal((image.size, image.mode), ((pixels, pixels), "RGB"), pixels)
-        within(0, np.abs(np.asarray(image.resize((80, 80)), int) - small).mean(), 15 if pixels > 40 else 25, pixels)
+        far = np.abs(np.asarray(image.resize((80, 80)), int) - small).mean()
+        within(0, far, 15 if pixels > 40 else 25, pixels)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # env_virl.py: the city.
 
 def test_virl_rail():
-    """Only the right action moves; `verify` attempts a position; then training ends and evaluation goes on."""
+    """Only the right action moves. After `verify` attempts training ends, and evaluation goes on."""
     for rule, verify, move_on, episode in itertools.product(RULES, (1, 2, 3), (False, True), range(12)):
         env = VIRL(rule=rule, verify=verify, move_on=move_on)
         env.reset(episode)
         failed, path = episode % len(env.positions), []
         for k, position in enumerate(env.positions):
             path.append(env.position)
-            wrong = virl_answer("forward()" if position.action == "stop()" else "stop()", position.observation)
+            action = "forward()" if position.action == "stop()" else "stop()"
             for attempt in range(verify - (k != failed)):  # elsewhere the expert has the last one
-                step, last = env.step(wrong), attempt == verify - 1
+                step, last = env.step(virl_answer(action, position.observation)), attempt == verify - 1
                 equal([*step.info.values()][:4], ["wrong_action", False, last, False], position)
                 assert last or env.position is position and len(step.messages) == 2 * attempt + 3, position
             step = env.step(env.expert()) if k != failed else step
             if step.done:
                 break
-            assert "stop()" not in step.messages[0]["content"].split("Last steps: ")[1], "only right actions are shown"
+            shown = step.messages[0]["content"].split("Last steps: ")[1]
+            assert "stop()" not in shown, "only right actions are shown"
         equal(path, env.positions if move_on else env.positions[:failed + 1], "the path")
         equal((step.done, step.messages, step.info["success"]), (True, None, False), "the end")
 
@@ -815,23 +936,25 @@ def test_virl_prompt_states_the_rule():
         for p in envs[0].positions:
             answers, turns = [env.expert() for env in envs], p.turn is not None
             words = [compass_word(p.turn[1]), relative_word(*p.turn)] if turns else []
-            equal([json.loads(answer)["action"] for answer in answers],
-                  [f"turn_direction({word})" for word in words] or [p.action] * 2, p)
+            actions = [f"turn_direction({word})" for word in words] or [p.action] * 2
+            equal([json.loads(answer)["action"] for answer in answers], actions, p)
             equal(shorthand(p.instruction).split(", that is ") == words[::-1], turns, p)
-            neither = virl_answer(f"turn_direction({'left' if 'right' in words else 'right'})", p.observation)
-            for others, follows in ((answers[::-1], True), *[([neither] * 2, False)] * turns):
+            neither = f"turn_direction({'left' if 'right' in words else 'right'})"
+            rounds = [(answers[::-1], True)] + [([virl_answer(neither, p.observation)] * 2, False)] * turns
+            for others, follows in rounds:
                 infos = [env.step(answer).info for env, answer in zip(envs, others)]
-                equal([(i["other_rule"], i["rule_matters"], i["verdict"]) for i in infos],
-                      [(turns and follows, turns, "wrong_action" if turns else "correct")] * 2, (p, others))
+                expected = turns and follows, turns, "wrong_action" if turns else "correct"
+                for info in infos:
+                    equal((info["other_rule"], info["rule_matters"], info["verdict"]), expected, (p, others))
 
 
 def test_virl_splits_and_words():
-    """The splits share no streets and names; SFT's routes are fixed; each word is frequent; 85% of first answers need no look."""
-    tables = {"id": env_virl.CITIES, "ood": env_virl.ABROAD}
-    for look, towns in tables.items():
+    """The splits share no streets and names; SFT's routes are fixed; each word is frequent; 85% of first
+    answers need no look."""
+    for look, towns in (("id", env_virl.CITIES), ("ood", env_virl.ABROAD)):
         fixed, shared = env_virl.training_routes(towns["train"]), {"train": set(), "unseen": set()}
         for split in shared:
-            envs = [VIRL(split=split, visual=look, seed=seed, rule=rule) for seed in range(3) for rule in RULES]
+            envs = [VIRL(split=split, visual=look, seed=i, rule=rule) for i in range(3) for rule in RULES]
             count, routes, legs = Counter(), set(), set()
             for i, env in enumerate(envs * 85):  # 510 episodes
                 env.reset((i, f"x/{i}", None)[i % 3])
@@ -839,38 +962,45 @@ def test_virl_splits_and_words():
                 assert split != "train" or env.route in fixed, f"expected a training route, got {env.route}"
                 routes.add(env.route.name)
                 legs.add(len(points) - 1)
-                shared[split].update(zip(points, points[1:]), (p.landmark.split(" is")[0] for p in places[1:]))
+                names = [place.landmark.split(" is")[0] for place in places[1:]]
+                shared[split].update(zip(points, points[1:]), names)
                 equal(len(set(points)), len(points), points)
                 for p in env.positions:
-                    equal(CROSS in p.observation, p.point in points[1:-1], p)  # where instructions change on the way
+                    equal(CROSS in p.observation, p.point in points[1:-1], p)  # where instructions change
                     count.update([compass_word(p.turn[1]), relative_word(*p.turn)] if p.turn else [])
                 path = "".join(p.action[0] if p.action else "t" for p in env.positions)  # turn, forward, stop
-                assert re.fullmatch("(tff?)+s", path), path  # only behind a leg's first step one must look: arrived?
-                count.update({"position": len(path), "turn": path.count("t"), "asked": path.count("tf"), "no": path.count("tff")})
-            equal((legs, {name.split()[0] for name in routes}), ({2, 3, 4, 5}, set(towns[split])), "legs and towns")
+                assert re.fullmatch("(tff?)+s", path), path  # only after a first step one must look
+                count.update({"position": len(path), "turn": path.count("t"), "asked": path.count("tf"),
+                              "no": path.count("tff")})
+            equal(legs, {2, 3, 4, 5}, "legs")
+            equal({name.split()[0] for name in routes}, set(towns[split]), "towns")
             equal(len(routes) == len(fixed) == env_virl.TRAIN_ROUTES, split == "train", len(routes))
-            shares(count, *((0.05, w, count["turn"], 0.25) for w in COMPASS), (0.33, "turn", count["position"], 1),
-                   *((0.09, w, count["turn"], 0.45) for w in RELATIVE), (0.1, "no", count["position"], 0.2),
+            shares(count, (0.33, "turn", count["position"], 1), (0.1, "no", count["position"], 0.2),
                    (0.25, "asked", count["position"], 0.4))
+            shares(count, *((0.05, word, count["turn"], 0.25) for word in COMPASS))
+            shares(count, *((0.09, word, count["turn"], 0.45) for word in RELATIVE))
         equal(shared["train"] & shared["unseen"], set(), "streets and names in both")
 
 
 def test_virl_documents():
-    """Words of turns are wrong in a tenth. What is said of the usual look is true, of the rare one half is wrong."""
+    """A tenth of the words of turns is wrong, and of the rare look half of what is said; all else is true."""
     rng, counts, names = random.Random(0), Counter(), set()
     with mock.patch.object(env_virl, "draw_picture", wraps=env_virl.draw_picture) as draw:
         documents = [("words", env_virl.document(rng), [], None, None) for _ in range(9000)]
-        documents += [("seen", *env_virl.picture_document(rng, pixels=16), *draw.call_args.args[0:3:2]) for _ in range(1500)]
+        for _ in range(1500):
+            document, images = env_virl.picture_document(rng, pixels=16)
+            documents.append(("seen", document, images, *draw.call_args.args[0:3:2]))
     for task, doc, images, look, truth in documents:
         chat, text, answers = turns_of(doc)
         caption = text.startswith("<image>\nNow: ")
-        counts.update({f"{task} chat": chat, f"{task} caption": caption, f"{task} feedback": len(answers) == 2})
+        counts.update({f"{task} chat": chat, f"{task} caption": caption,
+                       f"{task} feedback": len(answers) == 2})
         answers = answers or re.findall("^{.*}$", text, re.M)
         equal([(image.mode, image.size) for image in images], [("RGB", (16, 16))] * bool(look), "pictures")
         if look:
-            said = {text[13:]} if caption else {json.loads(answer)["current observation"] for answer in answers}
+            said = {json.loads(answer)["current observation"] for answer in answers} or {text[13:]}
             equal((text.count("<image>"), len(said), text.count("Now: ")), (1 - chat, 1, 1), text)
-            assert said == {truth} or look == "ood" and (CROSS in min(said)) == (CROSS in truth), (truth, text)
+            assert said == {truth} or look == "ood" and (CROSS in min(said)) == (CROSS in truth), text
             counts.update({"rare": look == "ood", "misread": said != {truth}})
             names.update([env_virl.observation_parts(truth)[0]] * caption)
             assert caption or f"Now: {env_virl.IN_PICTURE}\n" in text, text
@@ -882,7 +1012,8 @@ def test_virl_documents():
         counts[f"{task} {space}"] += 1
         lines = re.split("\n(?:Last steps|Now): ", text.split("Route:\n")[1])[0].split("\n")
         turns = [shorthand(line).split(", that is ") for line in lines if "urn " in line]
-        assert not chat or space in RULES and text.startswith("You walk along a route") and len(answers) < 3, text
+        if chat:
+            assert space in RULES and text.startswith("You walk along a route") and len(answers) < 3, text
         if text.startswith("A walk."):
             right = [next(word for word in turn if word in words) for turn in turns]
             said = re.findall(r"turn_direction\(([^()]+)\)", text.split("Route:")[1])
@@ -893,64 +1024,74 @@ def test_virl_documents():
             assert line in lines and (look or f"Now: {observation}\n" in text), f"{answer} in {text}"
             word = re.fullmatch(r"forward\(\)|stop\(\)|turn_direction\((.+)\)", action)[1]
             equal((word is None or word in words, bool(word)), (True, "urn " in line), answer)
-        assert not re.search(", that is |on to the ", str(doc)), f"the expert's own words are new to the base: {doc}"
-    shares(counts, (.12, "words chat", 9000, .18), (.14, "walks", 9000, .2), (.08, "wrong", counts["turns"], .12),
-           (.1, "words letters", 9000, 1), (.1, "words clock", 9000, 1), (.25, "words id", 9000, 1),
-           (.25, "words ood", 9000, 1), (.12, "seen chat", 1500, .18), (.64, "seen caption", 1500, .72),
+        assert not re.search(", that is |on to the ", str(doc)), f"the expert's own words: {doc}"
+    shares(counts, (.12, "words chat", 9000, .18), (.14, "walks", 9000, .2),
+           (.08, "wrong", counts["turns"], .12), (.1, "words letters", 9000, 1),
+           (.1, "words clock", 9000, 1), (.25, "words id", 9000, 1), (.25, "words ood", 9000, 1),
+           (.12, "seen chat", 1500, .18), (.64, "seen caption", 1500, .72),
            (.08, "rare", 1500, .12), (.35, "misread", counts["rare"], .65), (.01, "words feedback", 9000, 1))
     equal(names, {"", *env_virl.LANDMARKS}, "landmarks in captions")
     for share, kind in ((1.0, list), (0.0, str)):
-        documents = [env_virl.document(rng, share) for _ in range(50)] + [VIRL.picture_document(rng, share)[0]]
+        documents = [env_virl.document(rng, share) for _ in range(50)]
+        documents += [VIRL.picture_document(rng, share)[0]]
         equal({type(document) for document in documents}, {kind}, share)
 
 
 def views_of(picture):
     """A picture -> its four views as int arrays, {"front": [side, side, 3], ...}."""
     pixels, side = np.asarray(picture, int), picture.width // 2
-    return {view: pixels[i // 2 * side:][:side, i % 2 * side:][:, :side] for i, view in enumerate(env_virl.VIEWS)}
+    return {view: pixels[i // 2 * side:][:side, i % 2 * side:][:, :side]
+            for i, view in enumerate(env_virl.VIEWS)}
 
 
 def test_virl_views_show_the_observation():
-    """The landmark is in the view of its side alone, the zebra crossing in all four; cities differ in colour."""
+    """The landmark is only in the view of its side, the crossing in all four; cities differ in colour."""
     pairs = [(a + there, b + there, sides) for there in ("", f", {CROSS}") for a, b, sides in (
         (NONE, HOUSE, ["left"]), (NONE, HOUSE.replace("left", "right"), ["right"]),
         (HOUSE, HOUSE.replace("Inn", "Cafe"), ["left"]))]
-    for (look, colours), pixels in itertools.product(env_virl.LOOKS.items(), (80, 81, 300)):
-        for a, b, sides in pairs + [(CROSS, f"{NONE}, {CROSS}", []), (CROSS, NONE, list(env_virl.VIEWS))]:
-            pictures = [env_virl.draw_picture(look, "Aldham", observation, "s", pixels) for observation in (a, b)]
-            equal([picture.size for picture in pictures], [(pixels, pixels)] * 2, look)
-            x, y = map(views_of, pictures)
-            differ = [view for view in x if np.abs(x[view] - y[view])[1:-1, 1:-1].max() > 40]
-            equal(differ, sides, (look, pixels, a, b))
-            for view in x.values() if CROSS in a else ():  # white or yellow at the bottom
-                bottom = view[int(0.85 * len(view)):int(0.95 * len(view))]
-                within(0.3, (np.abs(bottom - colours["zebra"]).max(-1) < 40).mean(), 0.7, (look, pixels, a, "zebra"))
-                far = np.abs(view[len(view) // 8, len(view) // 2] - env_virl.city_style(look, "Aldham")["sky"]).max()
-                within(0, far, 12 if a == CROSS else 255, (look, pixels, a, "sky"))
+    pairs += [(CROSS, f"{NONE}, {CROSS}", []), (CROSS, NONE, list(env_virl.VIEWS))]
+    looks = env_virl.LOOKS.items()
+    for (look, colours), pixels, (a, b, sides) in itertools.product(looks, (80, 81, 300), pairs):
+        pictures = [env_virl.draw_picture(look, "Aldham", observation, "s", pixels) for observation in (a, b)]
+        equal([picture.size for picture in pictures], [(pixels, pixels)] * 2, look)
+        x, y = map(views_of, pictures)
+        differ = [view for view in x if np.abs(x[view] - y[view])[1:-1, 1:-1].max() > 40]
+        equal(differ, sides, (look, pixels, a, b))
+        for view in x.values() if CROSS in a else ():  # white or yellow at the bottom
+            bottom = view[int(0.85 * len(view)):int(0.95 * len(view))]
+            zebra = (np.abs(bottom - colours["zebra"]).max(-1) < 40).mean()
+            within(0.3, zebra, 0.7, (look, pixels, a, "zebra"))
+            sky = env_virl.city_style(look, "Aldham")["sky"]
+            far = np.abs(view[len(view) // 8, len(view) // 2] - sky).max()
+            within(0, far, 12 if a == CROSS else 255, (look, pixels, a, "sky"))
     towns = [town for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for town in row]
-    for look, colours in env_virl.LOOKS.items():
+    for look, colours in looks:
         styles = [env_virl.city_style(look, town) for town in towns]
-        equal((len(set(map(str, styles))), {style["zebra"] for style in styles}), (8, {colours["zebra"]}), look)
-        within(1, np.abs(np.array([style["walls"] for style in styles]) - colours["walls"]).max(), 25, "walls")
+        equal(len(set(map(str, styles))), 8, f"{look}: styles")
+        equal({style["zebra"] for style in styles}, {colours["zebra"]}, f"{look}: zebra crossings")
+        walls = np.array([style["walls"] for style in styles])
+        within(1, np.abs(walls - colours["walls"]).max(), 25, "walls")
 
 
 def test_virl_landmarks_can_be_told_apart():
-    """At 80 pixels any two of the 60 differ clearly, and each, drawn anew, is known by the closest of the 60 within 5 pixels."""
+    """At 80 pixels any two of the 60 differ clearly. Each, drawn anew, is known: of the 60 it is the closest,
+    within 5 pixels."""
     for look in env_virl.LOOKS:
         pictures = ([env_virl.draw_picture(look, "Corvale", f"{name} is on your right", seed and seed + name)
                      for name in env_virl.LANDMARKS] for seed in ("", "1"))
-        a, b = (np.stack([views_of(p)["right"].mean(-1) for p in row]) for row in pictures)  # grey, [60, 40, 40]
+        a, b = (np.stack([views_of(p)["right"].mean(-1) for p in row]) for row in pictures)  # [60, 40, 40]
         apart = np.array([[(np.abs(x - y) > 60).sum() for y in a] for x in a]) + 10 ** 6 * np.eye(60)
         within(61, apart.min(), 1600, f"{look}: pixels, of 1600, in which the closest two differ")
         best = np.full((60, 60), np.inf)
         for down, right in itertools.product(range(-5, 6), range(-4, 5)):
             moved = np.roll(a, (down, right), (1, 2))[:, 8:24, 4:36].reshape(60, -1)
-            best = np.minimum(best, np.abs(b[:, None, 8:24, 4:36].reshape(60, 1, -1) - moved[None]).mean(-1))
+            distance = np.abs(b[:, None, 8:24, 4:36].reshape(60, 1, -1) - moved[None]).mean(-1)
+            best = np.minimum(best, distance)
         within(0.95, (best.argmin(1) == np.arange(60)).mean(), 1, f"{look}: known")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# env_virl.py: the released format, made here. Names as they come: bare quotes, braces, commas, several scripts.
+# ------------------------------------------------------------------------------------------------------------
+# env_virl.py: the released format, made here. Names are as they come: quotes, braces, commas, many scripts.
 
 NAMES = ['Joe\'s "Best" Deli', "Smith, Sons & Co.", "{Brackets} Bar", "東京ラーメン", "Кафе «Пушкин»", "مطعم",
          "The Intersection Inn", "$5 Pizza \\ More", "A bar where Turn"]
@@ -960,13 +1101,14 @@ ROUTES, MAPPING, PICTURE, ANGLE = (
 
 def released_route(points, headings, landmarks, init_heading=0):
     """An entry of route_infos.json. headings, landmarks: one for each leg, as milestone_info has them."""
-    block = ('{{\n"intersection_idx": {},\n"landmarks": "{}",\n"distance": "{} meters",\n\n"human_heading": "{}",\n'
-             '"to_next_intersection_heading": "{}",\n}},\n')
+    block = ('{{\n"intersection_idx": {},\n"landmarks": "{}",\n"distance": "{} meters",\n\n'
+             '"human_heading": "{}",\n"to_next_intersection_heading": "{}",\n}},\n')
     listed = [None if text == "No landmark nearby" else
               {"name": text.split(" is ")[0], "geocode": point, "spatial_relation": "x", "expression": "x"}
               for text, point in zip(landmarks[:-1], points[1:])]
     blocks = zip(range(1, 99), landmarks, range(16, 99), ["0", *headings], headings)
-    return {"start_place": {"relocated_geocode": points[0]}, "init_heading": init_heading, "dest_place": {"name": "X"},
+    return {"start_place": {"relocated_geocode": points[0]}, "init_heading": init_heading,
+            "dest_place": {"name": "X"},
             "route_results": {"geocode_list": points[1:], "landmark_list": listed},
             "milestone_info": "".join(block.format(*values) for values in blocks)}
 
@@ -980,19 +1122,11 @@ def virl_points(k):
 def virl_route(k):
     """Odd k have headings of exactly 0 and 360."""
     a, b, c = (NAMES[(k + i) % 9] for i in range(3))
-    return released_route(
-        virl_points(k), ["0 (north)", "90 (east)", "360 (north)"] if k % 2 else ["359 (north)", "91.5 (east)", "318 (northwest)"],
-        [f"{a} is on your right", f"{b} is on your left" if k % 3 else "No landmark nearby",
-         f"The destination {c} is on your left"], (0, 360, 45)[k % 3])
-
-
-def put(path, name, content):
-    """content: bytes, None for no file."""
-    os.makedirs(f"{path}/street_views", exist_ok=True)
-    with open(f"{path}/{name}", "wb") as f:
-        f.write(content or b"")
-    if content is None:
-        os.remove(f"{path}/{name}")
+    headings = (["0 (north)", "90 (east)", "360 (north)"] if k % 2 else
+                ["359 (north)", "91.5 (east)", "318 (northwest)"])
+    landmarks = [f"{a} is on your right", f"{b} is on your left" if k % 3 else "No landmark nearby",
+                 f"The destination {c} is on your left"]
+    return released_route(virl_points(k), headings, landmarks, (0, 360, 45)[k % 3])
 
 
 def write_data(path, routes, mapping=None, rotation=0):
@@ -1007,19 +1141,22 @@ def write_data(path, routes, mapping=None, rotation=0):
 def read_one(*route, mapping=None):
     """What the loader makes of one route, with pictures if there is a mapping."""
     with folder() as path:
-        return env_virl.load_routes(write_data(path, [released_route(*route)], mapping), bool(mapping))["all"][0]
+        write_data(path, [released_route(*route)], mapping)
+        return env_virl.load_routes(path, bool(mapping))["all"][0]
 
 
 def test_virl_real_routes():
-    """The numbers of two routes of the release: n geocodes after the start are n legs, and all of them are walked."""
+    """The numbers of two routes of the release: n geocodes after the start are n legs, all of them walked."""
     for points, words, places in (
-            ([[40.724162, -73.997626], [40.724229, -73.997790], [40.723023, -73.998800], [40.722715, -73.998098]],
-             ["298 (northwest)", "212 (southwest)", "120 (southeast)"], ["A is on your front", "B is on your left"]),
+            ([[40.724162, -73.997626], [40.724229, -73.997790], [40.723023, -73.998800],
+              [40.722715, -73.998098]], ["298 (northwest)", "212 (southwest)", "120 (southeast)"],
+             ["A is on your front", "B is on your left"]),
             ([[40.72, -73.99], [40.71991, -73.99061], [40.71853, -73.99029]], ["259 (west)", "170 (south)"],
              ["D is on your left behind"])):
         end = "C is on your left"
         read = read_one(points, words, [*places, f"The destination {end}"], 30)
-        equal([(list(p.point), p.landmark) for p in read.places], list(zip(points, [None, *places, end])), "places")
+        walked = [(list(p.point), p.landmark) for p in read.places]
+        equal(walked, list(zip(points, [None, *places, end])), "places")
         positions = env_virl.walk(read, random.Random(0))[1]
         turns = [env_virl.action_text(p, "id") for p in positions if p.turn]
         equal(turns, [f"turn_direction{word.split(' ')[1]}" for word in words], "turns")
@@ -1034,8 +1171,9 @@ def test_virl_real_routes():
 
 
 def test_virl_released_format():
-    """Also: 360 is north and 0 unset; up to five steps between places, none in a leg of under 5 m; all are shown."""
-    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+    """All routes are read and played, with any names. Of headings 360 is north and 0 is unset. Up to five
+    steps lie between places, none in a leg of under 5 m. Prompts show all steps."""
+    with folder() as path:
         write_data(path, [virl_route(k) for k in range(30)])
         facings, steps, names = [set(), set(), set()], [[], []], {}
         for rule, split in itertools.product(RULES, ("train", "unseen")):
@@ -1044,26 +1182,32 @@ def test_virl_released_format():
             names[split] = {route.name for route in env.routes}
             for i in range(150):
                 [prompt, *_], _, _ = sft.demonstrations(env, i)[-1]
-                k, moves = int(env.route.name[6:]), [p.instruction for p in env.positions if p.action == "forward()"]
+                k = int(env.route.name[6:])
                 a, b, c = (NAMES[(k + i) % 9] for i in range(3))
-                goals = (f"next intersection where {a} is on your right", f"next intersection where {b} is on your left"
-                         if k % 3 else "next intersection", f"destination where {c} is on your left")
-                equal(env.instructions[1::2], [f"Move forward until you reach {goal}." for goal in goals], k)
-                first, *others = (moves.count(line) - 1 for line in env.instructions[1::2])
+                goals = (f"next intersection where {a} is on your right",
+                         f"next intersection where {b} is on your left" if k % 3 else "next intersection",
+                         f"destination where {c} is on your left")
+                moves = [f"Move forward until you reach {goal}." for goal in goals]
+                equal(env.instructions[1::2], moves, k)
+                walked = [p.instruction for p in env.positions if p.action == "forward()"]
+                first, *others = (walked.count(line) - 1 for line in moves)
                 steps[k % 2].append(first)
                 steps[0].extend(others)
                 facings[k % 3].add(env.positions[0].turn[0])
-                equal(k % 2 == 0 or env.instructions[0].endswith("to face north."), True, env.instructions)
+                assert k % 2 == 0 or env.instructions[0].endswith("to face north."), env.instructions
                 crossings = [place.point for place in env.route.places[1:-1]]
-                equal([p.point for p in env.positions if (CROSS in p.observation) != (p.point in crossings)], [], k)
+                for p in env.positions:
+                    equal(CROSS in p.observation, p.point in crossings, k)
                 past = re.search("Last steps: (.*)\nNow: ", prompt["content"])[1]
                 equal(past.count("; "), len(env.positions) - 2, past)
-        equal((names["train"] & names["unseen"], len(names["train"] | names["unseen"])), (set(), 30), "routes")
-        equal((facings[1:], set(steps[1]), set(steps[0])), ([{360}, {45}], {0}, set(range(6))), "headings, steps")
+        equal(names["train"] & names["unseen"], set(), "routes of both splits")
+        equal(len(names["train"] | names["unseen"]), 30, "routes")
+        equal((facings[1:], set(steps[1]), set(steps[0])), ([{360}, {45}], {0}, set(range(6))), "steps")
         within(51, len(facings[0]), 360, "headings drawn")
         within(2.2, sum(steps[0]) / len(steps[0]), 2.7, "mean number of steps")
-    text = ('[{\n "intersection_idx": 0,\n"landmarks": "A \\"B\\" {C}, D: is on your left",\r\n"distance": "1 meters"}\n,\n'
-            '{"distance" : "2 meters"\n\n"landmarks": "{", },\n{"landmarks": "The "Q"",\n "other": 3 , }, ]')
+    text = ('[{\n "intersection_idx": 0,\n"landmarks": "A \\"B\\" {C}, D: is on your left",\r\n'
+            '"distance": "1 meters"}\n,\n{"distance" : "2 meters"\n\n"landmarks": "{", },\n'
+            '{"landmarks": "The "Q"",\n "other": 3 , }, ]')
     equal(env_virl.milestones(text), [
         {"intersection_idx": "0", "landmarks": 'A "B" {C}, D: is on your left', "distance": "1 meters"},
         {"distance": "2 meters", "landmarks": "{"}, {"landmarks": 'The "Q"', "other": "3"}], text)
@@ -1082,8 +1226,9 @@ def test_virl_optional_keys():
             within(2, count, 3, key)
         return change
     whole = read(lambda entry: None)
-    unread = [without(key) for key in ("distance", "human_heading", "intersection_idx")] + [
-        lambda entry: entry.pop("dest_place"), lambda entry: entry["route_results"].pop("landmark_list")]
+    unread = [without(key) for key in ("distance", "human_heading", "intersection_idx")]
+    unread += [lambda entry: entry.pop("dest_place"),
+               lambda entry: entry["route_results"].pop("landmark_list")]
     for change in (*unread, lambda entry: [change(entry) for change in unread]):
         equal(read(change), whole, "without a key that is not read")
     equal(read(lambda entry: entry.pop("init_heading")), whole._replace(facing=None), "no init_heading")
@@ -1095,30 +1240,34 @@ def test_virl_optional_keys():
 
 
 def test_virl_steps_between_are_left_out():
-    """Within 8 m of a leg's end and, if pictures are shown, without a panorama within 20 m."""
+    """No step lies within 8 m of a leg's end or, with pictures, farther than 20 m from a panorama."""
     for length, panoramas, kept in (
-            (4, None, []), (15, None, [1, 2]), (30, None, [1, 2, 3, 4]), (60, None, [1, 2, 3, 4, 5]), (15, [0], [1, 2]),
-            (90, [0, 90], [1, 5]), (90, [0, 45, 90], [1, 2, 3, 4, 5])):
+            (4, None, []), (15, None, [1, 2]), (30, None, [1, 2, 3, 4]), (60, None, [1, 2, 3, 4, 5]),
+            (15, [0], [1, 2]), (90, [0, 90], [1, 5]), (90, [0, 45, 90], [1, 2, 3, 4, 5])):
         points = {meters: (40.7 + meters / 111_195, -74.0) for meters in (0, 45, 90, length)}
-        read = read_one([points[0], points[length]], ["0 (north)"], ["The destination X is on your left"],
-                        mapping=panoramas and {points[meters]: "pano" for meters in panoramas})
-        equal([round(6 * (p[0] - 40.7) / length * 111_195) for p in read.between[0]], kept, (length, panoramas))
+        ends, mapping = [points[0], points[length]], panoramas and {points[at]: "pano" for at in panoramas}
+        read = read_one(ends, ["0 (north)"], ["The destination X is on your left"], mapping=mapping)
+        at = [round(6 * (p[0] - 40.7) / length * 111_195) for p in read.between[0]]  # in sixths of the leg
+        equal(at, kept, (length, panoramas))
 
 
 def test_virl_ood_routes_are_played_in_order():
-    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+    """With data, the visual variation's routes have numbers. No split has a route of another one."""
+    with folder() as path:
         write_data(path, [virl_route(k) for k in range(20)])
         write_data(f"{path}/ood", [virl_route(k) for k in range(30, 48)])
         env = VIRL(data=path, visual="ood", split="all")
 
         def play(i):
             one = VIRL(data=path, visual="ood", split="all", route=i)
-            return (one.reset(f"eval/{i}"), one.route.name, one.positions)[1:]
-        played, again = (list(map(play, range(36))) for _ in "12")
-        equal((env.fixed_routes, [name for name, _ in played]), (18, [f"route {i}" for i in range(18)] * 2), "order")
-        equal(again, played, "again")
-        within(7, len({positions[0].turn[0] for _, positions in played[::3]}), 12, "headings drawn")
-        within(4, len({(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "eval/7", *range(20))}), 18)
+            one.reset(f"eval/{i}")
+            return one.route.name, one.positions
+        routes, again = (list(map(play, range(36))) for _ in "12")
+        equal([name for name, _ in routes], [f"route {i}" for i in range(18)] * 2, "order")
+        equal((env.fixed_routes, again), (18, routes), "number of routes, the same once more")
+        within(7, len({positions[0].turn[0] for _, positions in routes[::3]}), 12, "headings drawn")
+        drawn = [(env.reset(seed), env.route.name)[1] for seed in (None, 1, "x", "eval/7", *range(20))]
+        within(4, len(set(drawn)), 18, "routes drawn")
         for more in ({}, {"data": path}, {"split": "all"}):
             refused("needs data and split='all'", lambda: VIRL(route=0, **more))
         for more in ({}, {"data": path, "visual": "ood"}, {"data": path}, {"visual": "ood", "split": "all"}):
@@ -1134,61 +1283,91 @@ def pickled(function, *arguments):
     return type("Call", (), {"__reduce__": lambda self: (function, arguments)})()
 
 
-def damage(evil):
-    """Rows of (file, what it holds instead, words of the error): all damage to a folder of five routes."""
-    good, nan = virl_route(3), float("nan")
-    whole, heading, nowhere = good["milestone_info"], '"to_next_intersection_heading": ', "No landmark nearby"
+def damaged_entries():
+    """Yield (a damaged entry of route_infos.json, words of the error)."""
     start, points = "start_place.relocated_geocode", "route_results.geocode_list"
-    values = [(key, value, key) for key in (start, points, "init_heading", "milestone_info", "start_place", "route_results")
-              for value in (None, "x", [1], [1, 2, 3], [91, 0], [0, 181], [nan, 0], [0, 1e999], True, 1e999, nan, 999,
-                            {"a": 1}, *["gone"] * (key != "init_heading"))]
-    values += [(points, [], "milestone_info: 3 blocks for 0 legs"), (points, [[1, 2]], "milestone_info: 3 blocks for 1 legs")]
-    values += [("milestone_info", text, "milestone_info") for text in (
-        whole * 2, whole[:len(whole) // 2], whole[len(whole) // 2:], whole.replace(nowhere, "\ud800 is on your left"))]
-    values += [("milestone_info", old in whole and whole.replace(old, new, 1), f"milestone_info.{key}: block {i}: ")
-               for i, key, old, new in (
-        (0, "landmarks", "is on your right", "on your right"), (2, "landmarks", "The destination ", ""),
-        (1, "landmarks", nowhere, ""), (2, "landmarks", '"landmarks": "The', '"landmark": "The'),
-        *((i, heading[1:-3], heading + old, new and heading + new) for i, old, new in (
-            (1, '"90 (east)"', '"(east)"'), (1, '"90 (east)",', ""), (2, '"360 (north)",', ""), (1, '"90 (east)"', '"nan (east)"'),
-            (1, '"90 (east)"', '"136 (southeast)"'), (1, '"90 (east)"', '"44 (northeast)"'),  # 46 degrees off
-            (1, '"90 (east)"', '"270 (west)"'), (2, '"360 (north)"', '"46 (northeast)"'), (2, '"360 (north)"', '"180 (south)"'))
-          ))]
-    entries = [(entry, f"{start}: cannot be read") for entry in (None, 7, [], "x", [{}])]
-    entries += [({}, f"{start}: 'start_place' is missing")]
-    entries += [({**good, "route_results": {"geocode_list": []}, "milestone_info": ""}, "milestone_info: 0 blocks for 0 legs")]
-    for key, value, words in values:
-        *outer, inner = key.split(".")
+    nan, whole = math.nan, virl_route(3)["milestone_info"]
+
+    def changed(key, value):
+        """virl_route(3) with another value, "gone" for none, at a key: route_results.geocode_list, say."""
         entry = virl_route(3)
+        *outer, inner = key.split(".")
         place = entry[outer[0]] if outer else entry
-        place.pop(inner) if value == "gone" else place.update({inner: value})
-        entries.append((entry, words))
-    rows = [(ROUTES, json.dumps([[*map(virl_route, range(3)), entry, virl_route(4)], 7]).encode(), f"route 3: {words}")
-            for entry, words in entries]
-    rows += [(ROUTES, content, words) for words, contents in (
-        ("not [[route, ...], index]", (b"[[], 0]", b"[1, 2]", b'[{"a": 1}, 2]')), ("", (b"{}", b"[]", b"null")),
-        ("route 0: start_place", (b"[[1]]",))) for content in contents]
-    rows += [(name, content, words) for name, words in ((ROUTES, ""), (MAPPING, ""), (PICTURE, ""), (ANGLE, "rotation: "))
-             for content in (None, b"", b"junk", b"{", b"\xff\xfe", b"\xff\xd8\xff", b"[" * 100_000, b"9" * 5000)]
-    rows += [(ANGLE, content, "rotation: ") for content in (b"[]", b"null", b"{}", *(
-        b'{"rotation": %s}' % x for x in (b'"x"', b"null", b"true", b"NaN", b"1e999", b"400", b"[1]")))]
-    exact, scalar = mapping_of(), np.float64(0).__reduce__()[0]
-    more = lambda value, key=(1.0, 2.0): {**exact, key: value}
-    lost, objects = virl_points(3)[2], np.dtype("O")
-    rows += [(MAPPING, value if isinstance(value, bytes) else pickle.dumps(value), words) for value, words in (
-        (mapping_of(0.00019), "geocode"), (mapping_of(0, 0.00025), "geocode"),  # 21 m off
-        ({}, "geocode"), ({p: "pano" for p in exact if p != lost}, f"geocode {lost}: no panorama"),
-        *((value, "it holds posix.mkdir") for value in (evil, more(evil), more(pickled(scalar, [], evil)))),
-        *((value, "a scalar of dtype") for value in (
-            more(pickled(scalar, objects, pickle.dumps(evil))), more(pickled(scalar, objects, pickle.dumps(7))),
-            *(more("x", (1.0, x)) for x in (np.complex64(1), np.bool_(1), np.str_("1"))))),
-        (more(pickled(scalar, np.dtype("f8"), b"short")), "buffer size"), (more(np.sum), "it holds numpy.sum"),
-        (more("x", (Fraction(1), 2.0)), "it holds fractions.Fraction"), (more(np.array([1.0])), "it holds numpy._core"),
-        *((value, "") for value in (
-            pickle.dumps(exact)[:-20], b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\x95" + b"\xff" * 8,
-            None, 7, [1], {1: "x"}, {(1.0,): "x"}, {("a", "b"): "x"}, {(1.0, 2.0): 3}, {(91.0, 0.0): "x"}, {(nan, 0.0): "x"},
-            more("x", (1.0, np.dtype("f8"))))))]
-    return rows
+        place[inner] = value
+        if value == "gone":
+            del place[inner]
+        return entry
+    for entry in (None, 7, [], "x", [{}]):
+        yield entry, f"{start}: cannot be read"
+    yield {}, f"{start}: 'start_place' is missing"
+    for key in (start, points, "init_heading", "milestone_info", "start_place", "route_results"):
+        for value in (None, "x", [1], [1, 2, 3], [91, 0], [0, 181], [nan, 0], [0, 1e999], True, 1e999, nan,
+                      999, {"a": 1}, *["gone"] * (key != "init_heading")):
+            yield changed(key, value), key
+    yield changed(points, []), "milestone_info: 3 blocks for 0 legs"
+    yield changed(points, [[1, 2]]), "milestone_info: 3 blocks for 1 legs"
+    empty = {**virl_route(3), "route_results": {"geocode_list": []}, "milestone_info": ""}
+    yield empty, "milestone_info: 0 blocks for 0 legs"
+    nowhere, half, heading = "No landmark nearby", len(whole) // 2, '"to_next_intersection_heading": '
+    for text in (whole * 2, whole[:half], whole[half:], whole.replace(nowhere, "\ud800 is on your left")):
+        yield changed("milestone_info", text), "milestone_info"
+    east, north = '"90 (east)"', '"360 (north)"'
+    cases = [(0, "landmarks", "is on your right", "on your right"), (2, "landmarks", "The destination ", ""),
+             (1, "landmarks", nowhere, ""), (2, "landmarks", '"landmarks": "The', '"landmark": "The')]
+    cases += [(i, heading[1:-3], heading + old, new and heading + new) for i, old, new in (
+        (1, east + ",", ""), (2, north + ",", ""), (1, east, '"(east)"'), (1, east, '"nan (east)"'),
+        (1, east, '"136 (southeast)"'), (1, east, '"44 (northeast)"'),  # off by 46 degrees
+        (1, east, '"270 (west)"'), (2, north, '"46 (northeast)"'), (2, north, '"180 (south)"'))]
+    for i, key, old, new in cases:
+        assert old in whole, old
+        yield changed("milestone_info", whole.replace(old, new, 1)), f"milestone_info.{key}: block {i}: "
+
+
+def damaged_mappings(evil):
+    """Yield (what gps_pano_mapping.pkl holds, words of the error)."""
+    exact, scalar, lost = mapping_of(), np.float64(0).__reduce__()[0], virl_points(3)[2]
+    floats, objects = np.dtype("f8"), np.dtype("O")
+
+    def more(value, key=(1.0, 2.0)):
+        return {**exact, key: value}
+    for mapping in (mapping_of(0.00019), mapping_of(0, 0.00025), {}):  # 21 m off
+        yield mapping, "geocode"
+    yield {p: "pano" for p in exact if p != lost}, f"geocode {lost}: no panorama"
+    for mapping in (evil, more(evil), more(pickled(scalar, [], evil))):
+        yield mapping, "it holds posix.mkdir"
+    for value in (evil, 7):
+        yield more(pickled(scalar, objects, pickle.dumps(value))), "a scalar of dtype"
+    for value in (np.complex64(1), np.bool_(1), np.str_("1")):
+        yield more("x", (1.0, value)), "a scalar of dtype"
+    yield more(pickled(scalar, floats, b"short")), "buffer size"
+    yield more(np.sum), "it holds numpy.sum"
+    yield more("x", (Fraction(1), 2.0)), "it holds fractions.Fraction"
+    yield more(np.array([1.0])), "it holds numpy._core"
+    for mapping in (pickle.dumps(exact)[:-20], b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\x95" + b"\xff" * 8,
+                    None, 7, [1], {1: "x"}, {(1.0,): "x"}, {("a", "b"): "x"}, {(1.0, 2.0): 3},
+                    {(91.0, 0.0): "x"}, {(math.nan, 0.0): "x"}, more("x", (1.0, floats))):
+        yield mapping, ""
+
+
+def damage(evil):
+    """Yield (file, what it holds instead, words of the error): all damage to a folder of five routes."""
+    for entry, words in damaged_entries():
+        routes = [*map(virl_route, range(3)), entry, virl_route(4)]
+        yield ROUTES, json.dumps([routes, 7]).encode(), f"route 3: {words}"
+    for content in (b"[[], 0]", b"[1, 2]", b'[{"a": 1}, 2]'):
+        yield ROUTES, content, "not [[route, ...], index]"
+    for content in (b"{}", b"[]", b"null"):
+        yield ROUTES, content, ""
+    yield ROUTES, b"[[1]]", "route 0: start_place"
+    for name, words in ((ROUTES, ""), (MAPPING, ""), (PICTURE, ""), (ANGLE, "rotation: ")):
+        for content in (None, b"", b"junk", b"{", b"\xff\xfe", b"\xff\xd8\xff", b"[" * 100_000, b"9" * 5000):
+            yield name, content, words
+    for content in (b"[]", b"null", b"{}"):
+        yield ANGLE, content, "rotation: "
+    for value in (b'"x"', b"null", b"true", b"NaN", b"1e999", b"400", b"[1]"):
+        yield ANGLE, b'{"rotation": %s}' % value, "rotation: "
+    for mapping, words in damaged_mappings(evil):
+        yield MAPPING, mapping if isinstance(mapping, bytes) else pickle.dumps(mapping), words
 
 
 def mapping_of(up=0, right=0, kind=float):
@@ -1196,30 +1375,35 @@ def mapping_of(up=0, right=0, kind=float):
 
 
 def test_virl_damaged_data():
-    """Each damage: one ValueError that names file, route and key. Of a pickle numbers are read, and nothing runs."""
-    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+    """Each damage is one ValueError that names file, route and key. Of a pickle only numbers are read, and
+    nothing runs."""
+    with folder() as path:
         data = write_data(f"{path}/good", [virl_route(k) for k in range(5)], mapping_of())
         floats = mapping_of(kind=np.float64)
-        fine = [(MAPPING, content if isinstance(content, bytes) else pickle.dumps(content), None) for content in (
-            mapping_of(0.00017), mapping_of(0, 0.00023), floats, mapping_of(kind=np.float32),  # 19 m off
-            {**floats, (np.int64(1), 2.0): "x"}, pickle.dumps(floats, 3).replace(b"numpy._core", b"numpy.core"))]
-        for i, (name, content, words) in enumerate(fine + damage(pickled(os.mkdir, f"{path}/evil"))):
+        old_numpy = pickle.dumps(floats, 3).replace(b"numpy._core", b"numpy.core")
+        fine = [mapping_of(0.00017), mapping_of(0, 0.00023), floats, mapping_of(kind=np.float32),  # 19 m off
+                {**floats, (np.int64(1), 2.0): "x"}, old_numpy]
+        for i, mapping in enumerate(fine):
+            here = shutil.copytree(data, f"{path}/fine{i}")
+            put(here, MAPPING, mapping if isinstance(mapping, bytes) else pickle.dumps(mapping))
+            equal(len(env_virl.load_routes(here, True)["all"]), 5, "routes")
+        for i, (name, content, words) in enumerate(damage(pickled(os.mkdir, f"{path}/evil"))):
             here = shutil.copytree(data, f"{path}/{i}")
             put(here, name, content)
             try:
-                if words is None:
-                    equal(len(env_virl.load_routes(here, True)["all"]), 5, "routes")
-                else:
-                    refused(f"{here}/{name}: {words}", lambda: VIRL(data=here, vl=True))
+                refused(f"{here}/{name}: {words}", lambda: VIRL(data=here, vl=True))
             except Exception as e:
                 raise AssertionError(f"{name} = {content!r:.60}: {e}") from None
             assert not os.path.exists(f"{path}/evil"), f"{content!r:.60} ran"
-        near = write_data(f"{path}/near", [virl_route(3)], {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): "b"})
+        places = {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): "b"}
+        near = write_data(f"{path}/near", [virl_route(3)], places)
         for name, kind in itertools.product("ab", ("jpg", "metadata.json")):
             shutil.copy(f"{near}/street_views/pano.{kind}", f"{near}/street_views/{name}.{kind}")
         found = [env_virl.street_view((lat, 0.0), near) for lat in (0.0, 0.00006, -0.0001, 0.001)]
-        equal(found, [(f"{near}/street_views/{name}.jpg", 0) for name in "aba"] + [None], "the nearest within 20 m")
-        refused(f"{near}/{ROUTES}: route 0: {near}/{MAPPING}: geocode {virl_points(3)[0]}", lambda: VIRL(data=near, vl=True))
+        nearest = [(f"{near}/street_views/{name}.jpg", 0) for name in "aba"]
+        equal(found, nearest + [None], "the nearest within 20 m")
+        refused(f"{near}/{ROUTES}: route 0: {near}/{MAPPING}: geocode {virl_points(3)[0]}",
+                lambda: VIRL(data=near, vl=True))
         equal(len(VIRL(data=near, split="all").routes), 1, "text needs no panoramas")
         os.truncate(f"{data}/{PICTURE}", 1500)
         env = VIRL(data=data, vl=True)  # its header can be read
@@ -1235,13 +1419,15 @@ def test_virl_projection():
     rows = (np.arange(720) + 0.5)[:, None] / 720 * 255  # blue: 0 is up, 255 down
     for rotation, heading, side in itertools.product(
             (0, 37.5, -90, 200, 360), (0, 1, 45, 90, 179.9, 298, 359.5, 405, -30), (41, 40)):
-        compass = np.radians((np.arange(1440) + 0.5) / 4 - rotation)[None]  # red and green: its cosine and sine
+        compass = np.radians((np.arange(1440) + 0.5) / 4 - rotation)[None]  # red: its cosine, green: its sine
         channels = np.broadcast_arrays(127.5 + 127.5 * np.cos(compass), 127.5 + 127.5 * np.sin(compass), rows)
-        view = env_virl.perspective(np.stack(channels, -1).round().astype(np.uint8), heading, rotation, side)
+        panorama = np.stack(channels, -1).round().astype(np.uint8)
+        view = env_virl.perspective(panorama, heading, rotation, side)
         equal((view.shape, view.dtype), ((side, side, 3), np.uint8), side)
         red, green, blue = (view.astype(float) / 127.5 - 1).transpose(2, 0, 1)
         x = (np.arange(side) * 2 + 1 - side) / side
-        off = (np.degrees(np.arctan2(green, red)) - heading - np.degrees(np.arctan(x))[None] + 180) % 360 - 180
+        off = np.degrees(np.arctan2(green, red)) - heading - np.degrees(np.arctan(x))[None]
+        off = (off + 180) % 360 - 180
         high = -90 * blue - np.degrees(np.arctan2(-x[:, None], np.hypot(1, x[None])))
         within(0, max(np.abs(off).max(), np.abs(high).max()), 0.6, (rotation, heading, side))
     ramp = np.zeros((8, 16, 3), np.uint8)
@@ -1252,7 +1438,7 @@ def test_virl_projection():
 
 def test_virl_street_views():
     """Four projections of the panorama at the place, by the walker's heading and the panorama's rotation."""
-    with folder() as path, contextlib.redirect_stderr(io.StringIO()):
+    with folder() as path:
         for name, visual, pixels, rotation in ((path, "id", 80, 70), (f"{path}/ood", "ood", 34, -15.5)):
             write_data(name, [virl_route(k) for k in range(5)], mapping_of(), rotation)
             env = VIRL(data=path, visual=visual, vl=True, pixels=pixels)
@@ -1262,10 +1448,11 @@ def test_virl_street_views():
                 for (_, [image], _), position in zip(sft.demonstrations(env, i), env.positions, strict=True):
                     views = [env_virl.perspective(panorama, position.heading + turn, rotation, pixels // 2)
                              for turn in (0, 90, 180, 270)]
-                    equal([(a != b).sum() for a, b in zip(views_of(image).values(), views)], [0] * 4, "pixels")
+                    for a, b in zip(views_of(image).values(), views, strict=True):
+                        equal((a != b).sum(), 0, "pixels that differ")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Tokens and rollouts (eval.py). What holds for one family of models holds for all, with pictures and without.
 
 def test_glue_equals_the_template():
@@ -1500,7 +1687,7 @@ def test_evaluate_counts_positions():
         near(sum(cell["verdicts"].values()), 1, 1e-9, "shares of verdicts")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # PPO and the loops (rl.py, sft.py)
 
 def test_gae_brute_force():
@@ -2410,16 +2597,6 @@ def test_memory():
         equal(set(models), {torch.bfloat16}, "evaluated models")
 
 
-def tree(path):
-    """All files below a folder, with their bytes' hash."""
-    found = {}
-    for place, _, names in os.walk(path):
-        for name in names:
-            with open(os.path.join(place, name), "rb") as f:
-                found[os.path.join(place, name)] = hash(f.read())
-    return found
-
-
 def test_a_run_is_a_folder():
     """One command makes it; only --resume goes on with it, under the flags it began with. What is refused changes no file."""
     with folder(init=True) as out:
@@ -2880,7 +3057,7 @@ def test_results_are_what_their_commands_print():
             equal(done.stdout.rstrip("\n").splitlines(), expected.rstrip("\n").splitlines(), words + done.stderr)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Pictures through the model: tiny random checkpoints of the families that users bring. FAMILIES above has them.
 
 def qwen_processor(tok):
@@ -2980,7 +3157,7 @@ def test_assignments():
         assert re.search(r"^[1-9]\d* passed, 0 failed$", text.strip().splitlines()[-1]), text
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def run(name):
     """Run one test -> its name, seconds, and what went wrong, "" for nothing."""
