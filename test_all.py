@@ -1456,14 +1456,15 @@ def test_virl_street_views():
 # Tokens and rollouts (eval.py). What holds for one family of models holds for all, with pictures and without.
 
 def test_glue_equals_the_template():
-    """prompt + answer + glue is the template's own rendering, cut or not. A row of SFT is a rollout's prompt and the answer."""
+    """prompt + answer + glue is the template's own rendering, cut or not. SFT's row is a rollout's prompt and
+    the answer."""
     for family in FAMILIES:
         model, tok = tiny(family)
         env = world(family, 0, 3)
         messages, images = env.reset(0)
         answer, first = ev.answer_ids(tok, model, "hello"), ev.prompt(tok, messages, images)
         row = sft.demonstration_row(tok, model, messages, images, "hello")
-        equal(answer, tok("hello", add_special_tokens=False).input_ids + [tok.eos_token_id], f"{family}: answer")
+        equal(answer, ids_of(tok, "hello") + [tok.eos_token_id], f"{family}: answer")
         expected = first.ids + answer, [0] * len(first.ids) + [1] * len(answer)
         equal((row.ids, row.action_mask), expected, f"{family}: a row of SFT")
         assert same(row.pictures, first.pictures), family
@@ -1474,8 +1475,9 @@ def test_glue_equals_the_template():
 
 
 def test_score_is_what_was_sampled():
-    """A segment is the very ids that generate() read and sampled, where text would be tokenised otherwise too. Sampled ones are
-    actions, the last of a turn has its reward, and score() gives the log-probs they had, and entropies, left padding or not."""
+    """A segment has the very ids that generate() read and sampled, even where its text has other tokens too.
+    What was sampled is an action; a turn's last one has the reward. score() gives generate()'s log-probs and
+    entropies, left padding or not."""
     ended = set()
     for family, temperature in itertools.product(FAMILIES, (1.0, 0.7)):
         model, tok = tiny(family)
@@ -1485,7 +1487,8 @@ def test_score_is_what_was_sampled():
             kw["generation_config"].output_scores = True
             out = generate(self, **kw)
             read = [ids[mask.bool()].tolist() for ids, mask in zip(kw["input_ids"], kw["attention_mask"])]
-            calls.append((read, out.sequences[:, kw["input_ids"].shape[1]:], torch.stack(out.scores, 1).log_softmax(-1)))
+            sampled = out.sequences[:, kw["input_ids"].shape[1]:]
+            calls.append((read, sampled, torch.stack(out.scores, 1).log_softmax(-1)))
             return out
         with mock.patch.object(type(model), "generate", spy):
             episodes = played(family, 5, temperature)
@@ -1494,10 +1497,10 @@ def test_score_is_what_was_sampled():
             [s], row = e.segments, ev.prompt(tok, *world(family, i, 3).reset(f"t{i}"))
             places = picture_places(model, s)
             assert same(s.pictures, row.pictures) and max(places, default=0) < len(row.ids)
-            equal((bool(places), bool(row.pictures)), (family in PICTURES,) * 2, f"{family}: pictures and their places")
+            equal((bool(places), bool(row.pictures)), (family in PICTURES,) * 2, f"{family}: pictures")
             logp, entropy, _ = ev.score(model, [s], tok.pad_token_id, cpu(), temperature)
             for turn, ((read, ids, logprobs), t) in enumerate(zip(calls, e.turns, strict=True)):
-                assert family in PICTURES or torch.isfinite(logprobs).all(), "top-k or top-p removed something"
+                assert family in PICTURES or torch.isfinite(logprobs).all(), "top-k or top-p is on"
                 what = f"{family}, T = {temperature}, turn {turn}"
                 row.add(read[i][len(row.ids):], 0)
                 equal(row.ids, read[i], f"{what}: what was read")
@@ -1508,19 +1511,22 @@ def test_score_is_what_was_sampled():
                 equal(ends, [False] * (n - 1) + [not t["cut"]], f"{what}: end tokens")
                 text = sampled if t["cut"] else sampled[:-1]
                 equal(tok.decode(text), t["text"], what)
-                ambiguous += tok(t["text"], add_special_tokens=False).input_ids != text
+                ambiguous += ids_of(tok, t["text"]) != text
                 full = logprobs[i, :n]
                 near(logp[at:at + n], full[range(n), sampled], 2e-4, f"{what}: log-probs")
-                near(entropy[at:at + n], -(full.exp() * full.clamp(min=-1e9)).sum(-1), 1e-3, f"{what}: entropy")
+                expected = -(full.exp() * full.clamp(min=-1e9)).sum(-1)
+                near(entropy[at:at + n], expected, 1e-3, f"{what}: entropy")
                 ended.add(t["cut"])
-            equal((s.ids, s.action_mask, s.reward), (row.ids, row.action_mask, row.reward), f"{family}: a segment")
+            equal(s.ids, row.ids, f"{family}: ids")
+            equal((s.action_mask, s.reward), (row.action_mask, row.reward), f"{family}: actions and rewards")
             equal(len(logp), sum(s.action_mask), f"{family}: actions, and no other token, are scored")
         assert ambiguous, "the sample was not ambiguous, so the test showed nothing"
     equal(ended, {True, False}, "the sample's answers that were cut, and that were not")
 
 
 def test_score_of_a_batch():
-    """Of its rows alone, padding or not; log-probs and the SFT loss by hand: token t by position t - 1. Pictures matter."""
+    """A batch's scores are those of its rows alone, padding or not. By hand: token t by position t - 1, and
+    SFT's loss. Pictures matter."""
     for family in FAMILIES:
         model, tok = tiny(family)
         segments, pad = [e.segments[0] for e in played(family, 5)], tok.pad_token_id
@@ -1529,11 +1535,14 @@ def test_score_of_a_batch():
         alone = [ev.score(model, [s], pad, cpu(), 1.0, head) for s in segments]
         for i, what in enumerate(("log-probs", "entropies", "values")):
             near(together[i], torch.cat([a[i] for a in alone]), 1e-4, f"{family}: {what}")
-        rows = [model(**ev.collate([s], 0, "cpu")[0]).logits[0].log_softmax(-1) for s in segments]
-        said = [row[t - 1, s.ids[t]].item() for s, row in zip(segments, rows) for t, action in enumerate(s.action_mask) if action]
+        said = []
+        for s in segments:
+            logprobs = model(**ev.collate([s], 0, "cpu")[0]).logits[0].log_softmax(-1)
+            said += [logprobs[t - 1, s.ids[t]].item() for t, action in enumerate(s.action_mask) if action]
         near(sft.sft_loss(model, segments, 10, pad, cpu()), -sum(said) / 10, 1e-4, f"{family}: loss")
         if family in PICTURES:
-            swapped = [ev.Segment(s.ids, s.action_mask, s.reward, segments[i - 1].pictures) for i, s in enumerate(segments)]
+            swapped = [ev.Segment(s.ids, s.action_mask, s.reward, segments[i - 1].pictures)
+                       for i, s in enumerate(segments)]
             other = ev.score(model, swapped, pad, cpu())[0]
             assert (other - together[0]).abs().max() > 1e-3, f"{family} does not see its pictures"
         else:  # those that see cannot say an image's place
@@ -1541,7 +1550,8 @@ def test_score_of_a_batch():
 
 
 def test_tiny_first_layer_sees_four_tokens():
-    """V-IRL's model: the first layer's output hangs on this and the three tokens before; the last layer's on all."""
+    """In V-IRL's model the first layer's output hangs on this token and the three before; the last layer's on
+    all."""
     model, tok = tiny("virl")
     ids = torch.arange(40, 60)[None]
     for far in range(1, 8):
@@ -1554,36 +1564,41 @@ def test_tiny_first_layer_sees_four_tokens():
 
 
 def test_feedback_gets_no_gradient():
-    """Both losses come from position t - 1 for every action token t, and from no prompt, feedback or image's place."""
+    """Both losses come from position t - 1 of every action token t; from no prompt, feedback or picture."""
     for family in FAMILIES:
         model, tok = tiny(family)
-        [s], kept = played(family, 1)[0].segments, []
+        [s], hidden = played(family, 1)[0].segments, []  # hidden: last hidden states, [1, T, H]
         assert 0 in s.action_mask[s.action_mask.index(1):], "no feedback in the sample"
-        hook = model.model.register_forward_hook(
-            lambda module, inputs, out: (out[0].retain_grad(), kept.append(out[0]))[0])  # last hidden state [1, T, H]
-        for loss in (lambda: ev.score(model, [s], 0, cpu())[0].sum(), lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
-            loss().backward()
-            touched = kept[-1].grad[0].abs().sum(-1) > 0
-            equal(touched.tolist(), [bool(a) for a in s.action_mask[1:]] + [False], f"{family}: places with a gradient")
+
+        def keep(module, inputs, out):
+            out[0].retain_grad()
+            hidden.append(out[0])
+        hook = model.model.register_forward_hook(keep)
+        for loss in (lambda: ev.score(model, [s], 0, cpu())[0], lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
+            loss().sum().backward()
+            touched = hidden[-1].grad[0].abs().sum(-1) > 0
+            expected = [bool(a) for a in s.action_mask[1:]] + [False]
+            equal(touched.tolist(), expected, f"{family}: places with a gradient")
         hook.remove()
         model.zero_grad()
 
 
 def test_batches():
-    """Of rollouts: 256 rows, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
-    Of updates: every segment once, shortest first; padded, each part fits the budget or is a single segment."""
+    """Rollouts: 256 rows, or 131,072 tokens, or 2^28 numbers in pictures; greedily the cut does not matter.
+    Updates: each segment once, shortest first; padded, a part fits the budget or is one segment."""
     model, tok = tiny()
     runs = []
     for size in (5, 2):
+        envs = [GeneralPoints(verify=2) for _ in range(5)]
         with mock.patch.object(ev, "batch_size", lambda *_: size):
-            runs.append(ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(5)], range(5), 0, 12, cpu()))
+            runs.append(ev.rollout(model, tok, envs, range(5), 0, 12, cpu()))
     equal(*([e.segments[0].ids for e in run] for run in runs))
-    segments = [ev.Segment([0] * n) for n in (10, 1900)]
-    equal([ev.batch_size(segments, 148), ev.batch_size(segments[:1], 50), ev.batch_size(segments, 10 ** 6)], [64, 256, 1],
-          "rows by tokens")
-    segments[0].pictures = {"pixel_values": torch.empty(1, 4, 3, 560, 560, device="meta")}
-    equal(ev.batch_size(segments, 0), 68, "rows by tokens and pictures")
-    equal(ev.batch_size(segments[:1], 0), 2 ** 28 // (12 * 560 * 560), "rows by pictures")
+    short, long = ev.Segment([0] * 10), ev.Segment([0] * 1900)
+    for segments, new, rows in (([short, long], 148, 64), ([short], 50, 256), ([short, long], 10 ** 6, 1)):
+        equal(ev.batch_size(segments, new), rows, "rows by tokens")
+    short.pictures = {"pixel_values": torch.empty(1, 4, 3, 560, 560, device="meta")}
+    equal(ev.batch_size([short, long], 0), 68, "rows by tokens and pictures")
+    equal(ev.batch_size([short], 0), 2 ** 28 // (12 * 560 * 560), "rows by pictures")
     rng = random.Random(0)
     for budget in (1, 50, 400, 10 ** 9):
         segments = [ev.Segment([0] * rng.randint(1, 100)) for _ in range(60)]
@@ -1598,30 +1613,31 @@ def test_batches():
 
 
 def test_later_attempts_go_on_from_the_cache():
-    """The same episodes as without it, where a conversation goes on and the cache is plain: not behind a sliding window, nor
-    with other pictures than LLaVA's. The compute counts what is read."""
+    """Episodes are the same as without the cache. It is used where a conversation goes on and the cache is
+    plain: not behind a sliding window, nor with other pictures than LLaVA's. The compute counts what is read."""
+    def cached(family):
+        """-> (episodes, for each call of generate() whether it had a cache)."""
+        kind, calls = type(tiny(family)[0]), []
+        with watching(kind, "generate", lambda *_, **inputs: calls.append("cache" in inputs)):
+            return played(family, 5), calls
     for family, used in (("gp", True), ("llava", True), ("virl", False), ("qwen2_5_vl", False)):
-        model, calls = tiny(family)[0], []
-        with watching(type(model), "generate", lambda *_, **inputs: calls.append("cache" in inputs)):
-            episodes = played(family, 5)
+        episodes, calls = cached(family)
         equal((calls[0], any(calls)), (False, used), f"{family}: is a cache used at first, later")
         with mock.patch.object(ev, "continued", lambda *_: None):
-            again = played(family, 5)
-        equal([[s.ids for s in e.segments] for e in episodes], [[s.ids for s in e.segments] for e in again], family)
+            again, _ = cached(family)
+        equal(*([[s.ids for s in e.segments] for e in run] for run in (episodes, again)), family)
         assert used == all(a.forwarded < b.forwarded for a, b in zip(episodes, again)), family
-    model = tiny("gp")[0]
+    kind = type(tiny("gp")[0])
+    real = kind.forward
 
     def deaf(self, input_ids=None, attention_mask=None, **more):
         return real(self, input_ids=input_ids, attention_mask=attention_mask, **more)
-    real, calls = type(model).forward, []
-    with mock.patch.object(type(model), "forward", deaf), \
-            watching(type(model), "generate", lambda *_, **inputs: calls.append("cache" in inputs)):
-        played(n=5)
-    equal(any(calls), False, "is a cache used by a model whose forward() takes no positions")
+    with mock.patch.object(kind, "forward", deaf):
+        equal(any(cached("gp")[1]), False, "is a cache used by a model whose forward() takes no positions")
 
 
 def test_rollout_of_the_expert():
-    """A conversation a position, feedback within. The player is wrong at first at some positions, and right thereafter."""
+    """A conversation a position, with feedback within. The player is wrong at first at some positions."""
     def choose(env):
         return "I cannot say." if env.attempts == 0 and len(env.expert()) % 3 == 0 else env.expert()
     for family, Env in (("gp", GeneralPoints), ("virl", VIRL)):
@@ -1632,34 +1648,36 @@ def test_rollout_of_the_expert():
         for i, episode in enumerate(episodes):
             env = Env(rule=envs[i].rule, split="unseen", seed=3)
             messages, _ = env.reset(i)
-            for segment, turns in zip(episode.segments, episode.positions(), strict=True):
+            for s, turns in zip(episode.segments, episode.positions(), strict=True):
                 row = ev.prompt(tok, messages)
                 for turn in turns:
                     text = choose(env)
-                    row.add(tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id], 1)
+                    row.add(ids_of(tok, text) + [tok.eos_token_id], 1)
                     step = env.step(text)
                     row.reward[-1] = step.reward
                     equal((turn["text"], turn["cut"]), (text, False), "what was said, and whether it was cut")
                     if not step.info["position_done"]:
                         row.add(ev.glue_ids(tok, step.messages, tok.eos_token_id), 0)
-                equal((segment.ids, segment.action_mask, segment.reward), (row.ids, row.action_mask, row.reward), turns)
+                equal((s.ids, s.action_mask, s.reward), (row.ids, row.action_mask, row.reward), turns)
                 attempts.add(len(turns))
                 messages = step.messages
-            equal((turns[-1]["success"], step.done), (True, True), "success, whether the expert's episode ends here too")
+            equal((turns[-1]["success"], step.done), (True, True), "success, and the same end")
         equal(attempts, {1, 2}, f"{family}: attempts at a position")
 
 
 def test_paper_answers():
     """Every answer counts, and the episode ends where the attempts at a position ran out."""
     for outcomes, expected in (([[1]], [1]), ([[0, 0]], [0, 0]), ([[0, 1], [1]], [0, 1, 1]), ([], []),
-                               ([[1], [0, 0], [1]], [1, 0, 0]), ([[0, 1], [0, 0], [0, 1], [1]], [0, 1, 0, 0])):
-        episode = ev.Episode(turns=[{"position_solved": bool(right), "position_done": k == len(position) - 1}
-                                    for position in outcomes for k, right in enumerate(position)])
-        equal(ev.paper_answers(episode.positions()), expected, f"positions {outcomes}")
+                               ([[1], [0, 0], [1]], [1, 0, 0]),
+                               ([[0, 1], [0, 0], [0, 1], [1]], [0, 1, 0, 0])):
+        turns = [{"position_solved": bool(right), "position_done": k == len(position) - 1}
+                 for position in outcomes for k, right in enumerate(position)]
+        equal(ev.paper_answers(ev.Episode(turns=turns).positions()), expected, f"positions {outcomes}")
 
 
 def test_evaluate_counts_positions():
-    """Of a player that fails first at position 0 and twice at position 2, at turns in the other rule's words: every number."""
+    """Every number, of a player who fails once at position 0 and twice at position 2; at turns, in the other
+    rule's words."""
     routes = []
 
     def choose(env, seed):
@@ -1679,10 +1697,12 @@ def test_evaluate_counts_positions():
         first, second = (sum(route[at] for route in mine) for at in (0, 2))  # turns at positions 0 and 2
         assert first and second and turns < n
         for got, hits, of in ((cell, n - 30, n), (cell["first"], n - 60, n), (cell["episode"], 0, 30),
-                              (cell["matters"], turns - second, turns), (cell["matters"]["first"], turns - first - second, turns),
+                              (cell["matters"], turns - second, turns),
+                              (cell["matters"]["first"], turns - first - second, turns),
                               (cell["other_rule"], first + second, turns), (cell["paper"], 60, 150)):
             p = hits / of
-            near([got["p"], got["se"], got["n"]], [p, math.sqrt(p * (1 - p) / of), of], 1e-9, f"{column}: p, error, n")
+            expected = [p, math.sqrt(p * (1 - p) / of), of]
+            near([got["p"], got["se"], got["n"]], expected, 1e-9, f"{column}: p, error, n")
         near(cell["verdicts"]["correct"], (n - 60) / n, 1e-9, "share of right first answers")
         near(sum(cell["verdicts"].values()), 1, 1e-9, "shares of verdicts")
 
@@ -1705,39 +1725,45 @@ def test_gae_brute_force():
 
 
 def test_gae_ignores_prompts_feedback_and_other_episodes():
-    """Inserting feedback changes nothing; an episode's conversations are joined; two episodes do not touch."""
+    """Feedback in between changes nothing; an episode's conversations are joined, two episodes are not."""
     def estimate(*episodes):
-        made = [ev.Episode([ev.Segment([7] * len(action), action, reward) for action, reward in conversations])
-                for conversations in episodes]
-        for e in made:
-            for s in e.segments:
+        advantages = []
+        for conversations in episodes:
+            segments = [ev.Segment([7] * len(action), action, reward) for action, reward in conversations]
+            for s in segments:
                 n = sum(s.action_mask)
-                s.logp, s.ref_logp, s.value = torch.zeros(n), torch.full((n,), 0.1), torch.linspace(0.3, 0.7, n)
-            rl.estimate_advantages(e, 5.0, 0.1, 0.9, 0.8)
-        return [rl.joined(e.segments, "advantage").tolist() for e in made]
+                s.logp, s.ref_logp = torch.zeros(n), torch.full((n,), 0.1)
+                s.value = torch.linspace(0.3, 0.7, n)
+            rl.estimate_advantages(ev.Episode(segments), 5.0, 0.1, 0.9, 0.8)
+            advantages.append(rl.joined(segments, "advantage").tolist())
+        return advantages
     two = [([0, 1, 1], [0, 0, -1.0]), ([0, 1], [0, 5.0])]  # one episode, two conversations
-    alone, joined, padded = estimate([([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])], two,
-                                     [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])])
+    plain = [([0, 1, 0, 1, 1], [0, -1.0, 0, 0, 5.0])]
+    longer = [([0, 0, 1, 0, 0, 0, 1, 1, 0], [0, 0, -1.0, 0, 0, 0, 0, 5.0, 0])]
+    alone, joined, padded = estimate(plain, two, longer)
     equal(padded, alone, "with a longer prompt and feedback")
-    rewards = torch.tensor([0.01, -0.2 + 0.01, 1.01])      # beta 0.1, k1 = -0.1
     for last in (5.0, -3.0):  # of another episode
         equal(estimate(two, [([0, 1, 1, 1], [0, 0, -1.0, last])])[0], joined, "beside another episode")
-    near(joined, rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)[0], 1e-6, "joined")
+    rewards = torch.tensor([0.01, -0.2 + 0.01, 1.01])      # beta 0.1, k1 = -0.1
+    expected, _ = rl.gae(rewards, torch.tensor([0.3, 0.7, 0.3]), torch.tensor([1.0, 0.9, 0.9]), 0.8)
+    near(joined, expected, 1e-6, "joined")
 
 
 def test_token_rewards():
-    """The whole vector, by hand: the verifier's reward / scale on an answer's last token, and beta k1 on each."""
+    """By hand: the verifier's reward / scale on an answer's last token, and -beta k1 on each."""
     s = ev.Segment([7] * 9, [0, 0, 1, 1, 1, 0, 0, 1, 1], [0, 0, 0, 0, -1.0, 0, 0, 0, 5.0])
-    s.logp, s.ref_logp = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0]), torch.tensor([-1.5, -1.0, -0.5, -3.5, -3.0])
+    s.logp = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])
+    s.ref_logp = torch.tensor([-1.5, -1.0, -0.5, -3.5, -3.0])
     near(rl.token_rewards(s, 5.0, 0.1), [-0.05, 0.1, -0.2, -0.05, 1 - 0.2], 1e-6, "rewards")
     near(rl.token_rewards(s, 1.0, 0.0), [0, 0, -1.0, 0, 5.0], 1e-9, "rewards without KL")
 
 
 def test_answer_discounts():
     """gamma behind an answer's last token, 1 within an answer."""
-    for action, expected in (([0, 0, 1, 1, 1, 0, 0, 1, 1], [1, 1, 0.5, 1, 0.5]), ([0, 1], [0.5]), ([0, 1, 1, 0, 0], [1, 0.5]),
-                             ([0, 1, 0, 1], [0.5, 0.5])):
-        equal(rl.answer_discounts(ev.Segment([7] * len(action), action), 0.5).tolist(), expected, f"action {action}")
+    for action, expected in (([0, 0, 1, 1, 1, 0, 0, 1, 1], [1, 1, 0.5, 1, 0.5]), ([0, 1], [0.5]),
+                             ([0, 1, 1, 0, 0], [1, 0.5]), ([0, 1, 0, 1], [0.5, 0.5])):
+        discounts = rl.answer_discounts(ev.Segment([7] * len(action), action), 0.5)
+        equal(discounts.tolist(), expected, f"action {action}")
 
 
 def test_whiten():
@@ -1749,7 +1775,7 @@ def test_whiten():
 
 def test_kl_estimators():
     """Over an exact small categorical both have the mean KL(p || q); k3 is never negative."""
-    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    p, q = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6]))
     k1, k3 = rl.kl_estimators(p.log(), q.log())
     near([(p * k1).sum(), (p * k3).sum()], [(p * (p / q).log()).sum()] * 2, 1e-12, "means of k1, k3")
     assert (k3 >= 0).all() and (k1 < 0).any(), (k1, k3)
@@ -1757,18 +1783,21 @@ def test_kl_estimators():
 
 def test_policy_loss_sign_cases():
     """The four cases of PPO's figure 1, value and gradient: ratio above / below the clip, advantage + / -."""
-    for ratio, advantage, loss, slope in ((1.5, 1.0, -1.2, 0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0),
-                                          (1.0, 2.0, -2.0, -2.0)):  # at ratio 1 it is the policy gradient
+    for ratio, advantage, loss, slope in (
+            (1.5, 1.0, -1.2, 0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0),
+            (1.0, 2.0, -2.0, -2.0)):  # at ratio 1 it is the policy gradient
         logp = torch.tensor([math.log(ratio) - 3], requires_grad=True)
         out = rl.policy_loss(logp, torch.full((1,), -3.0), torch.tensor([advantage]), 0.2)
         out.sum().backward()
-        near([out.item(), logp.grad.item()], [loss, slope], 1e-5, f"loss, gradient at ratio {ratio}, advantage {advantage}")
+        what = f"loss, gradient at ratio {ratio}, advantage {advantage}"
+        near([out.item(), logp.grad.item()], [loss, slope], 1e-5, what)
 
 
 def test_value_loss_takes_the_worse():
+    """Half the squared error of the value or of the clipped value: the larger one."""
     for value, target, error in ((1.0, 1.0, 0.8), (1.0, -1.0, 2.0), (0.1, 1.0, 0.9), (-1.0, -1.0, 0.8)):
-        got = rl.value_loss(torch.tensor([value]), torch.tensor([0.0]), torch.tensor([target]), 0.2).item()
-        near(got, 0.5 * error ** 2, 1e-6, f"value 0 -> {value}, return {target}")
+        loss = rl.value_loss(torch.tensor([value]), torch.tensor([0.0]), torch.tensor([target]), 0.2)
+        near(loss.item(), 0.5 * error ** 2, 1e-6, f"value 0 -> {value}, return {target}")
 
 
 def test_ppo_starts_at_ratio_one():
