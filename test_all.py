@@ -45,13 +45,13 @@ import torch
 import transformers as hf
 from PIL import Image
 from tokenizers import pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 import env_gp
 import env_virl
 import eval as ev
 import rl
 import sft
-import verifier
 from env_gp import RULES, GeneralPoints, all_hands, solutions
 from env_virl import VIRL, shorthand
 from verifier import (COMPASS, GP_FEEDBACK, GP_REWARD, RELATIVE, VIRL_FEEDBACK, VIRL_REWARD, FormulaError,
@@ -162,14 +162,15 @@ def records(path, key=""):
 
 # Helpers: scripts. A command line is a str, as it is typed.
 
-SMALL = ["--evaluations", "1", "--episodes", "6", "--max_new_tokens", "24", "--seed", "3", "--verify", "2"]
+SMALL = "--evaluations 1 --episodes 6 --max_new_tokens 24 --seed 3 --verify 2"
 sft.EVERY["eval_episodes"] = 4
 
 
 def flags(out, steps=1, batch=4, tokens="1e9", **more):
-    """A small run's flags, and more: keyword by keyword. None: not this one."""
+    """A small run's flags, then more of them. None: without this one. True: a flag without a value."""
     named = {"out": out, "tokens": tokens, "batch": batch, "steps": steps, **more}
-    return [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))] + SMALL
+    return SMALL + "".join(f" --{name}" + f" {value}" * (value is not True)
+                           for name, value in named.items() if value is not None)
 
 
 def printed(function, *arguments):
@@ -179,26 +180,24 @@ def printed(function, *arguments):
     return out.getvalue()
 
 
-def quiet(main, argv):
+def quiet(main, line):
     """Run a script's main() in this process -> what it printed. Exits count as exceptions."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        main(argv)
-    return out.getvalue()
+    return printed(main, line.split())
 
 
-def quick(main, argv):
+def quick(main, line):
     """quiet(), but evaluations and tables show a player who knows nothing: for tests of what is trained."""
     with acting(lambda env, seed: "{}"):
-        return quiet(main, argv)
+        return quiet(main, line)
 
 
-def error_of(words, main, argv):
-    """A script must end on bad input in one clear line with these words (a pattern): its own, exit code 1, or argparse's, 2."""
+def error_of(words, main, line):
+    """On bad input a script ends in one line with these words (a pattern): exit code 1, or argparse's 2."""
     with contextlib.redirect_stderr(io.StringIO()) as err:
-        code = raises(SystemExit, "", lambda: quiet(main, argv))
+        code = raises(SystemExit, "", lambda: quiet(main, line))
     text, form = (err.getvalue(), "usage: .*\n.*: (error: .*)") if code == "2" else (code, "(error: .*)")
-    line = re.fullmatch(form, text.strip())
-    assert line and re.search(words, line[1]), f"expected one line about {words!r} for {argv}, got {text!r}"
+    said = re.fullmatch(form, text.strip())
+    assert said and re.search(words, said[1]), f"expected one line about {words!r} for {line}, got {text!r}"
 
 
 def command(*argv, code=0, **env):
@@ -214,10 +213,6 @@ def parsed(line=""):
     return ev.parse(ev.new_parser(""), line.split())
 
 
-def table_args(*argv):
-    return ev.parse(ev.new_parser(""), ["--max_new_tokens", "12", *argv])
-
-
 def tiny_stages():
     """Within, a base and an init that are built on the way hardly train."""
     stages = contextlib.ExitStack()
@@ -231,8 +226,8 @@ def small_init():
     """An out/ folder with a hardly trained base and init, made once for all tests that need one."""
     out = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, out, True)
-    quiet(sft.main, ["--stage", "base", "--tokens", "6e4", "--out", out] + SMALL)
-    quiet(sft.main, ["--stage", "init", "--tokens", "1e4", "--out", out] + SMALL)
+    for stage, tokens in (("base", 6e4), ("init", 1e4)):
+        quiet(sft.main, f"{SMALL} --stage {stage} --tokens {tokens} --out {out}")
     return out
 
 
@@ -701,8 +696,7 @@ def test_texts_are_few_tokens():
 # env_gp.py
 
 def test_solver():
-    """Python's own parser over Fractions agrees on all solutions and on random formulas. As many hands have
-    solutions as there are solvable ones, so none is missed."""
+    """Python's parser over Fractions agrees on all solutions and random formulas; no hand is missed."""
     table, rng = {hand: solutions(hand) for hand in all_hands()}, random.Random(0)
     counts = len(table), sum(map(bool, table.values())), sum(map(len, table.values()))
     equal(counts, (1820, 1362, 4469), "hands, solvable hands, solutions")
@@ -722,8 +716,7 @@ def test_solver():
 
 
 def test_gp_deals_and_demonstrators():
-    """Both rules train on as many hands, none of them unseen. The expert has any solution, for a hand always
-    the same one; habit has the shortest."""
+    """Both rules train on as many hands, none unseen. The expert has any solution, habit the shortest."""
     dealt = {"train": set(), "unseen": set(), "faces": set()}
     for rule, split in itertools.product(RULES, dealt):
         hands, first, differ = env_gp.training_hands(rule), {}, 0
@@ -852,8 +845,7 @@ def test_gp_documents():
 
 
 def test_gp_red_and_black_differ_in_colour_only():
-    """Both inks have the same green and blue: there, the looks are equal in a card's upper 20 rows, with
-    the rank and without the suit."""
+    """Inks share green and blue: there the looks are equal in a card's upper 20 rows, which have no suit."""
     for rank in env_gp.RANKS:
         cards = [np.asarray(env_gp.draw_card(rank, suit, 80))[:20, :, 1:].tolist() for suit in "SCHD"]
         assert cards == cards[:1] * 4, f"{rank}: expected one green and blue, got several"
@@ -949,8 +941,7 @@ def test_virl_prompt_states_the_rule():
 
 
 def test_virl_splits_and_words():
-    """The splits share no streets and names; SFT's routes are fixed; each word is frequent; 85% of first
-    answers need no look."""
+    """Splits share no streets and names; SFT's routes are fixed; words are frequent; 85% need no look."""
     for look, towns in (("id", env_virl.CITIES), ("ood", env_virl.ABROAD)):
         fixed, shared = env_virl.training_routes(towns["train"]), {"train": set(), "unseen": set()}
         for split in shared:
@@ -1074,8 +1065,7 @@ def test_virl_views_show_the_observation():
 
 
 def test_virl_landmarks_can_be_told_apart():
-    """At 80 pixels any two of the 60 differ clearly. Each, drawn anew, is known: of the 60 it is the closest,
-    within 5 pixels."""
+    """At 80 pixels any two of the 60 differ clearly, and one drawn anew is known within 5 pixels."""
     for look in env_virl.LOOKS:
         pictures = ([env_virl.draw_picture(look, "Corvale", f"{name} is on your right", seed and seed + name)
                      for name in env_virl.LANDMARKS] for seed in ("", "1"))
@@ -1375,8 +1365,7 @@ def mapping_of(up=0, right=0, kind=float):
 
 
 def test_virl_damaged_data():
-    """Each damage is one ValueError that names file, route and key. Of a pickle only numbers are read, and
-    nothing runs."""
+    """Each damage is one ValueError that names file, route and key. Nothing in a pickle runs."""
     with folder() as path:
         data = write_data(f"{path}/good", [virl_route(k) for k in range(5)], mapping_of())
         floats = mapping_of(kind=np.float64)
@@ -1456,8 +1445,7 @@ def test_virl_street_views():
 # Tokens and rollouts (eval.py). What holds for one family of models holds for all, with pictures and without.
 
 def test_glue_equals_the_template():
-    """prompt + answer + glue is the template's own rendering, cut or not. SFT's row is a rollout's prompt and
-    the answer."""
+    """prompt + answer + glue is the template's own rendering, cut or not. SFT's row is prompt + answer."""
     for family in FAMILIES:
         model, tok = tiny(family)
         env = world(family, 0, 3)
@@ -1525,8 +1513,7 @@ def test_score_is_what_was_sampled():
 
 
 def test_score_of_a_batch():
-    """A batch's scores are those of its rows alone, padding or not. By hand: token t by position t - 1, and
-    SFT's loss. Pictures matter."""
+    """A batch's scores are its rows' alone, and by hand: token t by position t - 1. Pictures matter."""
     for family in FAMILIES:
         model, tok = tiny(family)
         segments, pad = [e.segments[0] for e in played(family, 5)], tok.pad_token_id
@@ -1550,8 +1537,7 @@ def test_score_of_a_batch():
 
 
 def test_tiny_first_layer_sees_four_tokens():
-    """In V-IRL's model the first layer's output hangs on this token and the three before; the last layer's on
-    all."""
+    """V-IRL's first layer sees a token and the three before it, the last layer all of them."""
     model, tok = tiny("virl")
     ids = torch.arange(40, 60)[None]
     for far in range(1, 8):
@@ -1574,8 +1560,9 @@ def test_feedback_gets_no_gradient():
             out[0].retain_grad()
             hidden.append(out[0])
         hook = model.model.register_forward_hook(keep)
-        for loss in (lambda: ev.score(model, [s], 0, cpu())[0], lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
-            loss().sum().backward()
+        for loss in (lambda: ev.score(model, [s], 0, cpu())[0].sum(),
+                     lambda: sft.sft_loss(model, [s], 1, 0, cpu())):
+            loss().backward()
             touched = hidden[-1].grad[0].abs().sum(-1) > 0
             expected = [bool(a) for a in s.action_mask[1:]] + [False]
             equal(touched.tolist(), expected, f"{family}: places with a gradient")
@@ -1613,8 +1600,8 @@ def test_batches():
 
 
 def test_later_attempts_go_on_from_the_cache():
-    """Episodes are the same as without the cache. It is used where a conversation goes on and the cache is
-    plain: not behind a sliding window, nor with other pictures than LLaVA's. The compute counts what is read."""
+    """Episodes are the same as without the cache, and the compute counts what is read. It is used where a
+    conversation goes on, but not behind a sliding window, nor with other pictures than LLaVA's."""
     def cached(family):
         """-> (episodes, for each call of generate() whether it had a cache)."""
         kind, calls = type(tiny(family)[0]), []
@@ -1676,8 +1663,7 @@ def test_paper_answers():
 
 
 def test_evaluate_counts_positions():
-    """Every number, of a player who fails once at position 0 and twice at position 2; at turns, in the other
-    rule's words."""
+    """Each number, of a player who fails at position 0 once and at 2 always, at turns by the other rule."""
     routes = []
 
     def choose(env, seed):
@@ -1689,8 +1675,9 @@ def test_evaluate_counts_positions():
                 other = env.expert()
             return other if other != answer else "{}"
         return answer
+    args = parsed("--env virl --seed 7 --max_new_tokens 12")
     with acting(choose):
-        cells = ev.evaluate(*tiny("virl"), table_args("--env", "virl", "--seed", "7"), cpu(), 30)
+        cells = ev.evaluate(*tiny("virl"), args, cpu(), 30)
     for k, column in enumerate(("seen", "id", "ood")):
         cell, mine = cells[column], routes[30 * k:30 * k + 30]
         n, turns = sum(map(len, mine)), sum(map(sum, mine))
@@ -1801,21 +1788,25 @@ def test_value_loss_takes_the_worse():
 
 
 def test_ppo_starts_at_ratio_one():
-    """At the first minibatch the policy is what sampled, and the reference. Then it leaves the reference, which does not move."""
+    """The first policy is what sampled, and is the reference. Then it moves and the reference does not."""
     with folder(init=True) as out:
         quick(rl.main, flags(out, 3, 12, minibatches=1, epochs=1, lr="1e-3", beta=0))
         log = records(f"{out}/gp/id/rl", "reward")
-        assert all(r["ratio_error"] < 1e-5 and r["approx_kl"] < 1e-10 and r["clip_fraction"] == 0 for r in log), log
-        equal([(r["kl1"] == 0, r["kl3"] == 0, r["kl3"] > 0) for r in log], [(True, True, False)] + [(False, False, True)] * 2)
+        for r in log:
+            assert r["ratio_error"] < 1e-5 and r["approx_kl"] < 1e-10 and r["clip_fraction"] == 0, r
+        equal([(r["kl1"] == 0, r["kl3"] == 0) for r in log], [(True, True)] + [(False, False)] * 2, "KL is 0")
+        assert all(r["kl3"] > 0 for r in log[1:]), log
         assert not same(weights(f"{out}/gp/id/init"), weights(f"{out}/gp/id/rl"))
 
 
 def test_target_kl_stops_the_epochs():
-    """A step that leads too far is the iteration's last: the next minibatch sees it, and takes none. 4 epochs x 4."""
+    """A step that leads too far is the iteration's last: the next minibatch sees it and takes no step."""
     with folder(init=True) as out:
-        for name, lr, target, expected in (("far", "0.1", 0.05, 1), ("near", "1e-7", 0.05, 16), ("free", "0.1", 1e9, 16)):
+        for name, lr, target, expected in (("far", 0.1, 0.05, 1), ("near", 1e-7, 0.05, 16),  # 4 epochs x 4
+                                           ("free", 0.1, 1e9, 16)):
             steps = []
-            with mock.patch.dict(rl.PPO, target_kl=target), watching(rl, "clip_and_step", lambda *call: steps.append(call)):
+            with mock.patch.dict(rl.PPO, target_kl=target), \
+                    watching(rl, "clip_and_step", lambda *call: steps.append(call)):
                 quick(rl.main, flags(out, batch=8, name=name, lr=lr))
             [record] = records(f"{out}/gp/id/{name}", "reward")
             equal([len(steps), record["updates"]], [expected] * 2, f"{name}: steps taken, updates logged")
@@ -1823,7 +1814,7 @@ def test_target_kl_stops_the_epochs():
 
 
 def test_pretraining_rows_hold_whole_documents():
-    """Rows are full; only one long document is cut; all but first tokens and image places have loss; pictures stand in place."""
+    """Rows are full; only a long document is cut; first tokens and image places have no loss."""
     for name, share in itertools.product(("gp", "virl"), (0.0, 0.5)):
         tok = sft.build_tiny(name, 0, vl=share > 0)[1]
         image, width = tok.convert_tokens_to_ids("<image>") if share else None, (128, 256)[share > 0]
@@ -1831,10 +1822,13 @@ def test_pretraining_rows_hold_whole_documents():
         equal(len(rows), 20)
         for r in rows:
             assert len(r.ids) <= width
-            equal(r.action_mask, [int(i > 0 and token != image) for i, token in enumerate(r.ids)], "tokens with loss")
-            equal(r.pictures["pixel_values"].shape[0] if r.pictures else 0, r.ids.count(image) / 16, "pictures in a row")
+            with_loss = [int(i > 0 and token != image) for i, token in enumerate(r.ids)]
+            equal(r.action_mask, with_loss, "tokens with loss")
+            shown = r.pictures["pixel_values"].shape[0] if r.pictures else 0
+            equal(shown, r.ids.count(image) / 16, "pictures in a row")
         if name == "gp":
-            assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18 and sum(len(r.ids) for r in rows) > 20 * 0.7 * width
+            assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18
+            assert sum(len(r.ids) for r in rows) > 20 * 0.7 * width
         assert sum(bool(r.pictures) for r in rows) > 6 or not share
 
 
@@ -1846,15 +1840,15 @@ def eight_rows(family, pictures=8):
 
 
 def three_updates(family, rows, machine, budget=250):
-    """On the sum of SFT's loss and PPO's -> losses and gradient norms, the first gradient, the last weights (Nones on rank 1),
-    the model."""
+    """SFT's loss + PPO's -> losses and gradient norms, first gradient, last weights (on rank 0), model."""
     model, tok = copy.deepcopy(tiny(family)[0]), tiny(family)[1]
     torch.manual_seed(0)
     head, pad = torch.nn.Linear(model.config.get_text_config().hidden_size, 1), tok.pad_token_id
     for module in (model, head):
         sft.shard(module, machine, torch.float32)
     parameters, numbers, gradient = [*model.parameters(), *head.parameters()], [], None
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4, weight_decay=0)  # at 1e-8 it divides rounding by rounding
+    # eps: at 1e-8 it would divide rounding by rounding
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4, weight_decay=0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     n = ev.all_sum([sum(sum(r.action_mask) for r in rows)], machine)[0]
     for _ in range(3):
@@ -1864,24 +1858,28 @@ def three_updates(family, rows, machine, budget=250):
             logp, entropy, value = ev.score(model, part, pad, machine, 1.0, head)
             old, advantage = (torch.cat([torch.linspace(low, high, sum(r.action_mask)) for r in part])
                               for low, high in ((-3, -1), (-1, 2)))
-            ppo = rl.policy_loss(logp, old, advantage, 0.2) + rl.value_loss(value, 0 * old, advantage, 0.2) - 0.1 * entropy
+            ppo = rl.policy_loss(logp, old, advantage, 0.2) - 0.1 * entropy
+            ppo = ppo + rl.value_loss(value, 0 * old, advantage, 0.2)
             part_loss = weight * (ppo.sum() / n + sft.sft_loss(model, part, n, pad, machine))
             part_loss.backward()
             loss += part_loss.item()
         norm = sft.clip_and_step(parameters, [optimizer], scaler, "")
-        gradient = gradient or sft.gathered([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters], machine)
+        if gradient is None:
+            gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            gradient = sft.gathered(gradient, machine)
         numbers += [*ev.all_sum([loss], machine), norm]
     return numbers, gradient, sft.gathered(parameters, machine), model
 
 
 def alike(updates, expected, where):
     for what, *both in zip(("losses and norms", "gradient", "weights"), updates, expected):
-        near(*(torch.cat([torch.as_tensor(t).detach().flatten() for t in x]) for x in both), 1e-5, f"{where}: {what}")
+        a, b = (torch.cat([torch.as_tensor(t).detach().flatten() for t in x]) for x in both)
+        near(a, b, 1e-5, f"{where}: {what}")
 
 
 def two_tables(machine, model):
     """The table of a greedy model, and of a player who is right at the first or second attempt, or never."""
-    args = table_args("--temperature", "0", "--verify", "2")
+    args = parsed("--max_new_tokens 12 --temperature 0 --verify 2")
     greedy = ev.evaluate(model, tiny()[1], args, machine, 5)
     with acting(lambda env, seed: env.expert() if env.attempts == int(seed.split("/")[1]) % 3 else "{}"):
         return greedy, ev.evaluate(model, tiny()[1], args, machine, 5)
@@ -1898,7 +1896,7 @@ def on_a_rank(rank, path, work):
 
 
 def two_ranks(machine, mine, path):
-    """What two ranks do, rank 0 with one micro-batch less than rank 1; rank 1 has no fifth episode to play."""
+    """What two ranks do. Rank 0 has one micro-batch less than rank 1; rank 1 has no fifth episode to play."""
     rows = torch.load(f"{path}/rows.pt", weights_only=False)
     results = {family: three_updates(family, rows[family][mine], machine) for family in rows}
     llava, tok = results["llava"][-1], tiny("llava")[1]
@@ -1908,20 +1906,23 @@ def two_ranks(machine, mine, path):
     raises(SystemExit, "bf16 or fp32", lambda: sft.shard(llava, cpu("fp16"), torch.float16))
     tables = two_tables(machine, sft.shard(copy.deepcopy(tiny()[0]), machine, torch.float32))
     means = ev.all_mean({"b": 3.0 * machine.rank, "a": 1.0 + machine.rank}, machine)
-    torch.save(({family: x[:3] for family, x in results.items()}, tables, means, rl.whiten(torch.arange(8.0)[mine], machine)),
-               f"{path}/{machine.rank}.pt")
+    whitened = rl.whiten(torch.arange(8.0)[mine], machine)
+    results = {family: x[:3] for family, x in results.items()}
+    torch.save((results, tables, means, whitened), f"{path}/{machine.rank}.pt")
 
 
 def test_two_ranks_and_micro_batches_are_one_batch():
-    """In three updates, and by FSDP2 also in the weights that transformers alone loads; in whiten(); in the table."""
+    """In three updates; by FSDP2 also in the weights that transformers loads, in whiten(), in the table."""
     with folder() as path:
         torch.save({family: eight_rows(family) for family in ("gp", "llava")}, f"{path}/rows.pt")
         torch.multiprocessing.spawn(on_a_rank, (path, two_ranks), nprocs=2)
-        results, tables, means, whitened = zip(*(torch.load(f"{path}/{rank}.pt", weights_only=False) for rank in (0, 1)))
+        ranks = [torch.load(f"{path}/{rank}.pt", weights_only=False) for rank in (0, 1)]
         loaded = hf.AutoModelForImageTextToText.from_pretrained(f"{path}/checkpoint-1")
+    results, tables, means, whitened = zip(*ranks)
     for family in results[0]:
         rows = eight_rows(family)
-        assert len(sft.micro_batches(rows[:3], 250, cpu())) < len(sft.micro_batches(rows[3:], 250, cpu())), family
+        parts = [len(sft.micro_batches(mine, 250, cpu())) for mine in (rows[:3], rows[3:])]
+        assert parts[0] < parts[1], (family, parts)
         *full, model = three_updates(family, rows, cpu(), 10 ** 9)
         equal(results[1][family][0], results[0][family][0], "numbers of ranks that step in unison")
         alike(results[0][family], full, f"{family}, two ranks")
@@ -1929,8 +1930,9 @@ def test_two_ranks_and_micro_batches_are_one_batch():
     equal(loaded.lm_head.weight.data_ptr(), loaded.get_input_embeddings().weight.data_ptr(), "tied")
     for name, x in model.state_dict().items():
         near(loaded.state_dict()[name], x, 1e-5, name)
-    for family, pictures in (("gp", 0), ("llava", 3)):  # of one process, a batch may have some rows with pictures
-        full, single = (three_updates(family, eight_rows(family, pictures), cpu(), budget)[:3] for budget in (10 ** 9, 1))
+    for family, pictures in (("gp", 0), ("llava", 3)):  # in one process some rows may have pictures
+        rows = eight_rows(family, pictures)
+        full, single = (three_updates(family, rows, cpu(), budget)[:3] for budget in (10 ** 9, 1))
         alike(single, full, f"{family}, a row at a time")
     equal(means, ({"b": 1.5, "a": 1.5},) * 2, "all_mean() of two ranks")
     near(torch.cat(whitened), rl.whiten(torch.arange(8.0), cpu()), 1e-5, "whiten()")
@@ -1940,33 +1942,37 @@ def test_two_ranks_and_micro_batches_are_one_batch():
 
 
 def test_memory_flags_change_no_gradient():
-    """Through the loops: --micro_tokens changes no gradient, and --activation_checkpointing, which runs blocks twice, neither."""
+    """Neither --micro_tokens does in the loops, nor --activation_checkpointing: it runs blocks twice."""
     with folder(init=True) as out:
         block = type(ev.load(f"{out}/gp/base")[0].model.layers[0].self_attn)
         for module, table in ((sft, sft.SFT), (rl, rl.PPO)):
-            kept, runs = [], []
-            look = lambda parameters, *_: kept.append(torch.cat([p.grad.flatten() for p in parameters])) or 0.0  # takes no step
-            for i, (micro, extra) in enumerate(((10 ** 6, []), (1, []), (300, []), (10 ** 6, ["--activation_checkpointing"]))):
-                with mock.patch.object(module, "clip_and_step", look), mock.patch.dict(table, epochs=1, minibatches=1), \
-                        watching(block, "forward", lambda *_, **__: runs.append((i, torch.is_grad_enabled()))):
-                    quick(module.main, flags(out, batch=6, name=f"{module.__name__}{i}", micro_tokens=micro) + extra)
+            name, kept, runs = module.__name__, [], []
+
+            def look(parameters, *_):  # takes no step
+                kept.append(torch.cat([p.grad.flatten() for p in parameters]))
+                return 0.0
+            for i, (micro, again) in enumerate(((10 ** 6, None), (1, None), (300, None), (10 ** 6, True))):
+                count = lambda *_, **__: runs.append((i, torch.is_grad_enabled()))
+                with mock.patch.object(module, "clip_and_step", look), watching(block, "forward", count), \
+                        mock.patch.dict(table, epochs=1, minibatches=1):
+                    quick(module.main, flags(out, batch=6, name=f"{name}{i}", micro_tokens=micro,
+                                             activation_checkpointing=again))
             full, one, some, again = (gradient / kept[0].abs().max() for gradient in kept)
-            near(one, full, 1e-3, f"{module.__name__}: a row at a time")
-            near(some, full, 1e-3, f"{module.__name__}: 300 tokens at a time")
-            near(again, full, 1e-5, f"{module.__name__}: activations computed again")
-            equal(runs.count((3, True)), 2 * runs.count((0, True)), f"{module.__name__}: runs of a block with gradient")
+            near(one, full, 1e-3, f"{name}: a row at a time")
+            near(some, full, 1e-3, f"{name}: 300 tokens at a time")
+            near(again, full, 1e-5, f"{name}: activations computed again")
+            equal(runs.count((3, True)), 2 * runs.count((0, True)), f"{name}: runs of a block with gradient")
 
 
 def test_activation_checkpointing_adds_no_noise():
-    """Blocks run twice and give the same scores and gradients, in families with dropout under many names and noisy routers."""
-    noisy = {"gpt2": dict(resid_pdrop=0.5, attn_pdrop=0.5), "gpt_neox": dict(hidden_dropout=0.5), "phi": dict(resid_pdrop=0.5),
-             "opt": dict(dropout=0.5, layerdrop=0.5), "mixtral": dict(router_jitter_noise=0.5), "falcon": dict(hidden_dropout=0.5)}
-    tok, segments = tiny()[1], [e.segments[0] for e in played(n=3)]
+    """Blocks run twice give the same scores and gradients, in families with dropout or noisy routers."""
+    noisy = {"gpt2": dict(resid_pdrop=0.5, attn_pdrop=0.5), "gpt_neox": dict(hidden_dropout=0.5),
+             "phi": dict(resid_pdrop=0.5), "opt": dict(dropout=0.5, layerdrop=0.5),
+             "mixtral": dict(router_jitter_noise=0.5), "falcon": dict(hidden_dropout=0.5)}
+    segments = [e.segments[0] for e in played(n=3)]
     for name, noise in noisy.items():
         torch.manual_seed(0)
-        model = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(
-            name, vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=512, ffn_dim=64, word_embed_proj_dim=32, **noise)).eval()
+        model = small_model(name, num_key_value_heads=2, ffn_dim=64, word_embed_proj_dim=32, **noise).eval()
         found = []
         for again in (False, True):
             if again:
@@ -1974,46 +1980,59 @@ def test_activation_checkpointing_adds_no_noise():
             model.zero_grad()
             logp = ev.score(model, segments, 0, cpu())[0]
             logp.sum().backward()
-            found += [(logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))]
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            found.append((logp.detach(), gradient))
         near(found[1][0], found[0][0], 1e-5, f"{name}: log-probs")
         near(found[1][1], found[0][1], 1e-4, f"{name}: gradients")
     model._no_split_modules = None
     raises(SystemExit, "does not name its blocks", lambda: sft.recompute_activations(model))
 
 
+def small_model(name, **more):
+    """A random tiny text model of a class of transformers, with the tiny tokenizer's vocabulary."""
+    return hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(
+        name, vocab_size=len(tiny()[1]), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=512, **more))
+
+
 def test_resume_is_the_uninterrupted_run():
-    """A signal in the middle of a step: the step is finished and saved, exit code 130. --resume, with no other flags and where
-    the folder was moved, gives an uninterrupted run's weights, to the bit, and its records. Evaluations and saves are due at
-    equal shares of the budget."""
-    clocks, term, base = ("tokens_per_s", "sampling_seconds", "episodes_per_s", "memory_gb"), signal.SIGTERM, ["--stage", "base"]
-    for module, place, tokens, pressed, extra in ((sft, "gp/id/sft", 1400, term, []), (rl, "gp/id/rl", 6e3, term, []),
-                                                  (sft, "gp-vl/base", 4e3, signal.SIGINT, [*base, "--vl"])):
+    """A run that a signal stopped, moved and resumed, has an uninterrupted run's weights, to the bit, and
+    its records. Evaluations and saves are due at equal shares of the budget."""
+    clocks = "tokens_per_s", "sampling_seconds", "episodes_per_s", "memory_gb"
+    for module, place, tokens, pressed, extra in (
+            (sft, "gp/id/sft", 1400, signal.SIGTERM, {}), (rl, "gp/id/rl", 6e3, signal.SIGTERM, {}),
+            (sft, "gp-vl/base", 4e3, signal.SIGINT, {"stage": "base", "vl": True})):
+        base = place == "gp-vl/base"
         with folder(init=True) as one, folder() as path:
             two, moved = f"{path}/two", f"{path}/moved"
             shutil.copytree(small_init(), two)
-            argv, saved, logs = lambda out: flags(out, None, tokens=tokens) + [*extra, "--evaluations", "3"], [], []
+            line = lambda out: flags(out, None, tokens=tokens, evaluations=3, **extra)
+            saved, logs = [], []
             with watching(module, "save_checkpoint", lambda *call: saved.append(call[5]["step"])):
-                quick(module.main, argv(one))
+                quick(module.main, line(one))
             [header, *_], steps = records(f"{one}/{place}"), records(f"{one}/{place}", "grad_norm")
-            start = state_of(f"{one}/gp/id/init")["flops"] * ("base" not in place)
-            used = [(r["flops"] - start) / 6 / header["n"] / tokens for r in steps]  # shares of the budget, after each step
-            due = lambda n: sorted({next(k for k, x in enumerate(used, 1) if x >= i / n) for i in range(1, n)})
+            start = 0 if base else state_of(f"{one}/gp/id/init")["flops"]
+            used = [(r["flops"] - start) / 6 / header["n"] / tokens for r in steps]  # after each step
+
+            def due(n):
+                return sorted({next(k for k, x in enumerate(used, 1) if x >= i / n) for i in range(1, n)})
             evaluated = [r["step"] for r in records(f"{one}/{place}", "seen")]
-            equal(evaluated, [0] * ("base" not in place) + due(3) + [len(used)], f"{place}: evaluations, the last a table")
+            equal(evaluated, [0] * (not base) + due(3) + [len(used)], f"{place}: evaluations")
             equal((saved, len(due(3))), (due(4) + [len(used)], 2), f"{place}: saves, evaluations on the way")
 
             def press(_, parameters, optimizers, scaler, where):
                 if where.split()[1] == str(due(3)[0] - 1):
                     signal.raise_signal(pressed)
             with watching(module, "clip_and_step", press):
-                equal(raises(SystemExit, "", lambda: quick(module.main, argv(two))), "130", "exit code")
+                equal(raises(SystemExit, "", lambda: quick(module.main, line(two))), "130", "exit code")
             equal(state_of(f"{two}/{place}")["step"], due(3)[0], "saved step")
-            error_of("--resume", module.main, argv(two))
+            error_of("--resume", module.main, line(two))
             os.rename(two, moved)
-            quick(module.main, ["--out", moved, "--resume", *extra])
+            quick(module.main, f"--out {moved} --resume" + " --stage base --vl" * base)
             assert same(*(weights(f"{out}/{place}") for out in (one, moved))), f"{place}: other weights"
             for out in (one, moved):
-                logs.append([{k: x for k, x in r.items() if k not in clocks} for r in records(f"{out}/{place}")[1:]])
+                _, *log = records(f"{out}/{place}")
+                logs.append([{k: x for k, x in r.items() if k not in clocks} for r in log])
             equal(logs[1], logs[0], f"{place}: records")
 
 
@@ -2022,46 +2041,58 @@ def test_signals():
     before, told = (signal.default_int_handler, signal.getsignal(signal.SIGTERM)), []
     signal.signal(signal.SIGINT, before[0])  # a process in the background may begin with Ctrl-C ignored
     with folder(init=True) as out:
-        for name, place, pressed, kind, words in (("late", "save_checkpoint", signal.SIGTERM, SystemExit, "130"),
-                                                  ("twice", "clip_and_step", signal.SIGINT, KeyboardInterrupt, "")):
+        for name, place, pressed, kind, words in (
+                ("late", "save_checkpoint", signal.SIGTERM, SystemExit, "130"),
+                ("twice", "clip_and_step", signal.SIGINT, KeyboardInterrupt, "")):
             with watching(sft, place, lambda *_: [signal.raise_signal(pressed) for _ in range(2)]), \
                     watching(sft, "print0", lambda _, machine, text: told.append(text)):
                 raises(kind, words, lambda: quick(sft.main, flags(out, name=name)))
-            equal((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), before, f"{name}: handlers afterwards")
-        equal([text for text in told if text.startswith("stopped")], ["stopped; go on with it: python sft.py --stage sft "
-              f"--env gp --rule id --out {out} --seed 3 --name late --resume"])
-        equal((state_of(f"{out}/gp/id/late")["step"], ev.checkpoint_at(f"{out}/gp/id/twice")), (1, None), "what is saved")
+            after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+            equal(after, before, f"{name}: handlers afterwards")
+        equal([text for text in told if text.startswith("stopped")], [
+            f"stopped; go on with it: python sft.py --stage sft --env gp --rule id --out {out} --seed 3 "
+            "--name late --resume"])
+        equal(state_of(f"{out}/gp/id/late")["step"], 1, "what is saved")
+        equal(ev.checkpoint_at(f"{out}/gp/id/twice"), None, "what is saved")
     equal(raises(SystemExit, "", lambda: ev.script(lambda: signal.raise_signal(signal.SIGINT))), "130")
 
 
 def test_muon():
-    """Two steps are torch.optim.Muon's, to the rounding of its bfloat16. Most singular values of a step come near 1."""
+    """Two steps are torch.optim.Muon's, to the rounding of its bfloat16. Most singular values come near 1."""
     rng = torch.Generator().manual_seed(0)
-    mine, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((128, 320), (320, 128), (128, 320), (64, 64), (16, 128))]
-                    for _ in range(2))
-    optimizers = [Muon([{"params": matrices[:2], "lr": 0.02}, {"params": matrices[2:], "lr": 0.1}], lr=0.02, **more)
-                  for Muon, matrices, more in ((sft.Muon, mine, {}), (torch.optim.Muon, theirs, {"weight_decay": 0}))]
+    shapes = (128, 320), (320, 128), (128, 320), (64, 64), (16, 128)
+    mine, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizers = [
+        Muon([{"params": matrices[:2], "lr": 0.02}, {"params": matrices[2:], "lr": 0.1}], lr=0.02, **more)
+        for Muon, matrices, more in ((sft.Muon, mine, {}), (torch.optim.Muon, theirs, {"weight_decay": 0}))]
     for step in range(2):
         before = [p.detach().clone() for p in mine + theirs]
         for p, q in zip(mine, theirs):
-            p.grad = q.grad = torch.randn(p.shape, generator=rng) * torch.rand(p.shape[1], generator=rng) ** 2
+            p.grad = torch.randn(p.shape, generator=rng) * torch.rand(p.shape[1], generator=rng) ** 2
+            q.grad = p.grad
         for optimizer in optimizers:
             optimizer.step()
         moves = [(new - old).detach() for new, old in zip(mine + theirs, before)]
         for i, (move, expected) in enumerate(zip(moves, moves[len(mine):])):
-            what, lr = f"step {step}, matrix {i}", (0.02 if i < 2 else 0.1) * max(1, move.shape[0] / move.shape[1]) ** 0.5
-            within(0, ((move - expected).norm() / expected.norm()).item(), 0.025, f"{what}: share that differs from torch's")
+            what = f"step {step}, matrix {i}"
+            lr = (0.02 if i < 2 else 0.1) * max(1, move.shape[0] / move.shape[1]) ** 0.5
+            differs = ((move - expected).norm() / expected.norm()).item()
+            within(0, differs, 0.025, f"{what}: share that differs from torch's")
             sizes = torch.linalg.svdvals(move / lr)
-            within(0.7, ((sizes > 0.7) & (sizes < 1.2)).float().mean().item(), 1, f"{what}: share of singular values near 1")
+            share = ((sizes > 0.7) & (sizes < 1.2)).float().mean().item()
+            within(0.7, share, 1, f"{what}: share of singular values near 1")
 
 
 def test_learning_rates():
-    """Muon has the matrices of blocks and projector; the eyes learn at 0.1 times the rates; warm-up and decay scale all alike."""
+    """Muon has the matrices of blocks and projector; vision learns slower; warm-up and decay scale all."""
     models, seen = [], []
-    look = lambda _, parameters, optimizers, *__: seen.append({p: (type(o).__name__, group["lr"]) for o in optimizers
-                                                               for group in o.param_groups for p in group["params"]})
-    with folder() as out, watching(sft, "clip_and_step", look), watching(sft, "sft_loss", lambda _, m, *__: models.append(m)):
-        quick(sft.main, flags(out, 2, 2, stage="base") + ["--vl"])
+
+    def look(_, parameters, optimizers, *__):
+        seen.append({p: (type(o).__name__, group["lr"])
+                     for o in optimizers for group in o.param_groups for p in group["params"]})
+    with folder() as out, watching(sft, "clip_and_step", look), \
+            watching(sft, "sft_loss", lambda _, model, *__: models.append(model)):
+        quick(sft.main, flags(out, 2, 2, stage="base", vl=True))
     for step, rates in enumerate(seen):
         equal(len(rates), len(list(models[0].parameters())), "parameters with a rate")
         for name, p in models[0].named_parameters():
@@ -2069,77 +2100,87 @@ def test_learning_rates():
             share = 0.1 if "vision_tower" in name or "projector" in name else 1.0
             kind, rate = rates[p]
             equal(kind, "Muon" if matrix else "AdamW", name)
-            near(rate, (0.01 if matrix else 3e-3) * share * (step + 1) / 50, 1e-9, f"rate of {name} at step {step}")
+            expected = (0.01 if matrix else 3e-3) * share * (step + 1) / 50
+            near(rate, expected, 1e-9, f"rate of {name} at step {step}")
 
     with folder(init=True) as out:
-        for module, name, table, warmup in ((sft, "sft", sft.SFT, 3), (rl, "rl", rl.PPO, 1)):
+        for module, table, warmup, ratios in ((sft, sft.SFT, 3, {1.0}), (rl, rl.PPO, 1, {1.0, 10.0})):
             seen.clear()
-            with mock.patch.dict(table, decay=0.5, warmup=warmup, epochs=2), watching(module, "clip_and_step", look):
+            name = module.__name__
+            with mock.patch.dict(table, decay=0.5, warmup=warmup, epochs=2), \
+                    watching(module, "clip_and_step", look):
                 quick(module.main, flags(out, None, tokens="5e3", lr="1e-5"))
             [first, *_], log = (records(f"{out}/gp/id/{name}", key) for key in ("seen", "grad_norm"))
-            left = [1 - (r["tokens"] - first["tokens"]) / 5e3 for r in [first, *log[:-1]]]  # of the budget before each step
+            # left: of the budget, before each step
+            left = [1 - (r["tokens"] - first["tokens"]) / 5e3 for r in [first, *log[:-1]]]
             assert len(log) > 4 and min(left) < 0.4
             factors = [min(1, (k + 1) / warmup) * min(1, x / 0.5) for k, x in enumerate(left)]
             near([r["lr"] for r in log], [1e-5 * factor for factor in factors], 1e-9, f"{name}: lr")
             shares = {round(rate / log[-1]["lr"], 6) for _, rate in seen[-1].values()}
-            equal(shares, {1.0, 10.0} if name == "rl" else {1.0}, f"{name}: rates / lr")
+            equal(shares, ratios, f"{name}: rates / lr")
 
 
 def test_killed_save_leaves_a_whole_checkpoint():
-    """Whichever operation on files fails or is the last one before a kill, also while older checkpoints are removed: the newest
-    checkpoint is whole, and the next save cleans up. It is flushed to the disk before it gets its name."""
+    """Whichever operation on files fails or is a kill's last one, the newest checkpoint is whole, and the
+    next save cleans up. A checkpoint is flushed before it gets its name."""
     (model, tok), changed, done = tiny(), sft.build_tiny("gp", seed=9)[0], []
+    kinds = type(model), type(tok)
+    watched = [(os, name) for name in ("mkdir", "unlink", "rmdir", "rename", "replace", "sync")]
+    watched += [(torch, "save"), *((kind, "save_pretrained") for kind in kinds)]
 
     def files(path):
-        content = {}
-        for name in os.listdir(path):
-            with open(os.path.join(path, name), "rb") as f:
-                content[name] = f.read()
-        return content
+        return {os.path.basename(file): content for file, content in tree(path).items()}
 
     def save_as(out, step, model):
         sft.save_checkpoint(out, model, tok, cpu(), {"step": step}, {"moments": torch.ones(9)})
         return files(f"{out}/checkpoint-{step}")
 
     def step_left(last=None, error=None):
-        """Save checkpoint 3, behind 1 and the rest of a 2, with an error in place of the operation number `last`."""
-        def watched(name, real):
+        """Save checkpoint 3 where 1 and the rest of 2 are, with an error in place of operation `last`."""
+        def stopping(name, real):
             def operation(*arguments, **keywords):
-                if name == "mkdir" and os.path.isdir(arguments[0]):
-                    return real(*arguments, **keywords)  # changes nothing
-                done.append(name)
-                if len(done) - 1 == last:
-                    raise error
+                if name != "mkdir" or not os.path.isdir(arguments[0]):  # else it changes nothing
+                    done.append(name)
+                    if len(done) - 1 == last:
+                        raise error
+                if name == "sync":
+                    assert files(f"{out}/checkpoint-3.part") == new, "not all is written when it is flushed"
+                    return None
                 return real(*arguments, **keywords)
             return operation
         with folder() as out:
-            old, sync = save_as(out, 1, model), lambda: equal(files(f"{out}/checkpoint-3.part") == new, True, "all is flushed")
+            old = save_as(out, 1, model)
             put(f"{out}/checkpoint-2.part", "junk", b"of a save that was killed")
             os.mkdir(f"{out}/checkpoint-mine")  # someone's copy
             done.clear()
             with contextlib.ExitStack() as stack:
-                for owner, name, real in (*((os, name, getattr(os, name)) for name in ("mkdir", "unlink", "rmdir", "rename", "replace")),
-                                          (os, "sync", sync), (torch, "save", torch.save),
-                                          *((kind, "save_pretrained", kind.save_pretrained) for kind in (type(model), type(tok)))):
-                    stack.enter_context(mock.patch.object(owner, name, watched(name, real)))
+                for owner, name in watched:
+                    operation = stopping(name, getattr(owner, name))
+                    stack.enter_context(mock.patch.object(owner, name, operation))
                 try:
                     save_as(out, 3, changed)
-                except (KeyboardInterrupt, SystemExit) as e:
-                    assert isinstance(e, KeyboardInterrupt) or f"{out}/checkpoint-3: {error}" in str(e), e
-            path = ev.checkpoint_at(out)
+                except KeyboardInterrupt:
+                    pass
+                except SystemExit as e:
+                    assert f"{out}/checkpoint-3: {error}" in str(e), e
+            path, where = ev.checkpoint_at(out), f"{error!r} at {done[-1]}"
             step = int(path.rpartition("-")[2])
-            equal(files(path) == {1: old, 3: new}[step], True, f"checkpoint {step} is whole, {error!r} at {done[-1]}")
-            save_as(out, 3 + (step == 3), model)
-            equal(sorted(os.listdir(out)), [f"checkpoint-{3 + (step == 3)}", "checkpoint-mine"], f"what the next save leaves, {error!r} at {done[-1]}")
+            assert files(path) == {1: old, 3: new}[step], f"checkpoint {step} is not whole, {where}"
+            following = 3 + (step == 3)
+            save_as(out, following, model)
+            left = [f"checkpoint-{following}", "checkpoint-mine"]
+            equal(sorted(os.listdir(out)), left, f"what the next save leaves, {where}")
             return step
     with folder() as out:
         new = save_as(out, 3, changed)
     equal(step_left(), 3)
     operations = list(done)
-    assert operations.count("unlink") > 5 and {"sync", "save", "replace", "mkdir"} < set(operations), operations
+    assert {"sync", "save", "replace", "mkdir"} < set(operations), operations
+    assert operations.count("unlink") > 5, operations
     for error in (KeyboardInterrupt(), OSError(28, "No space left on device")):
         for i, name in enumerate(operations):
-            equal(step_left(i, error), 1 if i <= operations.index("rename") else 3, f"checkpoint left by {error!r} at {name}, {i}")
+            expected = 1 if i <= operations.index("rename") else 3
+            equal(step_left(i, error), expected, f"checkpoint left by {error!r} at {name}, {i}")
 
 
 class Toy:
@@ -2160,39 +2201,42 @@ class Toy:
 
     def step(self, text):
         right = text[:1].isdigit()
-        return Step(None, [], (5.0 if right else 0.0) * self.pays, True, {
-            "verdict": "success" if right else "wrong", "success": right, "position_done": True, "position_solved": right,
-            "rule_matters": False, "other_rule": False})
+        info = dict(verdict="success" if right else "wrong", success=right, position_solved=right,
+                    position_done=True, rule_matters=False, other_rule=False)
+        return Step(None, [], (5.0 if right else 0.0) * self.pays, True, info)
 
     def expert(self, demonstrator="expert"):
         return "7"
 
 
 def test_ppo_learns_a_toy_and_kl_pulls_back():
-    """Success on a toy task goes up; then, without reward and with beta > 0, the KL to the reference goes down."""
+    """Success on a toy task goes up. Without reward and with beta > 0 the KL to the reference goes down."""
     with folder() as out, mock.patch.dict(ev.ENVS, toy=Toy), mock.patch.dict(rl.PPO, target_kl=1):
         save(f"{out}/start", *sft.build_tiny("toy", seed=0))
-        toy, path = dict(batch=64, env="toy", init=f"{out}/start", lr="1e-3"), f"{out}/toy/id/rl"
-        quick(rl.main, flags(out, 25, beta=0, **toy) + ["--max_new_tokens", "3"])
+        path = f"{out}/toy/id/rl"
+        quick(rl.main, flags(out, 25, 64, env="toy", init=f"{out}/start", lr=1e-3, beta=0, max_new_tokens=3))
         run = records(path, "reward")
         assert run[0]["success"] < 0.3 and run[-1]["success"] > 0.8, (run[0]["success"], run[-1]["success"])
-        assert abs(run[0]["explained_var"]) < 1e-3 and run[-1]["value_loss"] < 0.1, run[-1]  # V = 0 would leave about 0.4
-        ev.write_json(f"{path}/args.json", {**ev.read_json(f"{path}/args.json"), "beta": 0.5})  # what no flag may do
+        # V = 0 would leave a value loss of about 0.4
+        assert abs(run[0]["explained_var"]) < 1e-3 and run[-1]["value_loss"] < 0.1, run[-1]
+        args = ev.read_json(f"{path}/args.json")
+        ev.write_json(f"{path}/args.json", {**args, "beta": 0.5})  # what no flag may do
         with mock.patch.object(Toy, "pays", False):
-            quick(rl.main, ["--env", "toy", "--out", out, "--resume", "--steps", "50"])
+            quick(rl.main, f"--env toy --out {out} --resume --steps 50")
         run = records(path, "reward")
         assert run[-1]["kl3"] < run[25]["kl3"] / 2, (run[25]["kl3"], run[-1]["kl3"])
 
 
 def test_a_third_environment():
-    """One line in ENVS is enough for all stages and the table; with pictures it has the hyper-parameters of gp-vl."""
+    """One line in ENVS is enough for all stages and the table. With pictures its defaults are gp-vl's."""
     with folder() as out, mock.patch.dict(ev.ENVS, toy=Toy), tiny_stages():
         text = quick(rl.main, flags(out, env="toy"))
-        equal([f"[{stage}] toy" in text for stage in ("base", "init", "rl")], [True] * 3, text)
-        assert "Toy: trained on rule id (a), held out is rule ood (b)" in text, text
+        for words in ("[base] toy", "[init] toy", "[rl] toy",
+                      "Toy: trained on rule id (a), held out is rule ood (b)"):
+            assert words in text, text
         [row] = records(f"{out}/toy/id/rl", "reward")  # a verdict may have a metric's name
         near(row["verdicts"]["success"], row["success"], 1e-9, "share of right answers, success")
-        error_of("Toy has no pictures", sft.main, flags(out, env="toy") + ["--vl"])
+        error_of("Toy has no pictures", sft.main, flags(out, env="toy", vl=True))
 
     class Twice(Toy):
         """Two positions with one prompt are two conversations."""
@@ -2201,7 +2245,8 @@ def test_a_third_environment():
             step.messages, step.done = (self.reset()[0], False) if self.second else (None, True)
             return step
     [episode] = ev.rollout(*tiny(), [Twice()], [0], 1.0, 4, cpu())
-    equal([s.ids[:s.action_mask.index(1)] for s in episode.segments], [ev.prompt(tiny()[1], Twice().reset()[0]).ids] * 2)
+    prompts = [s.ids[:s.action_mask.index(1)] for s in episode.segments]
+    equal(prompts, [ev.prompt(tiny()[1], Twice().reset()[0]).ids] * 2)
 
     class Appends(Toy):
         """One conversation of two answers, in a list that goes on growing."""
@@ -2217,7 +2262,8 @@ def test_a_third_environment():
             return step
     [episode] = ev.rollout(*tiny(), [Appends()], [0], 1.0, 4, cpu())
     equal((len(episode.turns), len(episode.segments)), (2, 1), "answers, conversations")
-    equal([len(messages) for messages, *_ in sft.demonstrations(Appends(), 0)], [1, 3], "messages before a demonstration")
+    states = sft.demonstrations(Appends(), 0)
+    equal([len(messages) for messages, *_ in states], [1, 3], "messages before a demonstration")
     filled = SimpleNamespace(env="toy", vl=True)
     sft.fill_in(filled, sft.BASE)
     equal((filled.picture_share, filled.row_tokens), (0.5, 192), "share of pictures, width of a row")
@@ -2235,13 +2281,14 @@ def test_demonstrators():
             rows = []
             with watching(sft, "sft_loss", lambda _, model, part, *__: rows.extend(part)):
                 quick(sft.main, flags(out, batch=6, demos=name, name=name))
-            written[name] = sorted(tok.decode([t for t, a in zip(r.ids, r.action_mask) if a][:-1]) for r in rows)
+            said = [[t for t, a in zip(r.ids, r.action_mask) if a] for r in rows]
+            written[name] = sorted(tok.decode(ids[:-1]) for ids in said)
             equal(written[name], sorted(env.expert(name) for env in envs), f"demonstrations by {name}")
         assert written["expert"] != written["habit"]
 
 
 def test_compute_is_the_papers_formula():
-    """X = 6 N D_trained + 2 N D_buffer, counted again by hand: every token that went through a model, once each time."""
+    """X = 6 N D_trained + 2 N D_buffer, counted by hand: every token, each time that a model reads it."""
     (model, tok), read, lengths = tiny(), [], []
 
     def count(self, input_ids, attention_mask, cache=None, **more):
@@ -2253,24 +2300,30 @@ def test_compute_is_the_papers_formula():
         return out
     generate = type(model).generate
     look = lambda episodes, *_: lengths.extend(len(s.ids) for e in episodes for s in e.segments)
-    with folder(init=True) as out, mock.patch.object(type(model), "generate", count), watching(rl, "rollout", look), \
-            mock.patch.dict(rl.PPO, target_kl=1e9), mock.patch.object(rl, "scoring_error", lambda *_: 0):  # a few tokens
+    with folder(init=True) as out:
         start, n = state_of(f"{out}/gp/id/init")["flops"], sum(p.numel() for p in model.parameters())
-        assert start > 0
-        quick(rl.main, flags(out, batch=8, epochs=3))
+        assert 0 < start < state_of(f"{out}/gp/base")["flops"], "the base's compute is not in an init's"
+        with mock.patch.object(type(model), "generate", count), watching(rl, "rollout", look), \
+                mock.patch.dict(rl.PPO, target_kl=1e9), without_scoring_error():  # which samples a few tokens
+            quick(rl.main, flags(out, batch=8, epochs=3))
         [record] = records(f"{out}/gp/id/rl", "reward")
-        near(record["flops"] - start, 6 * n * 3 * sum(lengths) + 2 * n * (sum(read) + 2 * sum(lengths)), 1e-9, "PPO")
+        expected = 6 * n * 3 * sum(lengths) + 2 * n * (sum(read) + 2 * sum(lengths))
+        near(record["flops"] - start, expected, 1e-9, "PPO")
         quick(sft.main, flags(out))
         states = [sft.demonstrations(GeneralPoints(seed=3), f"sft/3/0/0/{i}")[0] for i in range(4)]
-        rows = [sft.demonstration_row(tok, model, *state) for state in states]
+        trained = sum(len(sft.demonstration_row(tok, model, *state).ids) for state in states)
         [record] = records(f"{out}/gp/id/sft", "loss")
-        near(record["flops"] - start, 6 * n * sum(len(r.ids) for r in rows), 1e-9, "SFT")
+        near(record["flops"] - start, 6 * n * trained, 1e-9, "SFT")
         near(record["tokens"], record["flops"] / 6 / n, 1e-9, "tokens")
-        assert start < state_of(f"{out}/gp/base")["flops"], "the base's compute is not in an init's"
+
+
+def without_scoring_error():
+    """Within, PPO does not ask before it begins whether generate() and score() agree."""
+    return mock.patch.object(rl, "scoring_error", lambda *_: 0)
 
 
 def test_matched_compute():
-    """SFT and PPO have the same default budget in every column; a task gets its own column, a flag comes first."""
+    """SFT and PPO have the same default budgets. A task gets its own column of a table; a flag wins."""
     for column, task in enumerate(sft.TASKS):
         for table in (sft.EVERY, sft.BASE, sft.SFT, sft.INIT, rl.PPO):
             args = SimpleNamespace(env=task.removesuffix("-vl"), vl=task.endswith("-vl"), batch=7)
@@ -2282,7 +2335,7 @@ def test_matched_compute():
 
 
 def test_no_step_on_a_bad_gradient():
-    """fp32: the end. With a loss scaler no optimizer takes the step. A good gradient is unscaled, then clipped to norm 1."""
+    """fp32 ends; with a loss scaler no optimizer steps. A good gradient is unscaled and clipped to norm 1."""
     for scaled, bad in itertools.product((False, True), (False, True)):
         parameters = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))]
         optimizers = [torch.optim.SGD([p], lr=1.0) for p in parameters]
@@ -2297,35 +2350,43 @@ def test_no_step_on_a_bad_gradient():
             norm = step()
             assert not math.isfinite(norm) if bad else abs(norm - 5) < 1e-4, norm
             equal(scaler.get_scale(), scale / 2 if bad else scale, "scale")
-        near([p.item() for p in parameters], [0, 0] if bad else [-0.6, -0.8], 1e-5, f"scaled: {scaled}, bad: {bad}")
+        expected = [0, 0] if bad else [-0.6, -0.8]
+        near([p.item() for p in parameters], expected, 1e-5, f"scaled: {scaled}, bad: {bad}")
 
 
 def test_mixed_precision_branches():
-    """bf16 and fp16 (with a loss scaler) on the CPU: layers compute in that type, the value head in fp32; weights stay fp32."""
+    """In bf16 and fp16 layers compute in that type, the value head in fp32; weights stay fp32."""
     def look(output, module, *_):
-        types.add((torch.is_grad_enabled(), "head" if module.out_features == 1 else "layer", output.dtype))
-    for (family, place), dtype in itertools.product((("gp", "gp/id"), ("llava", "gp-vl/id-id")), ("bf16", "fp16")):
+        part = "head" if module.out_features == 1 else "layer"
+        types.add((torch.is_grad_enabled(), part, output.dtype))
+    places = ("gp", "gp/id"), ("llava", "gp-vl/id-id")
+    for (family, place), dtype in itertools.product(places, ("bf16", "fp16")):
         machine, kind = cpu(dtype), {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
         scored = ev.score(tiny(family)[0], eight_rows(family)[:2], 0, machine)
         equal([x.dtype for x in scored[:2]], [torch.float32] * 2, "log-probs, entropies")
         with folder() as out:
             save(f"{out}/m", *tiny(family))
             before = weights(f"{out}/m")
+            pictures = {"vl": True, "pixels": 80} if family == "llava" else {}
+            expected = {"sft": {(True, "layer", kind)}}
+            expected["rl"] = {(grad, *part) for grad in (True, False)
+                              for part in (("layer", kind), ("head", torch.float32))}
             for main, name in ((sft.main, "sft"), (rl.main, "rl")):
                 types = set()
-                with watching(torch.nn.Linear, "forward", look), mock.patch.object(rl, "scoring_error", lambda *_: 0):  # in fp32
-                    quick(main, flags(out, init=f"{out}/m", dtype=dtype) + ["--vl", "--pixels", "80"] * (family == "llava"))
-                expected = {(grad, *layer) for grad in (True, False) for layer in (("layer", kind), ("head", torch.float32))}
-                equal(types, expected if name == "rl" else {(True, "layer", kind)}, f"{family}, {dtype}, {name}")
-                equal("scale" in state_of(f"{out}/{place}/{name}")["scaler"], dtype == "fp16", "a loss scaler, saved")
+                with watching(torch.nn.Linear, "forward", look), without_scoring_error():  # it is in fp32
+                    quick(main, flags(out, init=f"{out}/m", dtype=dtype, **pictures))
+                equal(types, expected[name], f"{family}, {dtype}, {name}")
+                scaler = state_of(f"{out}/{place}/{name}")["scaler"]
+                equal("scale" in scaler, dtype == "fp16", "a loss scaler, saved")
                 after = weights(f"{out}/{place}/{name}")
                 assert all(v.dtype == torch.float32 for v in after.values())
-                changed = " ".join(k for k in after if not torch.equal(before[k], after[k]))  # the eyes learn too
-                assert "layers" in changed and ("vision" in changed) == ("language" in changed) == (family == "llava"), changed
+                changed = " ".join(k for k in after if not torch.equal(before[k], after[k]))
+                equal("layers" in changed, True, changed)
+                equal(("vision" in changed, "language" in changed), (bool(pictures),) * 2, changed)
 
 
 def test_model_families():
-    """--model takes any causal language model, with --vl any that sees; and transformers alone loads what is saved from it."""
+    """--model takes any causal language model, with --vl any that sees; transformers loads what is saved."""
     for name in ("llama", "qwen2", "gpt2", "opt", "mllama", "idefics3"):
         vl = name in PICTURES
         if vl:
@@ -2333,59 +2394,72 @@ def test_model_families():
         else:
             tok = sft.build_tiny("gp", 0)[1]
             tok.chat_template = None if name == "gpt2" else tok.chat_template
-            model = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(
-                name, vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                num_key_value_heads=1, max_position_embeddings=512, eos_token_id=tok.eos_token_id,
-                **({"word_embed_proj_dim": 16} if name == "opt" else {})))  # its last hidden state is narrower
+            narrower = {"word_embed_proj_dim": 16} if name == "opt" else {}  # its last hidden state
+            model = small_model(name, num_key_value_heads=1, eos_token_id=tok.eos_token_id, **narrower)
             # As released: sampling defaults that must not leak into rollouts.
             model.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=1.5, do_sample=True)
         with folder() as out:
             save(f"{out}/m", model, tok)
             loaded, tok = ev.load(f"{out}/m")
+            assert type(loaded) is type(model)
             config = loaded.generation_config
-            assert type(loaded) is type(model) and config.top_k is config.top_p is config.repetition_penalty is None, config
+            equal((config.top_k, config.top_p, config.repetition_penalty), (None,) * 3, "sampling defaults")
             saved = []
-            with tiny_stages(), watching(rl, "save_checkpoint", lambda _, path, model, *__: saved.append(model)):
-                text = quick(rl.main, flags(out, model=f"{out}/m") + ["--vl", "--pixels", "40"] * vl)
+            with tiny_stages(), \
+                    watching(rl, "save_checkpoint", lambda _, path, model, *__: saved.append(model)):
+                text = quick(rl.main, flags(out, model=f"{out}/m") + " --vl --pixels 40" * vl)
             assert ("no chat template" in text) == (name == "gpt2")
-            place = f"{out}/{'gp-vl/id-id' if vl else 'gp/id'}"
-            stages = [loaded.state_dict(), *(weights(f"{place}/{stage}") for stage in ("init", "rl"))]
-            assert not same(stages[0], stages[1]) and not same(stages[1], stages[2]), f"{name}: weights that did not move"
+            place = f"{out}/gp-vl/id-id" if vl else f"{out}/gp/id"
+            start, init, trained = loaded.state_dict(), weights(f"{place}/init"), weights(f"{place}/rl")
+            assert not same(start, init) and not same(init, trained), f"{name}: weights that did not move"
             [row] = records(f"{place}/rl", "reward")
-            assert all(math.isfinite(x) for x in row.values() if isinstance(x, float)) and row["updates"] == (8 if vl else 16), row
+            assert all(math.isfinite(x) for x in row.values() if isinstance(x, float)), row
+            equal(row["updates"], 8 if vl else 16, "updates")
             plain = type(model).from_pretrained(ev.checkpoint_at(f"{place}/rl"), dtype=torch.float32)
             inputs, _ = ev.collate([ev.prompt(tok, *world(name, 0, 1).reset(0))], 0, "cpu")
             assert torch.equal(*(m.eval()(**inputs).logits for m in (plain, saved[-1]))), name
             if vl:
                 sides = []
                 with watching(ev, "table", lambda _, paths, args, machine: sides.append(args.pixels)):
-                    quick(ev.main, ["--out", out, "--vl", "--episodes", "1"])
+                    quick(ev.main, f"--out {out} --vl --episodes 1")
                 equal(sides, [40], "eval.py's --pixels, from the run's args.json")
-                error_of("trained on pictures with --pixels 40, not 50", ev.main, ["--out", out, "--vl", "--pixels", "50"])
+                error_of("trained on pictures with --pixels 40, not 50", ev.main,
+                         f"--out {out} --vl --pixels 50")
 
 
-# Chat templates with the traits of released ones. Roles are written out: <|user|> is a token of the tiny tokenizer.
-LLAMA = ("{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-         "<|system|>Today: {{ date_string }}{{ strftime_now('%d %b') }}<|eot|>{% for m in messages %}<|{{ m.role }}|>"
-         "{{ m.content | trim }}<|eot|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
-QWEN = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|eot|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined and enable_thinking is false %}"
-        "<think></think>{% endif %}{% endif %}")
-GEMMA = ("{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-         "{{ raise_exception('roles must alternate user/assistant, and there is no system role') }}{% endif %}"
-         "<|{{ m.role }}|>{{ m.content }} <|eot|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
-GPT_OSS = ("{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}{% if '<|channel|>' in m.content or not "
-           "m.content %}{{ raise_exception('no such answer') }}{% endif %}<|channel|>final{% endif %}<|message|>{{ m.content }}"
-           "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|eot|>' }}{% endfor %}"
-           "{% if add_generation_prompt %}<|start|>assistant{% endif %}")
-GLM = ("{% for m in messages %}<|{{ m.role }}|>{{ '\n' + m.content }}{% endfor %}"
-       "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-R1 = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|eot|>{% endif %}{% endfor %}"
-      "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")
-SMOLVLM = ("{% for m in messages %}{{ m.role + ':' }}{% for part in m.content %}{{ ' ' + part.text }}{% endfor %}<|eot|>\n"
-           "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
-NEWLINE = ("{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
-           "{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}")
+# Chat templates with the traits of released ones. Roles are written out: the tiny tokenizer has <|user|>.
+LLAMA = (
+    "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% endif %}<|system|>Today: {{ date_string }}{{ strftime_now('%d %b') }}<|eot|>{% for m in messages %}"
+    "<|{{ m.role }}|>{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+QWEN = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|eot|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}")
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant, and there is no system role') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }} <|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+GPT_OSS = (
+    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}"
+    "{% if '<|channel|>' in m.content or not m.content %}{{ raise_exception('no such answer') }}{% endif %}"
+    "<|channel|>final{% endif %}<|message|>{{ m.content }}"
+    "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}")
+GLM = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ '\n' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+R1 = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|eot|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")
+SMOLVLM = (
+    "{% for m in messages %}{{ m.role + ':' }}{% for part in m.content %}{{ ' ' + part.text }}{% endfor %}"
+    "<|eot|>\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
+NEWLINE = (
+    "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}")
 ZEPHYR = ("{% for m in messages %}{{ m.role + ':\n' + m.content }}<|eot|>\n{% endfor %}"
           "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}")
 MARKS = ("<|eot|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>")
@@ -2393,13 +2467,12 @@ MARKS = ("<|eot|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>")
 
 def with_template(template, adds_bos=False):
     """load() of a tiny model that has this chat template -> the model, its tokenizer, what was printed."""
-    from tokenizers.processors import TemplateProcessing
     model, tok = sft.build_tiny("gp", 0)
     tok.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": list(MARKS)})
     model.resize_token_embeddings(len(tok))
     if adds_bos:
-        bos = tok.convert_tokens_to_ids("<s>")
-        tok.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+        bos = [("<s>", tok.convert_tokens_to_ids("<s>"))]
+        tok.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=bos)
     tok.chat_template = template
     with folder() as out, contextlib.redirect_stdout(io.StringIO()) as said:
         save(f"{out}/m", model, tok)
@@ -2407,37 +2480,39 @@ def with_template(template, adds_bos=False):
 
 
 def test_templates():
-    """Prompts are the same every day, begin with BOS once if at all, do not think, or a line says so. prompt + demonstration +
-    glue is the template's own rendering, and a turn ends once, whatever the model said."""
+    """prompt + demonstration + glue is what the template renders, whatever was said and on whatever day."""
     for name, template, adds_bos, end, line in (
-            ("llama", LLAMA, True, "<|eot|>", ""), ("qwen", QWEN, False, "<|eot|>", ""), ("gemma", GEMMA, True, "<|eot|>", ""),
-            ("gpt-oss", GPT_OSS, False, "<|return|>", ""), ("glm", GLM, False, "<|user|>", ""),
-            ("r1", R1, False, "<|eot|>", "thinking is not off"), ("smolvlm", SMOLVLM, False, "<|eot|>", ""),
-            ("newline", NEWLINE, False, "<|end|>", ""), ("base", None, True, "<|end|>", "no chat template")):
-        model, tok, printed = with_template(template, adds_bos)
-        assert line in printed and bool(line) == bool(printed), (name, printed)
-        ids = tok.convert_tokens_to_ids
-        equal(model.generation_config.eos_token_id, sorted({ids("<|end|>"), ids(end)}), f"{name}: ends of a turn")
-        env, prompts = GeneralPoints(verify=3), []
+            ("llama", LLAMA, True, "<|eot|>", ""), ("qwen", QWEN, False, "<|eot|>", ""),
+            ("gemma", GEMMA, True, "<|eot|>", ""), ("gpt-oss", GPT_OSS, False, "<|return|>", ""),
+            ("glm", GLM, False, "<|user|>", ""), ("r1", R1, False, "<|eot|>", "thinking is not off"),
+            ("smolvlm", SMOLVLM, False, "<|eot|>", ""), ("newline", NEWLINE, False, "<|end|>", ""),
+            ("base", None, True, "<|end|>", "no chat template")):
+        model, tok, text = with_template(template, adds_bos)
+        assert line in text and bool(line) == bool(text), (name, text)
+        ids, env, prompts = tok.convert_tokens_to_ids, GeneralPoints(verify=3), []
+        ends = sorted({ids("<|end|>"), ids(end)})
+        equal(model.generation_config.eos_token_id, ends, f"{name}: ends of a turn")
         for day in (1, 2):
             with mock.patch("transformers.utils.chat_template_utils.datetime") as clock:
                 clock.now.return_value.strftime.side_effect = lambda form: f"day {day}"
                 messages, _ = env.reset(0)
                 prompts.append(ev.prompt(tok, messages).ids)
         equal(prompts[1], prompts[0], f"{name}: tomorrow's prompt")
-        equal([i for i, token in enumerate(prompts[0]) if token == ids("<s>")], [0] * adds_bos, f"{name}: places of BOS")
+        begins = [i for i, token in enumerate(prompts[0]) if token == ids("<s>")]
+        equal(begins, [0] * adds_bos, f"{name}: places of BOS")
         assert ("<think></think>" in tok.decode(prompts[0])) == (name == "qwen"), tok.decode(prompts[0])
         assert messages[0]["content"] in tok.decode(prompts[0]), f"{name}: the prompt lacks the task"
         answer, step = ev.answer_ids(tok, model, "hello"), env.step("hello")
         equal(answer[-1], ids(end), f"{name}: the end of a demonstration's turn")
         whole, glue = ev.prompt(tok, step.messages).ids, ev.glue_ids(tok, step.messages, answer[-1])
         if name not in ("qwen", "r1"):  # which leave the thinking out of what was said before
-            ended = [ids("<|eot|>") if name == "gpt-oss" else answer[-1]]  # "return" ends the last turn, and that alone
-            if name != "newline":  # its end token stands only behind the whole conversation
-                equal(tok.decode(prompts[0] + answer[:-1] + ended + glue), tok.decode(whole), f"{name}: in three turns")
-            cut = answer[:-2] if name in ("gemma", "newline") else answer[:-1]  # there is a space before the end
-            equal(prompts[0] + cut + ev.glue_ids(tok, step.messages), whole, f"{name}: the answer was cut off")
-        for said in ("", "<|channel|>final", "</think> x", ev.MARK):  # some templates would refuse these, or take them apart
+            # gpt-oss's "return" only ends the last turn, and "newline" ends only the whole conversation
+            ended = answer[:-1] + [ids("<|eot|>")] if name == "gpt-oss" else answer
+            if name != "newline":
+                equal(tok.decode(prompts[0] + ended + glue), tok.decode(whole), f"{name}: in three turns")
+            cut = answer[:-2] if name in ("gemma", "newline") else answer[:-1]  # a blank before the end
+            equal(prompts[0] + cut + ev.glue_ids(tok, step.messages), whole, f"{name}: an answer cut off")
+        for said in ("", "<|channel|>final", "</think> x", ev.MARK):  # some templates would refuse these
             step.messages[1]["content"] = said
             equal(ev.glue_ids(tok, step.messages, answer[-1]), glue, f"{name}: glue behind {said!r}")
         if name == "llama":  # a template that asks for the date, and templates by name: the default one
@@ -2446,139 +2521,155 @@ def test_templates():
             tok.chat_template = {"default": template, "tool_use": "nothing"}
             with folder() as out:
                 save(f"{out}/m", model, tok)
-                equal(ev.prompt(ev.load(f"{out}/m")[1], messages).ids, prompts[0], "prompt by the default template")
-    model, tok, _ = with_template(GPT_OSS)
-    equal(tok.decode(ev.answer_ids(tok, model, "hello")), "hello<|return|>", "an answer, behind the header")
-    model, tok, _ = with_template(SMOLVLM)
-    equal(tok.decode(ev.answer_ids(tok, model, "hello")), " hello<|eot|>", "a space")
+                equal(ev.prompt(ev.load(f"{out}/m")[1], messages).ids, prompts[0], "by the default template")
+    for template, text in ((GPT_OSS, "hello<|return|>"), (SMOLVLM, " hello<|eot|>")):
+        model, tok, _ = with_template(template)
+        equal(tok.decode(ev.answer_ids(tok, model, "hello")), text, "behind the header; with a blank")
     model, tok, _ = with_template(ZEPHYR)
-    tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # as Llama 2's: a blank before a text
-    ids = ev.prompt(tok, messages).ids + ev.answer_ids(tok, model, "hello")
-    whole = ev.encode(tok, ev.chat_text(tok, [*messages, {"role": "assistant", "content": "hello"}]), ()).ids
-    equal(ids, whole[:len(ids)], "a prompt and a demonstration, as the template writes them")
+    # As Llama 2's: a blank before a text.
+    tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    said = ev.prompt(tok, messages).ids + ev.answer_ids(tok, model, "hello")
+    text = ev.chat_text(tok, [*messages, {"role": "assistant", "content": "hello"}])
+    equal(said, ev.encode(tok, text, ()).ids[:len(said)], "a prompt and a demonstration")
+    header = GLM.replace("'\n'", "('\n' if m.role == 'user' else 'x')")
     for words, damaged in (("no such answer", GPT_OSS.replace("'<|channel|>' in m.content", "true")),
                            ("leaves out", QWEN.replace("m.content.split('</think>')[-1]", "''")),
-                           ("begins an answer", GLM.replace("'\n'", "('\n' if m.role == 'user' else 'x')").replace(
-                               "<|assistant|>{% endif", "<|assistant|>y{% endif"))):  # one line each, at load
+                           ("begins an answer", header.replace("<|assistant|>{% e", "<|assistant|>y{% e"))):
         assert "\n" not in raises(SystemExit, words, lambda: with_template(damaged))
 
 
 def test_ids_that_the_model_lacks():
-    """A padding token without an embedding is replaced, one that is an end learns; an end or a mark of the chat template is
-    one line at load."""
+    """Padding without an embedding is replaced; an end that pads learns; a mark without one is an error."""
     model, tok = sft.build_tiny("gp", 0)
-    before = ev.score(model, [e.segments[0] for e in played()], tok.pad_token_id, cpu())[0]
+    segments = [e.segments[0] for e in played()]
+    before = ev.score(model, segments, tok.pad_token_id, cpu())[0]
     tok.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<|eot|>"]})
     with folder() as out:
-        save(f"{out}/m", model, tok)
-        loaded, its = ev.load(f"{out}/m")
+        def loaded():
+            save(f"{out}/m", model, tok)
+            return ev.load(f"{out}/m")
+        its_model, its = loaded()
         equal(its.pad_token_id, its.eos_token_id, "the padding id")
-        near(ev.score(loaded, [e.segments[0] for e in played()], its.pad_token_id, cpu())[0], before, 1e-6, "log-probs")
+        near(ev.score(its_model, segments, its.pad_token_id, cpu())[0], before, 1e-6, "log-probs")
         model.config.pad_token_id = tok.eos_token_id
-        save(f"{out}/m", model, tok)
-        embedding = ev.load(f"{out}/m")[0].get_input_embeddings()
+        embedding = loaded()[0].get_input_embeddings()
         embedding(torch.tensor([tok.eos_token_id])).sum().backward()
-        equal(embedding.weight.grad[tok.eos_token_id].tolist(), [1.0] * 128, "the gradient of an end token that also pads")
+        gradient = embedding.weight.grad[tok.eos_token_id].tolist()
+        equal(gradient, [1.0] * 128, "the gradient of an end token that also pads")
         model.generation_config.eos_token_id = 0  # an id like any other
-        save(f"{out}/m", model, tok)
-        equal(ev.load(f"{out}/m")[0].generation_config.eos_token_id, [0, its.eos_token_id], "ends of a turn")
+        equal(loaded()[0].generation_config.eos_token_id, [0, its.eos_token_id], "ends of a turn")
         tok.chat_template = QWEN
-        save(f"{out}/m", model, tok)
-        raises(SystemExit, "no embedding for '<|eot|>'", lambda: ev.load(f"{out}/m"))
-        os.makedirs(f"{out}/g")
+        raises(SystemExit, "no embedding for '<|eot|>'", loaded)
         put(f"{out}/g", "model.gguf", b"GGUF")
         raises(SystemExit, "holds a GGUF", lambda: ev.load(f"{out}/g"))
 
 
 def test_conversations_that_outgrow_the_context():
-    """The episode ends there, as cut off, with its reward so far, in rollouts, training and tables; a prompt must fit."""
+    """The episode ends there, as cut off, with its reward so far; a prompt and a demonstration must fit."""
     model, tok = tiny("gp")
     free = played(n=8)
-    with mock.patch.object(model.config, "max_position_embeddings", 16 + max(len(e.segments[0].ids) for e in free) // 2):
-        short, limit = played(n=8), model.config.max_position_embeddings
-        assert any(len(a.turns) < len(b.turns) for a, b in zip(short, free)), "all conversations fit"
-        for a, b in zip(short, free):
-            [s], [whole] = a.segments, b.segments
-            equal((s.ids, s.action_mask[-1], len(s.ids) <= limit), (whole.ids[:len(s.ids)], 1, True), "the ids")
-            equal(([t["reward"] for t in a.turns]), [t["reward"] for t in b.turns][:len(a.turns)], "rewards")
-            equal((a.turns[-1]["cut"], len(a.positions())), (a.turns[-1]["cut"] or len(a.turns) == len(b.turns), 1), "the end")
-            assert len(a.turns) == len(b.turns) or a.turns[-1]["cut"] and not a.turns[-1]["success"]
-    needed = 16 + max(len(e.segments[0].ids) - e.turns[-1]["tokens"] for e in free)  # tokens alone, no holes of the cache
-    for limit, fits in ((needed, True), (needed - 1, False)):
-        with mock.patch.object(model.config, "max_position_embeddings", limit):
-            equal([e.segments[0].ids for e in played(n=8)] == [e.segments[0].ids for e in free], fits, f"all fit into {limit}")
-    with mock.patch.object(model.config, "max_position_embeddings", len(ev.prompt(tok, GeneralPoints().reset(0)[0]).ids) + 15):
+
+    def context(tokens):
+        return mock.patch.object(model.config, "max_position_embeddings", tokens)
+    limit = 16 + max(len(e.segments[0].ids) for e in free) // 2
+    with context(limit):
+        short = played(n=8)
+    assert any(len(a.turns) < len(b.turns) for a, b in zip(short, free)), "all conversations fit"
+    for a, b in zip(short, free):
+        [s], [whole], whole_rewards = a.segments, b.segments, [t["reward"] for t in b.turns]
+        equal((s.ids, s.action_mask[-1]), (whole.ids[:len(s.ids)], 1), "the ids")
+        within(1, len(s.ids), limit, "tokens of a conversation")
+        equal([t["reward"] for t in a.turns], whole_rewards[:len(a.turns)], "rewards")
+        equal(len(a.positions()), 1, "positions")
+        if len(a.turns) < len(b.turns):
+            assert a.turns[-1]["cut"] and not a.turns[-1]["success"], a.turns
+        else:
+            equal(a.turns[-1]["cut"], b.turns[-1]["cut"], "the end of one that fits")
+    # What is needed is counted in tokens, without the holes that the cache has.
+    needed = 16 + max(len(e.segments[0].ids) - e.turns[-1]["tokens"] for e in free)
+    for tokens, fits in ((needed, True), (needed - 1, False)):
+        with context(tokens):
+            again = [e.segments[0].ids for e in played(n=8)]
+        equal(again == [e.segments[0].ids for e in free], fits, f"all fit into {tokens}")
+    with context(len(ev.prompt(tok, GeneralPoints().reset(0)[0]).ids) + 15):
         raises(SystemExit, "too short", lambda: played(n=3))
     with folder() as out:
         model, tok = copy.deepcopy(tiny("gp"))
         model.config.max_position_embeddings = 64
         save(f"{out}/m", model, tok)
-        text = quiet(rl.main, flags(out, init=f"{out}/m", steps=2, verify=9))
-        assert f" --init {out}/m --tokens 1e+09    # at the same" in text, f"next, from the same start: {text}"
+        text = quiet(rl.main, flags(out, 2, init=f"{out}/m"))
+        assert f" --init {out}/m --tokens 1e+09    # at the same" in text, f"next: {text}"
         equal([r["updates"] for r in records(f"{out}/gp/id/rl", "reward")], [16, 16], "updates")
         model.config.max_position_embeddings = 46  # the prompt's 21, and 24 of an answer
         save(f"{out}/short", model, tok)
-        error_of("context of 46 tokens is too short: a demonstration has", sft.main, flags(out, init=f"{out}/short"))
+        error_of("context of 46 tokens is too short: a demonstration has", sft.main,
+                 flags(out, init=f"{out}/short"))
 
 
 def test_sampled_is_scored_is_asked():
-    """PPO asks before it begins: a model that sees padding, and one whose forward pass is noise, are refused in one line."""
+    """PPO refuses in one line a model that sees padding, and one whose forward pass is noise."""
     for family in FAMILIES:
-        within(0, ev.scoring_error(*tiny(family), world(family, 0, 3), cpu("bf16")), 1e-4, f"{family}: error in fp32")
-    real, still = type(tiny("gp")[0]).forward, type(tiny("gp")[0].model.norm).forward
+        error = ev.scoring_error(*tiny(family), world(family, 0, 3), cpu("bf16"))
+        within(0, error, 1e-4, f"{family}: error in fp32")
+    kind, norm = type(tiny("gp")[0]), type(tiny("gp")[0].model.norm)
+    real, still = kind.forward, norm.forward
 
     def sees_padding(self, input_ids=None, attention_mask=None, **more):
         return real(self, input_ids=input_ids, attention_mask=torch.ones_like(attention_mask), **more)
+
+    def noise(self, x):  # in every layer
+        return torch.nn.functional.dropout(still(self, x), 0.1)
     with folder(init=True) as out:
         for dtype in ("fp32", "bf16"):
-            with mock.patch.object(type(tiny("gp")[0]), "forward", sees_padding):
-                error_of(r"differs by \S+ where rows are padded", rl.main, flags(out, name=dtype, dtype=dtype))
-            norm = type(tiny("gp")[0].model.norm)
-            noise = lambda self, x: torch.nn.functional.dropout(still(self, x), 0.1)  # in every layer
-            with mock.patch.object(norm, "forward", noise), mock.patch.object(rl, "scoring_error", lambda *_: 0):
-                error_of(r"\|log ratio\| before the first step", rl.main, flags(out, name=dtype + "2", dtype=dtype))
+            with mock.patch.object(kind, "forward", sees_padding):
+                error_of(r"differs by \S+ where rows are padded", rl.main, flags(out, dtype=dtype))
+            with mock.patch.object(norm, "forward", noise), without_scoring_error():
+                error_of(r"\|log ratio\| before the first step", rl.main, flags(out, name=dtype, dtype=dtype))
 
 
 def test_defaults_of_a_model_from_elsewhere():
-    """--model, --init of no descendant of the tiny base: own rates, budget, micro-batches, room for answers; flags come first."""
-    def filled(main, *argv):
+    """A model that does not come from the tiny base has its own rates, budget and lengths; flags win."""
+    def filled(main, line):
         """The flags and hyper-parameters of a run that does not begin."""
-        taken = []
-        with mock.patch.object(sys.modules[main.__module__], "command", lambda args, train: taken.append(args)):
-            main([*argv, "--out", out])
-        return {k: getattr(taken[0], k) for k in (*sft.REAL, "value_rate", "pixels") if hasattr(taken[0], k)}
+        taken, module = [], sys.modules[main.__module__]
+        with mock.patch.object(module, "command", lambda args, train: taken.append(vars(args))):
+            main(f"{line} --out {out}".split())
+        return {k: taken[0][k] for k in (*sft.REAL, "value_rate", "pixels") if k in taken[0]}
     with folder() as out:
         save(f"{out}/m", *tiny())
         save(f"{out}/sees", *tiny(), from_elsewhere=False, pixels=48)
-        real = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256, "pixels": None}
-        own = {"tokens": 7e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32, "pixels": None}
+        real = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256,
+                "pixels": None}
+        own = {"tokens": 7e5, "batch": 128, "lr": 2e-4, "micro_tokens": 2048, "max_new_tokens": 32,
+               "pixels": None}
         with mock.patch.dict(sft.REAL_INIT, tokens=2e3):
             text = quick(rl.main, flags(out, model=f"{out}/m"))
-        assert all(text.count(f"a model of yours, so with --lr {lr} --tokens") == 1 for lr in ("2e-05", "1e-05")), text
-        header = records(f"{out}/gp/id/init")[0]
-        equal({k: header[k] for k in real}, {**real, "lr": 2e-5, "tokens": 2e3, "max_new_tokens": 24}, "the init that rl.py made")
+        for lr in ("2e-05", "1e-05"):
+            equal(text.count(f"a model of yours, so with --lr {lr} --tokens"), 1, text)
+        header, expected = records(f"{out}/gp/id/init")[0], {"lr": 2e-5, "tokens": 2e3, "max_new_tokens": 24}
+        equal({k: header[k] for k in real}, {**real, **expected}, "the init that rl.py made")
         shutil.copytree(ev.checkpoint_at(f"{out}/gp/id/rl"), f"{out}/copy")  # without its run's args.json
-        for main, argv, expected in (
-                (sft.main, ["--stage", "init", "--model", f"{out}/m", "--name", "b"], {**real, "lr": 2e-5, "tokens": 1e6}),
-                (rl.main, ["--name", "b", "--model", f"{out}/m"], {**real, "value_rate": 10}),
-                (rl.main, ["--name", "b", "--model", f"{out}/m", "--env", "virl", "--vl"], {**real, "value_rate": 10, "pixels": 1200}),
-                (rl.main, ["--name", "b", "--init", f"{out}/gp/id/init"], {**real, "value_rate": 10}),  # it knows where it comes from
-                (sft.main, ["--init", f"{out}/copy"], real),
-                (sft.main, ["--init", f"{out}/m", "--lr", "0.5"], {**real, "lr": 0.5}),
-                (sft.main, ["--init", f"{small_init()}/gp/id/init"], own),
-                (sft.main, ["--init", f"{small_init()}/gp/id/init", "--vl"], {**own, "tokens": 8e5, "pixels": 80}),
-                (sft.main, ["--init", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48}),
-                (sft.main, ["--model", f"{out}/sees", "--vl"], {**own, "tokens": 8e5, "pixels": 48}),
-                (rl.main, ["--env", "virl", "--data", "x"], {"tokens": 6e5, "batch": 32, "lr": 5e-5, "micro_tokens": 2048,
-                                                             "max_new_tokens": 256, "value_rate": 100, "pixels": None})):
-            equal(filled(main, *argv), expected, argv)
+        init, ppo, sees = f"{small_init()}/gp/id/init", {**real, "value_rate": 10}, {**own, "tokens": 8e5}
+        routes = {**own, "tokens": 6e5, "batch": 32, "lr": 5e-5, "max_new_tokens": 256, "value_rate": 100}
+        for main, line, expected in (
+                (sft.main, f"--stage init --model {out}/m --name b", {**real, "lr": 2e-5, "tokens": 1e6}),
+                (rl.main, f"--name b --model {out}/m", ppo),
+                (rl.main, f"--name b --model {out}/m --env virl --vl", {**ppo, "pixels": 1200}),
+                (rl.main, f"--name b --init {out}/gp/id/init", ppo),  # it knows where it comes from
+                (sft.main, f"--init {out}/copy", real),
+                (sft.main, f"--init {out}/m --lr 0.5", {**real, "lr": 0.5}),
+                (sft.main, f"--init {init}", own), (sft.main, f"--init {init} --vl", {**sees, "pixels": 80}),
+                (sft.main, f"--init {out}/sees --vl", {**sees, "pixels": 48}),
+                (sft.main, f"--model {out}/sees --vl", {**sees, "pixels": 48}),
+                (rl.main, "--env virl --data x", routes)):
+            equal(filled(main, line), expected, line)
         for start in ("--init", "--model"):
             error_of("sees was trained on pictures with --pixels 48, not 80", sft.main,
-                     [start, f"{out}/sees", "--vl", "--pixels", "80", "--out", out])
+                     f"{start} {out}/sees --vl --pixels 80 --out {out}")
 
 
 def test_memory():
-    """Only scored positions get logits, no graph is unused, frozen models are in the compute type, no file stays mapped."""
+    """Only scored positions get logits, no graph is unused, frozen models are in the compute type."""
     model, tok = tiny()
     segments = [s for e in played(n=3) for s in e.segments]
     rows = []
@@ -2586,13 +2677,14 @@ def test_memory():
         expected = ev.score(model, segments, 0, cpu())
         sft.sft_loss(model, segments, 1, 0, cpu())
     equal(rows, [sum(sum(s.action_mask) for s in segments)] * 2, "positions that got logits")
-    with mock.patch.object(ev, "inspect", SimpleNamespace(signature=lambda _: SimpleNamespace(parameters=()))):
+    cannot_choose = SimpleNamespace(signature=lambda _: SimpleNamespace(parameters=()))
+    with mock.patch.object(ev, "inspect", cannot_choose):
         for a, b in zip(ev.score(model, segments, 0, cpu())[:2], expected):
             near(a, b, 1e-5, "scores of a model whose forward() cannot choose, by all logits")
     entropies = [ev.score(model, segments, 0, cpu(), entropy_grad=grad)[1] for grad in (True, False)]
     equal([e.requires_grad for e in entropies], [True, False], "entropy has a graph")
 
-    kinds, held, mapped = set(), [], []
+    kinds, held, mapped, models = set(), [], [], []
 
     def look(_, model, *more, entropy_grad=True):
         kinds.add((next(model.parameters()).dtype, torch.is_grad_enabled(), entropy_grad))
@@ -2602,32 +2694,33 @@ def test_memory():
 
     def hold(norm, parameters, optimizers, *_):
         moments = [t for o in optimizers for s in o.state.values() for t in s.values() if t.ndim]
-        held.append(bytes_of(parameters) + bytes_of(p.grad for p in parameters) + bytes_of(moments))
+        held.append(bytes_of([*parameters, *(p.grad for p in parameters), *moments]))
         if os.path.exists("/proc/self/maps"):  # Linux
             with open("/proc/self/maps") as f:
                 mapped.append("optimizer.pt" in f.read())
     with folder(init=True) as out:
         n = sum(p.numel() for p in ev.load(f"{out}/gp/base")[0].parameters())
-        with watching(rl, "score", look), watching(rl, "clip_and_step", hold), watching(sft, "clip_and_step", hold):
+        with watching(rl, "score", look), watching(rl, "clip_and_step", hold), \
+                watching(sft, "clip_and_step", hold):
             for main in (rl.main, sft.main):
                 quick(main, flags(out, dtype="bf16"))
-                quick(main, flags(out, 2, dtype="bf16") + ["--resume"])
-        equal(kinds, {(torch.float32, False, True), (torch.float32, True, False), (torch.bfloat16, False, True)},
-              "score(): the weights' type, has it a graph, would the entropy, whose coefficient is 0, have one")
-        equal(set(mapped) - {False}, set(), "a resumed run's optimizer.pt stays mapped, and so on the disk")
+                quick(main, flags(out, 2, dtype="bf16", resume=True))
+        # score(): the weights' type, has it a graph, would the entropy, whose coefficient is 0, have one
+        policy = {(torch.float32, False, True), (torch.float32, True, False)}
+        equal(kinds, policy | {(torch.bfloat16, False, True)}, "types of policy and reference, graphs")
+        assert not any(mapped), "a resumed run's optimizer.pt stays mapped, and so on the disk"
         head = 16 * (tiny()[0].config.hidden_size + 1)
         reference = bytes_of(ev.load(f"{out}/gp/id/init", dtype=torch.bfloat16)[0].parameters())
         state_bytes = runpy.run_path(os.path.join(HERE, "results", "figures.py"))["state_bytes"]
         equal(held[0] - head + reference, state_bytes(n, ppo=True)[0], "bytes that PPO holds")
         equal(held[-1], state_bytes(n, ppo=False)[0], "bytes that SFT holds")
-        models = []
         with watching(ev, "load", lambda loaded, *_: models.append(next(loaded[0].parameters()).dtype)):
-            quick(ev.main, ["--out", out, "--dtype", "bf16", "--episodes", "2"])
+            quick(ev.main, f"--out {out} --dtype bf16 --episodes 2")
         equal(set(models), {torch.bfloat16}, "evaluated models")
 
 
 def test_a_run_is_a_folder():
-    """One command makes it; only --resume goes on with it, under the flags it began with. What is refused changes no file."""
+    """One command makes it, and only --resume goes on with it, by its flags. A refusal changes no file."""
     with folder(init=True) as out:
         run = flags(out, 2, name="a")
         quick(sft.main, run)
@@ -2636,26 +2729,26 @@ def test_a_run_is_a_folder():
         args_json = ev.read_json(f"{path}/args.json")
         with mock.patch.object(sft, "load_model", side_effect=AssertionError("a model is loaded first")):
             error_of(f"{path} exists: go on with it by --resume, or choose another", sft.main, run)
-        for words, main, argv in (
-                ("gp/id/none/args.json is missing", sft.main, flags(out, name="none") + ["--resume"]),
-                ("a was made with --lr 0.0002, not 0.5", sft.main, run + ["--resume", "--lr", "0.5"]),
-                ("a was made with --batch 4, not 5", sft.main, run + ["--resume", "--batch", "5"]),
-                ("a was made with --seed 3, not 4", sft.main, run + ["--resume", "--seed", "4"]),
-                ("a was made with --model None, not x", sft.main, run + ["--resume", "--model", "x"]),
+        error_of("gp/id/none/args.json is missing", sft.main, flags(out, name="none", resume=True))
+        for words, main, line in (
+                ("a was made with --lr 0.0002, not 0.5", sft.main, f"{run} --lr 0.5"),
+                ("a was made with --batch 4, not 5", sft.main, f"{run} --batch 5"),
+                ("a was made with --seed 3, not 4", sft.main, f"{run} --seed 4"),
+                ("a was made with --model None, not x", sft.main, f"{run} --model x"),
                 ("a was made with --activation_checkpointing False, not True", sft.main,
-                 run + ["--resume", "--activation_checkpointing"]),
-                (f"a was made with --init {out}/gp/id/init, not x", sft.main, run + ["--resume", "--init", "x"]),
-                ("r was made with --beta 0.02, not 1.0", rl.main, flags(out, name="r", beta=1) + ["--resume"]),
-                ("r was made by stage rl, not sft", sft.main, flags(out, name="r") + ["--resume"]),
-                ("a was made by stage sft, not rl", rl.main, run + ["--resume"])):
-            error_of(words, main, argv)
+                 f"{run} --activation_checkpointing"),
+                (f"a was made with --init {out}/gp/id/init, not x", sft.main, f"{run} --init x"),
+                ("r was made with --beta 0.02, not 1.0", rl.main, flags(out, name="r", beta=1)),
+                ("r was made by stage rl, not sft", sft.main, flags(out, name="r")),
+                ("a was made by stage sft, not rl", rl.main, run)):
+            error_of(words, main, f"{line} --resume")
         equal(tree(out), kept, "files")
-        damaged = dict(args_json)
-        del damaged["warmup"]
-        for words, content in (("missing or damaged", b"junk\xff"), ("made by stage None", b"[]"), ("missing or damaged", b"7"),
-                               ("missing or damaged", b""), ("damaged: it has no warmup", json.dumps(damaged).encode())):
+        damaged = json.dumps({k: v for k, v in args_json.items() if k != "warmup"}).encode()
+        for words, content in (("missing or damaged", b"junk\xff"), ("made by stage None", b"[]"),
+                               ("missing or damaged", b"7"), ("missing or damaged", b""),
+                               ("damaged: it has no warmup", damaged)):
             put(path, "args.json", content)
-            error_of(words, sft.main, run + ["--resume"])
+            error_of(words, sft.main, f"{run} --resume")
         ev.write_json(f"{path}/args.json", args_json)
         equal(tree(out), kept, "files, with args.json as it was")
 
@@ -2670,97 +2763,102 @@ def test_a_run_is_a_folder():
             error_of("both exists: go on with it by --resume", sft.main, flags(out, name="both"))
         equal((tree(f"{out}/gp/id/both"), len(both) > 5), (both, True), "files of the first of two commands")
 
-        # --resume alone has all flags; DIR/ is DIR; --tokens may grow; without --steps it goes to its budget, and then is done.
-        again, log = ["--out", out, "--name", "a/", "--init", f"{out}/gp/id/init/", "--resume"], lambda: [r["step"] for r in records(path, "loss")]
-        quick(sft.main, again + ["--tokens", "1"])  # used up already
-        equal((log(), state_of(path)["done"]), ([1, 2], True), "steps, done")
-        quick(sft.main, again + ["--tokens", "1e3"])
-        steps = log()
-        assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2 and state_of(path)["done"], steps
-        quick(sft.main, again)
-        equal(log(), steps, "steps of a finished run that was resumed")
-        quick(sft.main, again + ["--tokens", "2e3"])
-        assert len(log()) > len(steps) and log()[:len(steps)] == steps, log()
+        # --resume alone has all flags. --tokens may grow; without --steps a run goes to its budget.
+        def goes_on(more):
+            quick(sft.main, f"--out {out} --name a/ --init {out}/gp/id/init/ --resume {more}")  # DIR/ is DIR
+            return [r["step"] for r in records(path, "loss")]
+        equal((goes_on("--tokens 1"), state_of(path)["done"]), ([1, 2], True), "steps, a budget used up")
+        steps = goes_on("--tokens 1e3")
+        assert len(steps) > 2 and state_of(path)["done"], steps
+        equal(steps, list(range(1, len(steps) + 1)), "steps")
+        equal(goes_on(""), steps, "steps of a finished run that was resumed")
+        more = goes_on("--tokens 2e3")
+        assert len(more) > len(steps) and more[:len(steps)] == steps, more
         changed = {k: v for k, v in ev.read_json(f"{path}/args.json").items() if args_json[k] != v}
         equal(changed, {"tokens": 2e3, "steps": None, "resume": True}, "flags that changed")
 
-        # Moved to where --out is without the flag: its earlier stages are looked for, and made, below that place.
+        # Moved to where --out is without the flag: its earlier stages are found, or made, below that place.
         ev.write_json(f"{path}/args.json", {**args_json, "out": "elsewhere"})
+        look = lambda args, train: equal((args.out, args.folder), (out, path), "--out, folder")
         with watching(sft, "new_parser", lambda parser, *_: parser.set_defaults(out=out)), \
-                mock.patch.object(sft, "command", lambda args, _: equal((args.out, args.folder), (out, path), "--out, folder")):
+                mock.patch.object(sft, "command", look):
             sft.main(["--name", "a", "--resume"])
 
 
 def test_earlier_stages():
-    """A missing one is made by the command that is printed; one that is not finished, or another one, is left as it is."""
+    """A missing one is made by the command that is printed. An unfinished or another one is left as it is."""
     with folder() as out, folder() as other, tiny_stages():
-        text = quick(rl.main, flags(out, device="cpu") + ["--rule", "ood"])
+        text = quick(rl.main, flags(out, device="cpu", rule="ood"))
         made = re.findall(r"^\[(.*)\] needs (.*), so first: python sft.py (.*)$", text, re.M)
         equal([m[:2] for m in made], [("rl", f"{out}/gp/ood/init"), ("init", f"{out}/gp/base")], text)
-        assert text.count("success in %") == 1, f"expected only PPO's table: {text}"
-        for _, path, argv in reversed(made):  # what was printed, elsewhere
-            argv = argv.replace(out, other).split()
-            assert "success in %" not in quick(sft.main, argv), "a table, by --episodes 0"
-            assert same(weights(path), weights(path.replace(out, other))), path
-            differ = {k for k, v in ev.read_json(f"{path}/args.json").items()
-                      if v != ev.read_json(f"{path.replace(out, other)}/args.json")[k]}
-            equal(differ - {"out", "folder", "init"}, set(), f"flags of {path}")
+        equal(text.count("success in %"), 1, f"tables, of PPO only: {text}")
+        for _, path, line in reversed(made):  # what was printed, elsewhere
+            copied = path.replace(out, other)
+            assert "success in %" not in quick(sft.main, line.replace(out, other)), "a table, by --episodes 0"
+            assert same(weights(path), weights(copied)), path
+            a, b = (ev.read_json(f"{place}/args.json") for place in (path, copied))
+            equal({k for k in a if a[k] != b[k]} - {"out", "folder", "init"}, set(), f"flags of {path}")
 
-    with folder() as out, tiny_stages():  # a base that was cut short, under another rule and other flags
-        quick(sft.main, ["--stage", "base", "--out", out, "--steps", "1", "--tokens", "1.5e3", "--episodes", "2"])
-        start, kept = flags(out, rule="ood", seed=0) , tree(out)
-        start[start.index("--seed", start.index("--seed") + 1) + 1] = "0"
-        line = raises(SystemExit, "gp/base is not finished", lambda: quick(rl.main, start))
-        equal(tree(out), kept, "files")
-        quick(sft.main, line.rpartition("python sft.py ")[2].split())
+    with folder() as out, tiny_stages():
+        def finish(stage, name):
+            """Where a stage is not finished, PPO names the command that finishes it, and changes no file."""
+            kept, start = tree(out), flags(out, rule="ood", seed=0, name=name)
+            line = raises(SystemExit, f"{stage} is not finished", lambda: quick(rl.main, start))
+            equal(tree(out), kept, "files")
+            quick(sft.main, line.rpartition("python sft.py ")[2])
+            return start
+        # a base that was cut short, under another rule and other flags
+        quick(sft.main, f"--stage base --out {out} --steps 1 --tokens 1.5e3 --episodes 2")
+        start = finish("gp/base", "rl")
         assert state_of(f"{out}/gp/base")["done"]
         assert "[rl]" in quick(rl.main, start)
         os.rename(f"{out}/gp/ood/init", f"{out}/finished")  # an init that was killed before its first save
         os.mkdir(f"{out}/gp/ood/init")
         shutil.copy(f"{out}/finished/args.json", f"{out}/gp/ood/init")
-        line = raises(SystemExit, "gp/ood/init is not finished", lambda: quick(rl.main, start + ["--name", "b"]))
-        quick(sft.main, line.rpartition("python sft.py ")[2].split())
+        finish("gp/ood/init", "b")
         assert same(weights(f"{out}/gp/ood/init"), weights(f"{out}/finished")), "an init, from the beginning"
 
     with folder(init=True) as out:
-        as_made = dict(seed=3, model=None, pixels=None, data=None, stage="init")
-        save(f"{out}/gp-vl/base", *tiny("llava"), **as_made | {"pixels": 40})
-        save(f"{out}/virl/id/init", *tiny("virl"), **as_made | {"data": "routes"})
-        save(f"{out}/virl/ood/init", *tiny("virl"), **as_made | {"model": "their/model"})
+        made = dict(seed=3, model=None, pixels=None, data=None, stage="init")
+        save(f"{out}/gp-vl/base", *tiny("llava"), **made | {"pixels": 40})
+        save(f"{out}/virl/id/init", *tiny("virl"), **made | {"data": "routes"})
+        save(f"{out}/virl/ood/init", *tiny("virl"), **made | {"model": "their/model"})
         save(f"{out}/plain/gp/id/init", *tiny())
         kept = tree(out)
-        for words, argv in (("init was made with --seed 3, not 4", ["--seed", "4"]),
-                            ("base was made with --pixels 40, not 80", ["--vl"]),
-                            ("init was made with --data routes, not None", ["--env", "virl"]),
-                            ("init was made with --model their/model, not None", ["--env", "virl", "--rule", "ood"]),
-                            ("init/args.json is missing", ["--out", f"{out}/plain"])):
-            error_of(words, rl.main, flags(out) + argv)
+        for words, line in (
+                ("init was made with --seed 3, not 4", flags(out, seed=4)),
+                ("base was made with --pixels 40, not 80", flags(out, vl=True)),
+                ("init was made with --data routes, not None", flags(out, env="virl")),
+                ("init was made with --model their/model, not None", flags(out, env="virl", rule="ood")),
+                ("init/args.json is missing", flags(f"{out}/plain"))):
+            error_of(words, rl.main, line)
         equal(tree(out), kept, "files")
 
 
 def test_help_explains_every_flag():
     """With its default: the one that a run gets."""
-    for main, table in ((ev.main, {}), (sft.main, {**sft.EVERY, **sft.SFT}), (rl.main, {**sft.EVERY, **rl.PPO})):
-        parsers, module = [], sys.modules[main.__module__]
-        with watching(ev if main is ev.main else sft, "new_parser", lambda parser, *_: parsers.append(parser)), \
-                contextlib.redirect_stdout(io.StringIO()) as out:
-            equal(raises(SystemExit, "", lambda: main(["--help"])), "0", "exit code")
-        text, explained = "".join(out.getvalue().split()), 0  # argparse breaks lines at hyphens too
+    for module, table in ((ev, {}), (sft, {**sft.EVERY, **sft.SFT}), (rl, {**sft.EVERY, **rl.PPO})):
+        parsers, caller, explained = [], ev if module is ev else sft, 0
+        with watching(caller, "new_parser", lambda parser, *_: parsers.append(parser)):
+            leave = lambda: equal(raises(SystemExit, "", lambda: module.main(["--help"])), "0", "exit code")
+            text = printed(leave)
+        text = "".join(text.split())  # argparse breaks lines at hyphens too
         assert "".join(module.__doc__.split()) in text, "the docstring"
         for action in parsers[0]._actions:
-            assert action.help and "".join((action.help % vars(action)).split()) in text, f"{module.__name__} {action.dest}"
+            shown, flag = "".join((action.help % vars(action)).split()), f"{module.__name__} {action.dest}"
+            assert shown and shown in text, flag
             default = table.get(action.dest) if action.default is None else action.default
             if default not in (None, "auto", "==SUPPRESS==") and default is not False:
                 first = default[0] if isinstance(default, tuple) else default
                 first = first if isinstance(first, str) else f"{first:g}"
-                assert re.search(rf"default: (gp )?{re.escape(first)}[,)]", action.help), f"{action.dest}, {first}: {action.help}"
+                assert re.search(rf"default: (gp )?{re.escape(first)}[,)]", action.help), f"{flag}, {first}"
                 explained += 1
         assert explained >= (5 if module is ev else 12), explained
-    equal([ev.parse(ev.new_parser(""), ["--env", env]).episodes for env in ("gp", "virl")], [300, 200], "hands, routes")
+    equal([parsed(f"--env {env}").episodes for env in ("gp", "virl")], [300, 200], "hands, routes")
 
 
 def test_torchrun():
-    """A base is not pretrained by torchrun, nor is fp16 for it: one line from each rank. Where one of two ranks fails, all end."""
+    """No base and no fp16 by torchrun: one line from each rank. Where one of two ranks fails, all end."""
     with folder(init=True) as out:
         put(out, "script.py", b"""if True:
             import os, sys, eval, rl
@@ -2772,19 +2870,25 @@ def test_torchrun():
             if os.environ["RANK"] == "1":
                 rl.estimate_advantages = lambda *_: eval.fail("rank 1 has had enough")
             eval.script(rl.main)""")
-        text = command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{out}/script.py", *flags(out, 2),
-                       OMP_NUM_THREADS="1", PYTHONPATH=HERE, code=1)
-        for line in ("error: the tiny base is pretrained by one process, not by torchrun: python sft.py --stage base "
-                     "--env gp --rule id --out nothing --seed 3", "error: torchrun goes with bf16 or fp32"):
-            equal([text.count(f"rank {rank}: {line}") for rank in (0, 1)], [1, 1], f"{line}\n{text[-2000:]}")
+        launch = f"-m torch.distributed.run --standalone --nproc_per_node=2 {out}/script.py {flags(out, 2)}"
+        text = command(*launch.split(), OMP_NUM_THREADS="1", PYTHONPATH=HERE, code=1)
+        for line in ("error: the tiny base is pretrained by one process, not by torchrun: python sft.py "
+                     "--stage base --env gp --rule id --out nothing --seed 3",
+                     "error: torchrun goes with bf16 or fp32"):
+            said = [text.count(f"rank {rank}: {line}") for rank in (0, 1)]
+            equal(said, [1, 1], f"{line}\n{text[-2000:]}")
         assert "error: rank 1 has had enough" in text and "x 2 in float32" in text, text[-2000:]
         assert not os.path.exists(os.path.join(HERE, "nothing"))
 
 
 def torchrun_work(machine, mine, path):
-    """What two ranks do: load in turn; train, also in bf16; stop and resume. Rank 1 has no episode for the table."""
-    real_load, real_shard, refs, models, before, told, lock = sft.load, sft.shard, [], [], [], [], f"{path}/loading"
+    """What two ranks do: load in turn; train, in bf16 too; stop and resume. Rank 1 has no table's episode."""
+    real_load, real_shard, refs, models, before, told = sft.load, sft.shard, [], [], [], []
+    lock = f"{path}/loading"
     gc.disable()  # sharded models refer to themselves
+
+    def gone(refs, what):
+        equal([ref() for ref in refs if ref() is not None], [], f"{what} that stay in memory")
 
     def load(*arguments, **keywords):
         os.mkdir(lock)  # an error if the other rank is here
@@ -2799,36 +2903,41 @@ def torchrun_work(machine, mine, path):
         if os.path.exists(lock) and refs:  # not a value head
             part = sum(p.to_local().untyped_storage().nbytes() for p in model.parameters())
             assert part < 0.6 * 4 * n, f"{part} bytes of {n} parameters"
-            equal([ref() for ref in refs if ref() is not None], [], "whole weights that stay in memory")
-            equal([ref() for ref in before if ref() is not None], [], "models of earlier runs that stay in memory")
+            gone(refs, "whole weights")
+            gone(before, "models of earlier runs")
             refs.clear()
             models.append(weakref.ref(model))
             os.rmdir(lock)
         return model
-    for main in (sft.main, rl.main):
-        def go(name, steps, *more, play=quick):
+    for module in (sft, rl):
+        def go(name, steps, play=quick, **more):
             before.extend(models)
             models.clear()
-            play(main, flags(f"{path}/out", steps, 2, env="virl", name=f"{main.__module__}-{name}", micro_tokens=300)
-                 + ["--max_new_tokens", "8", *["--minibatches", "1"] * (main is rl.main), *more])
-        left = lambda *_: equal([ref() for ref in models if ref() is not None], [], "trained models that stay in memory with the table's")
-        with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard), watching(ev, "load", left):
-            go("two", 2, "--episodes", "1", play=quiet)
-            go("bf16", 1, "--dtype", "bf16", "--activation_checkpointing")
-            with watching(sys.modules[main.__module__], "clip_and_step", lambda *_: signal.raise_signal(signal.SIGTERM)), \
+            name = f"{module.__name__}-{name}"
+            play(module.main, two_rank_flags(module, path, steps, 2, name=name, **more))
+        with mock.patch.object(sft, "load", load), mock.patch.object(sft, "shard", shard), \
+                watching(ev, "load", lambda *_: gone(models, "trained models, with the table's,")):
+            go("two", 2, episodes=1, play=quiet)
+            go("bf16", 1, dtype="bf16", activation_checkpointing=True)
+            with watching(module, "clip_and_step", lambda *_: signal.raise_signal(signal.SIGTERM)), \
                     watching(sft, "print0", lambda _, machine, *words: told.extend(words)):
                 equal(raises(SystemExit, "", lambda: go("resumed", 2)), "130", "exit code")
             assert told[-1].startswith("stopped; go on with it: torchrun --nproc_per_node=2 "), told
-            go("resumed", 2, "--resume")
+            go("resumed", 2, resume=True)
+
+
+def two_rank_flags(module, path, steps, batch, **more):
+    more.update({"minibatches": 1} if module is rl else {})
+    return flags(f"{path}/out", steps, batch, env="virl", micro_tokens=300, max_new_tokens=8, **more)
 
 
 def test_torchrun_is_one_process():
-    """Two ranks train as one process does that has both ranks' data. Stopped and resumed: the same, to the bit. Ranks load in
-    turn, and whole weights are gone before the next one's turn."""
+    """Two ranks train as one process does with the data of both; stopped and resumed too, to the bit."""
     real_rows, real_rollout = sft.batch_rows, ev.rollout
 
-    def rows_of_both(args, *more):
-        return [row for rank in (0, 1) for row in real_rows(SimpleNamespace(**{**vars(args), "batch": 2}), *more[:-1], rank)]
+    def rows_of_both(args, env, tok, model, step, rank):
+        args = SimpleNamespace(**{**vars(args), "batch": 2})
+        return [row for rank in (0, 1) for row in real_rows(args, env, tok, model, step, rank)]
 
     def rollout_of_both(policy, tok, envs, seeds, *more):
         episodes = []
@@ -2838,26 +2947,29 @@ def test_torchrun_is_one_process():
             episodes += real_rollout(policy, tok, envs[:2], mine, *more)
         return episodes
     with folder() as path:
-        out = f"{path}/out"
-        save(f"{out}/virl/id/init", *tiny("virl"), seed=3, model=None, pixels=None, data=None, stage="init")
+        home = f"{path}/out/virl/id"
+        save(f"{home}/init", *tiny("virl"), seed=3, model=None, pixels=None, data=None, stage="init")
         torch.multiprocessing.spawn(on_a_rank, (path, torchrun_work), nprocs=2)
-        with mock.patch.object(sft, "batch_rows", rows_of_both), mock.patch.object(rl, "rollout", rollout_of_both):
-            for main, name, key in ((sft.main, "sft", "loss"), (rl.main, "rl", "reward")):
-                quick(main, flags(out, 2, 4, env="virl", name=f"{name}-one", micro_tokens=300)
-                      + ["--max_new_tokens", "8", *["--minibatches", "1"] * (name == "rl")])
-                one, two, resumed = (f"{out}/virl/id/{name}-{kind}" for kind in ("one", "two", "resumed"))
-                assert same(weights(two), weights(resumed)), f"{name}: resumed, other weights"
-                error_of("trained by 2 processes, and this is 1", main, ["--env", "virl", "--out", out, "--name", f"{name}-resumed", "--resume"])
-                for kind in (two, resumed):
-                    both = [[(r[key], r["grad_norm"], r["flops"]) for r in records(n, key)] for n in (kind, one)]
-                    near(*both, 1e-4, f"{kind}: {key}, gradient norm, flops")
-                    equal(len(both[0]), 2, "records")
-                # AdamW divides by the gradient's size: rounding counts as much as the gradient where that is as small
-                near(*(torch.cat([x.flatten() for x in weights(n).values()]) for n in (two, one)), 1e-4, name)
-                plain = hf.AutoModelForCausalLM.from_pretrained(ev.checkpoint_at(two))
-                assert same(plain.state_dict(), weights(two)), "what transformers loads"
-                equal(*(sorted(os.listdir(ev.checkpoint_at(n))) for n in (two, one)), "files")
-                equal(*(os.path.getsize(f"{ev.checkpoint_at(n)}/model.safetensors") for n in (two, one)), "bytes")
+        for module, key in ((sft, "loss"), (rl, "reward")):
+            name = module.__name__
+            one, two, resumed = (f"{home}/{name}-{kind}" for kind in ("one", "two", "resumed"))
+            with mock.patch.object(sft, "batch_rows", rows_of_both), \
+                    mock.patch.object(rl, "rollout", rollout_of_both):
+                quick(module.main, two_rank_flags(module, path, 2, 4, name=f"{name}-one"))
+            assert same(weights(two), weights(resumed)), f"{name}: resumed, other weights"
+            error_of("trained by 2 processes, and this is 1", module.main,
+                     f"--env virl --out {path}/out --name {name}-resumed --resume")
+            for kind in (two, resumed):
+                both = [[(r[key], r["grad_norm"], r["flops"]) for r in records(n, key)] for n in (kind, one)]
+                near(*both, 1e-4, f"{kind}: {key}, gradient norm, flops")
+                equal(len(both[0]), 2, "records")
+            # AdamW divides by the gradient's size: where that is small, rounding counts as much
+            near(*(torch.cat([x.flatten() for x in weights(n).values()]) for n in (two, one)), 1e-4, name)
+            plain = hf.AutoModelForCausalLM.from_pretrained(ev.checkpoint_at(two))
+            assert same(plain.state_dict(), weights(two)), "what transformers loads"
+            a, b = (ev.checkpoint_at(n) for n in (two, one))
+            equal(sorted(os.listdir(a)), sorted(os.listdir(b)), "files")
+            equal(*(os.path.getsize(f"{n}/model.safetensors") for n in (a, b)), "bytes")
 
 
 def test_interruptions():
@@ -2867,72 +2979,80 @@ def test_interruptions():
         quick(sft.main, flags(out, 1, name="half"))
         with open(f"{path}/metrics.jsonl", "ab") as f:
             f.write(b'{"step": 9, "loss": 1}\n{"step": 1, "loss": \xff\x00 half a line\n[1]\n')
-        quick(sft.main, flags(out, 2, name="half") + ["--resume"])
+        quick(sft.main, flags(out, 2, name="half", resume=True))
         equal([r["step"] for r in records(path, "loss")], [1, 2], "steps in the log")
         put(f"{out}/gp/id/init", "metrics.jsonl", b"all is damaged")
-        quick(sft.main, ["--stage", "init", "--out", out, "--resume"])  # a finished run's table
-        equal([("stage" in r, "ood" in r) for r in records(f"{out}/gp/id/init")], [(True, False), (False, True)], "records")
+        quick(sft.main, f"--stage init --out {out} --resume")  # a finished run's table
+        kinds = [("stage" in r, "ood" in r) for r in records(f"{out}/gp/id/init")]
+        equal(kinds, [(True, False), (False, True)], "records")
 
         model, tok = ev.load(f"{out}/gp/base")
         model.model.norm.weight.data.fill_(math.nan)
         save(f"{out}/nan", model, tok)
-        error_of("logits are not finite", ev.main, ["--models", f"{out}/nan", "--out", out, "--episodes", "2"])
+        error_of("logits are not finite", ev.main, f"--models {out}/nan --out {out} --episodes 2")
     with mock.patch.dict(sys.modules, resource=None):
         assert math.isnan(runpy.run_path(os.path.join(HERE, "sft.py"))["peak_memory_gb"](cpu()))
     peak = SimpleNamespace(ru_maxrss=2 ** 30)
     for platform, gigabytes in (("darwin", 1), ("linux", 1024)):
-        with mock.patch.object(sys, "platform", platform), mock.patch.object(sft.resource, "getrusage", lambda _: peak):
+        with mock.patch.object(sys, "platform", platform), \
+                mock.patch.object(sft.resource, "getrusage", lambda _: peak):
             equal(sft.peak_memory_gb(cpu()), gigabytes, platform)
 
 
 def test_bad_input_gets_one_clear_line():
+    """Bad flags, bad folders and diverging runs. No file is changed."""
     model, tok = tiny()
     with folder(init=True) as out:
-        damaged = mock.Mock(side_effect=env_virl.DataError("route 3: street_views/x.jpg: cannot be read"))
         for name in ("half", "none", "wide", "short"):
             save(f"{out}/{name}", model, tok)
         os.truncate(f"{out}/half/model.safetensors", 100_000)
         os.remove(f"{out}/none/model.safetensors")
-        for name, changed in (("wide", {"intermediate_size": 64}), ("short", {"max_position_embeddings": 64})):
+        for name, changed in (("wide", {"intermediate_size": 64}),
+                              ("short", {"max_position_embeddings": 64})):
             put(f"{out}/{name}", "config.json", json.dumps({**model.config.to_dict(), **changed}).encode())
-        stay = ["--out", out]
         for name in ("state", "tensors", "keys"):
             quick(sft.main, flags(out, name=name))
         put(ev.checkpoint_at(f"{out}/gp/id/keys"), "state.json", b'{"step": 1, "world": 1}')
         put(ev.checkpoint_at(f"{out}/gp/id/state"), "state.json", b"junk")
         os.truncate(f"{ev.checkpoint_at(f'{out}/gp/id/tensors')}/optimizer.pt", 10_000)
         kept = tree(out)
-        for words, main, argv in (
-                ("unrecognized arguments: --rul", rl.main, ["--rul", "id"]), ("invalid choice", rl.main, ["--rule", "sideways"]),
-                ("--lr", rl.main, ["--lr", "-1"]), ("--verify", rl.main, ["--verify", "0"]),
-                ("--gamma", rl.main, ["--gamma", "2"]), ("--batch", sft.main, ["--batch", "many"]),
-                ("--tokens", sft.main, ["--tokens", "nan"]), ("--seed", rl.main, ["--seed", "9" * 30]),
-                ("--demos", sft.main, ["--demos", "nobody"]), ("need --vl", ev.main, ["--pixels", "80"]),
-                ("need --vl", ev.main, ["--visual", "ood"]), ("--model", sft.main, ["--stage", "base", "--model", "x", "--out", f"{out}/empty"]),
-                ("route 3", lambda _: ev.script(damaged), None),  # met while playing
-                ("--device", ev.main, ["--device", "toaster", *stay]), ("temperature", rl.main, ["--temperature", "0", *stay]),
-                ("no checkpoints", ev.main, ["--out", f"{out}/empty"]), ("nothing to print", ev.main, ["--episodes", "0", *stay]),
-                *((name, ev.main, ["--models", f"{out}/{name}", *stay]) for name in ("nowhere", "half", "none")),
-                ("nowhere", rl.main, ["--init", f"{out}/nowhere", *stay]),
-                ("another shape .*layers", ev.main, ["--models", f"{out}/wide", *stay]),
-                ("--minibatches", rl.main, ["--batch", "2", "--minibatches", "3", *stay]),
-                ("context of 64", ev.main, ["--models", f"{out}/short", *stay, "--max_new_tokens", "60"]),
-                ("route_infos.json", ev.main, ["--env", "virl", "--data", out, "--models", f"{out}/short", *stay]),
+        for words, main, line in (  # --out comes first: a line may have another one
+                ("unrecognized arguments: --rul", rl.main, "--rul id"),
+                ("invalid choice", rl.main, "--rule sideways"), ("--lr", rl.main, "--lr -1"),
+                ("--verify", rl.main, "--verify 0"), ("--gamma", rl.main, "--gamma 2"),
+                ("--batch", sft.main, "--batch many"), ("--tokens", sft.main, "--tokens nan"),
+                ("--seed", rl.main, f"--seed {10 ** 30}"),
+                ("--demos", sft.main, "--demos nobody"), ("need --vl", ev.main, "--pixels 80"),
+                ("need --vl", ev.main, "--visual ood"),
+                ("--model", sft.main, f"--stage base --model x --out {out}/empty"),
+                ("--device", ev.main, "--device toaster"), ("temperature", rl.main, "--temperature 0"),
+                ("no checkpoints", ev.main, f"--out {out}/empty"),
+                ("nothing to print", ev.main, "--episodes 0"),
+                ("nowhere", ev.main, f"--models {out}/nowhere"), ("half", ev.main, f"--models {out}/half"),
+                ("none", ev.main, f"--models {out}/none"), ("nowhere", rl.main, f"--init {out}/nowhere"),
+                ("another shape .*layers", ev.main, f"--models {out}/wide"),
+                ("--minibatches", rl.main, "--batch 2 --minibatches 3"),
+                ("context of 64", ev.main, f"--models {out}/short --max_new_tokens 60"),
+                ("route_infos.json", ev.main, f"--env virl --data {out} --models {out}/short"),
                 ("route_infos.json", sft.main, flags(f"{out}/nothing", env="virl", data=out)),
-                ("--data", ev.main, ["--data", out, "--models", f"{out}/gp/base", *stay]),
-                ("reads only text", sft.main, flags(out, init=f"{out}/gp/base") + ["--vl"]),
-                ("reads only text", ev.main, ["--vl", "--models", f"{out}/gp/base", *stay]),
+                ("--data", ev.main, f"--data {out} --models {out}/gp/base"),
+                ("reads only text", sft.main, flags(out, init=f"{out}/gp/base", vl=True)),
+                ("reads only text", ev.main, f"--vl --models {out}/gp/base"),
                 ("state.json is missing or damaged", rl.main, flags(out, init=f"{out}/gp/id/state")),
-                ("state.json is missing or damaged", sft.main, flags(out, 2, name="state") + ["--resume"]),
+                ("state.json is missing or damaged", sft.main, flags(out, 2, name="state", resume=True)),
                 ("state.json is damaged: it has no flops", rl.main, flags(out, init=f"{out}/gp/id/keys")),
-                ("state.json is damaged: it has no flops", sft.main, flags(out, 2, name="keys") + ["--resume"]),
-                ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors") + ["--resume"]),
-                ("--stage init has a start", sft.main, ["--stage", "init", "--init", f"{out}/wide", "--name", "x", *stay]),
+                ("state.json is damaged: it has no flops", sft.main, flags(out, 2, name="keys", resume=True)),
+                ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors", resume=True)),
+                ("--stage init has a start", sft.main, f"--stage init --init {out}/wide --name x"),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
                 ("--name base is the place", sft.main, flags(f"{out}/empty", name="base")),
-                ("--name init is the place", rl.main, flags(f"{out}/empty", name="init", init=f"{out}/gp/base")),
+                ("--name init is the place", rl.main,
+                 flags(f"{out}/empty", name="init", init=f"{out}/gp/base")),
                 ("gp/base exists", sft.main, flags(out, stage="base"))):
-            error_of(words, main, argv)
+            error_of(words, main, f"--out {out} {line}")
+        met_while_playing = env_virl.DataError("route 3: street_views/x.jpg: cannot be read")
+        damaged = mock.Mock(side_effect=met_while_playing)
+        error_of("route 3", lambda _: ev.script(damaged), "")
         equal(tree(out), kept, "files")
         assert not os.path.exists(f"{out}/nothing")
         for words, main in (("not finite|loss is", sft.main), ("not finite", rl.main)):
@@ -2946,19 +3066,21 @@ def test_bad_input_gets_one_clear_line():
 
 
 def test_rows_of_a_table_have_one_limit():
-    """Answers of a released model and of its init are cut at one length: the flag's, else the longest of the runs'. A model
-    that was trained on the other rule is named."""
+    """All answers are cut at the flag's length, else at the runs' longest. Another rule's model is named."""
     made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
-                 "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"}, "base": {"stage": "base", "rule": "ood"}}
+                 "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"},
+                 "base": {"stage": "base", "rule": "ood"}}
     machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
-    for names, flag, limit in (("released init rl", [], 60), ("released base", [], 256), ("released rl", ["--max_new_tokens", "9"], 9),
-                               ("rl", ["--env", "virl", "--data", "x"], 256)):  # it was not trained on these routes
-        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), print_table=lambda *_: None,
-                                 evaluate=lambda model, tok, args, *_: {"limit": args.max_new_tokens}), \
-                contextlib.redirect_stdout(io.StringIO()) as told:
-            rows = ev.table({name: name for name in names.split()}, ev.parse(ev.new_parser(""), flag), machine)["rows"]
-        equal([row["limit"] for row in rows], [limit] * len(rows), names)
-        equal(told.getvalue(), "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
+    for names, line, limit in (("released init rl", "", 60), ("released base", "", 256),
+                               ("released rl", "--max_new_tokens 9", 9),
+                               ("rl", "--env virl --data x", 256)):  # it was not trained on these routes
+        limits, paths = [], {name: name for name in names.split()}
+        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None),
+                                 print_table=lambda *_: None, evaluate=lambda *_: {}), \
+                watching(ev, "evaluate", lambda _, model, tok, args, *__: limits.append(args.max_new_tokens)):
+            told = printed(ev.table, paths, parsed(line), machine)
+        equal(limits, [limit] * len(paths), names)
+        equal(told, "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
 
 
 def test_table_says_where_its_pictures_are_from():
@@ -2966,91 +3088,105 @@ def test_table_says_where_its_pictures_are_from():
     cell = {**ev.rate([1]), "matters": ev.rate([1]), "episode": ev.rate([1])}
     row = {"name": "x", **dict.fromkeys(("seen", "id", "ood", "visual"), cell)}
     with folder() as data:
-        for there, argv, words in (
-                (False, [], "trained on cities by day; visual OOD is other cities, by night"),
-                (False, ["--data", data], f"trained on {data}"), (True, ["--data", data], f"trained on {data}; visual OOD is {data}/ood"),
-                (True, ["--data", data, "--visual", "ood"], f"trained on {data}/ood; visual OOD is {data}")):
+        for there, line, words in (
+                (False, "", "trained on cities by day; visual OOD is other cities, by night"),
+                (False, f"--data {data}", f"trained on {data}"),
+                (True, f"--data {data}", f"trained on {data}; visual OOD is {data}/ood"),
+                (True, f"--data {data} --visual ood", f"trained on {data}/ood; visual OOD is {data}")):
             if there:
                 os.makedirs(f"{data}/ood", exist_ok=True)
-            with contextlib.redirect_stdout(io.StringIO()) as told:
-                ev.print_table([row], table_args("--env", "virl", "--vl", *argv))
-            assert f"pictures: {words}\n" in told.getvalue(), (words, told.getvalue())
+            text = printed(ev.print_table, [row], parsed(f"--env virl --vl {line}"))
+            assert f"pictures: {words}\n" in text, (words, text)
 
 
 def test_command_line_from_an_empty_folder():
-    """The main job with a very small budget: base, init, PPO and the table; SFT; then eval.py. PPO and eval.py as typed."""
+    """The main job with a small budget: base, init, PPO, SFT, the table. PPO and eval.py run as typed."""
     with folder() as out:
-        shared = ["--rule", "ood", "--out", out]
-        task = f"--env gp --rule ood --out {out}"
-        small = ["--episodes", "6", "--max_new_tokens", "24", "--evaluations", "1", "--verify", "1"]
-        for argv, parts in ((["--stage", "base", "--tokens", "3e3"], ("[base] gp", "base  ", f"next: python rl.py {task}\n")),
-                            (["--stage", "init", "--tokens", "2e3", "--batch", "8"], ("[init] gp", "base  ", "init  ")),
-                            (["rl.py", "--tokens", "2e3", "--batch", "8"], (
-                                "[rl] step    0   0% seen 0.", "trained on rule ood", "held out is rule id", "ID (rule ood)",
-                                "OOD (rule id)", "base  ", "init  ", "rl  ", f"next: python sft.py {task} --tokens 2000 ")),
-                            (["--tokens", "2e3", "--batch", "8"], ("[sft] gp", "init  ", "sft  ", "rl  "))):
-            argv = [*argv, *shared, *small]
-            text = command(*argv) if argv[0] == "rl.py" else quiet(sft.main, argv)
+        task, budget = f"--env gp --rule ood --out {out}", "--tokens 2e3 --batch 8"
+        small = f"--rule ood --out {out} --episodes 6 --max_new_tokens 24 --evaluations 1 --verify 1"
+        for line, parts in (
+                ("sft.py --stage base --tokens 3e3", ("[base] gp", "base  ", f"next: python rl.py {task}\n")),
+                ("sft.py --stage init --tokens 2e3 --batch 8", ("[init] gp", "base  ", "init  ")),
+                (f"rl.py {budget}", (
+                    "[rl] step    0   0% seen 0.", "trained on rule ood", "held out is rule id",
+                    "ID (rule ood)", "OOD (rule id)", "base  ", "init  ", "rl  ",
+                    f"next: python sft.py {task} --tokens 2000 ")),
+                (f"sft.py {budget}", ("[sft] gp", "init  ", "sft  ", "rl  ", "1 attempts"))):
+            script, _, line = f"{line} {small}".partition(" ")
+            text = quiet(sft.main, line) if script == "sft.py" else command(script, *line.split())
             equal([part for part in parts if part not in text], [], text)
-        assert "1 attempts" in text and "where the rules differ" not in command("eval.py", *shared, "--episodes", "4")
+        text = command("eval.py", *f"--rule ood --out {out} --episodes 4".split())
+        assert "where the rules differ" not in text, text
         tables = [ev.read_json(f"{out}/gp/ood/{file}") for file in ("rl/eval.json", "eval.json")]
-        equal([(t["trained_rule"], t["verify"], t["episodes"]) for t in tables], [("ood", 1, 6), ("ood", 5, 4)])
-        equal([[r["name"] for r in t["rows"]] for t in tables], [["base", "init", "rl"], ["base", "init", "sft", "rl"]])
-        assert all(0 <= r[c]["p"] <= 1 and r[c]["n"] == 6 for r in tables[0]["rows"] for c in ("seen", "id", "ood"))
-        flops = [[r["flops"] for r in records(f"{out}/gp/ood/{method}", "flops")] for method in ("sft", "rl")]
-        assert all(f == sorted(f) for f in flops) and flops[0][0] == flops[1][0] > 0  # both start with the init's share
+        settings = [(t["trained_rule"], t["verify"], t["episodes"]) for t in tables]
+        equal(settings, [("ood", 1, 6), ("ood", 5, 4)], "settings")
+        names = [[r["name"] for r in t["rows"]] for t in tables]
+        equal(names, [["base", "init", "rl"], ["base", "init", "sft", "rl"]], "rows")
+        for r, column in itertools.product(tables[0]["rows"], ("seen", "id", "ood")):
+            assert 0 <= r[column]["p"] <= 1 and r[column]["n"] == 6, r
+        of_sft, of_rl = ([r["flops"] for r in records(f"{out}/gp/ood/{name}", "flops")]
+                         for name in ("sft", "rl"))
+        equal((of_sft, of_rl), (sorted(of_sft), sorted(of_rl)), "flops")
+        assert of_sft[0] == of_rl[0] > 0  # both start with the init's share
 
 
 def test_command_lines_of_all_tasks():
-    """rl.py from an empty folder: what is printed; the log's first and last success rates are the table's rows."""
-    for env, vl, words in (("gp", False, ["J, Q, K = 10"]), ("virl", False, ["absolute directions", "where the rules differ"]),
-                           ("gp", True, ["black suits"]), ("virl", True, ["cities by day", "where the rules differ"])):
-        shared = ["--env", env, "--episodes", "2", "--max_new_tokens", "6", "--verify", "1"] + ["--vl", "--visual", "id"] * vl
+    """rl.py from an empty folder: what is printed. The log's first and last success rates are the table's."""
+    for env, vl, words in (("gp", False, ["J, Q, K = 10"]), ("gp", True, ["black suits"]),
+                           ("virl", False, ["absolute directions", "where the rules differ"]),
+                           ("virl", True, ["cities by day", "where the rules differ"])):
+        task = f"--env {env} --episodes 2 --max_new_tokens 6 --verify 1" + " --vl --visual id" * vl
+        words += ["[base]", "[init]", "[rl]", "next: python sft.py", "KEY "]
+        words += ["visual OOD", "parts of pictures read", "--vl"] * vl
         with folder() as out, tiny_stages(), mock.patch.dict(sft.EVERY, eval_episodes=2):
-            text = quiet(rl.main, ["--out", out, "--tokens", "1.5e3", "--batch", "4", "--minibatches", "1", *shared])
-            for part in ("[base]", "[init]", "[rl]", "next: python sft.py", "KEY ", *words, *(
-                    ("visual OOD", "parts of pictures read", "--vl") if vl else ())):
-                assert part in text, part
-            assert text.count("success in %") == 1, "a table of an earlier stage"
+            small = f"{task} --out {out} --tokens 1.5e3 --batch 4"
+            text = quiet(rl.main, f"{small} --minibatches 1")
+            equal([part for part in words if part not in text], [], text)
+            equal(text.count("success in %"), 1, "tables: none of an earlier stage")
             place = f"{out}/{env}-vl/id-id" if vl else f"{out}/{env}/id"
-            log, rows = records(f"{place}/rl", "flops"), {r["name"]: r for r in ev.read_json(f"{place}/rl/eval.json")["rows"]}
+            table, log = ev.read_json(f"{place}/rl/eval.json")["rows"], records(f"{place}/rl", "flops")
+            rows = {r["name"]: r for r in table}
             for r, name in ((log[0], "init"), (log[-1], "rl")):
-                equal({c: r[c] for c in ("seen", "id", "ood")}, {c: rows[name][c] for c in ("seen", "id", "ood")}, name)
+                for column in ("seen", "id", "ood"):
+                    equal(r[column], rows[name][column], f"{name}: {column}")
             [first, *_] = records(f"{place}/rl", "reward")
-            assert first["ratio_error"] < 1e-5 and abs(first["kl1"]) < 1e-6 and ("recognized" in first) == vl, first
+            assert first["ratio_error"] < 1e-5 and abs(first["kl1"]) < 1e-6, first
+            equal("recognized" in first, vl, "is recognition logged")
             if vl:
                 equal(set(rows["rl"]["visual"]["recognition"]), {"p", "se", "n", "whole", "solved"})
             if env == "gp" and not vl:  # --evaluations 0: none on the way, only the table's row in the end
-                quiet(sft.main, ["--out", out, "--tokens", "1.5e3", "--batch", "4", *shared, "--evaluations", "0"])
-                equal(["loss" in r for r in records(f"{out}/gp/id/sft", "flops")][-2:], [True, False])
-                equal(len(records(f"{out}/gp/id/sft", "seen")), 1)
+                quiet(sft.main, f"{small} --evaluations 0")
+                equal(["loss" in r for r in records(f"{place}/sft", "flops")][-2:], [True, False])
+                equal(len(records(f"{place}/sft", "seen")), 1)
             if vl and env == "gp":  # it does the task in words too
-                text = quiet(ev.main, ["--out", out, "--models", f"{place}/rl", "--episodes", "2", "--max_new_tokens", "6"])
+                line = f"--out {out} --models {place}/rl --episodes 2 --max_new_tokens 6"
+                text = quiet(ev.main, line)
                 assert "visual OOD" not in text and "rl  " in text
-                error_of("--pixels 80", ev.main, [*shared, "--out", out, "--pixels", "120"])
+                error_of("--pixels 80", ev.main, f"{task} --out {out} --pixels 120")
 
 
 def test_figures():
-    """The mean over seeds, paired differences, the chosen rate, what is refused; t test and Holm; README's table of memory."""
+    """Means, paired differences, the chosen rate, what is refused; t test, Holm; README's table of memory."""
     def write(path, seed, p, **other):
         def row(name, by_id, seen=0.9):
-            return {"name": name, **{c: {"p": q, "se": 0.1, "n": 50} for c, q in (("seen", seen), ("id", by_id), ("ood", p))}}
-        ev.write_json(path, {"env": "gp", "vl": False, "trained_rule": "id", "trained_visual": None, "verify": 5,
-                             "temperature": 1.0, "episodes": 50, "seed": seed, **other, "rows": [
-                                 row("init", p), row("sft-1", p + 0.3, 0.5), row("sft-2", p + 0.1 + 0.1 * seed)]})
+            rates = {"seen": seen, "id": by_id, "ood": p}
+            return {"name": name, **{c: {"p": q, "se": 0.1, "n": 50} for c, q in rates.items()}}
+        rows = [row("init", p), row("sft-1", p + 0.3, 0.5), row("sft-2", p + 0.1 + 0.1 * seed)]
+        ev.write_json(path, {"env": "gp", "vl": False, "trained_rule": "id", "trained_visual": None,
+                             "verify": 5, "temperature": 1.0, "episodes": 50, "seed": seed, **other,
+                             "rows": rows})
         return path
+    file = os.path.join(HERE, "results", "figures.py")
     with folder() as out:
-        files = [write(f"{out}/{seed}.json", seed, p) for seed, p in ((0, 0.1), (1, 0.2), (2, 0.6))]
-        text = command("results/figures.py", "table", *files)
-        assert "10.0  20.0  60.0 |  30.0" in text and "id  +10.0  +20.0  +30.0 |  +20.0,  3.5" in text, text
-        assert "chosen by ID: sft-2" in command("results/figures.py", "choose", *files)  # sft-1 has not learnt its hands
-        for other in (files[0], write(f"{out}/v.json", 4, 0.2, verify=1)):
-            assert "another seed" in command("results/figures.py", "table", files[0], other, code=1)
-        put(out, "v.json", b'{"env": "gp"')
-        assert "v.json" in command("results/figures.py", "table", files[0], f"{out}/v.json", code=1)
         os.mkdir(f"{out}/raw")
-        for seed, p in ((0, 0.1), (1, 0.2), (2, 0.6)):
-            write(f"{out}/raw/a-gp-s{seed}.json", seed, p)
+        files = [write(f"{out}/raw/a-gp-s{seed}.json", seed, p) for seed, p in ((0, 0.1), (1, 0.2), (2, 0.6))]
+        text = command(file, "table", *files)
+        assert "10.0  20.0  60.0 |  30.0" in text and "id  +10.0  +20.0  +30.0 |  +20.0,  3.5" in text, text
+        assert "chosen by ID: sft-2" in command(file, "choose", *files)  # sft-1 has not learnt its hands
+        for other in (files[0], write(f"{out}/v.json", 4, 0.2, verify=1)):
+            assert "another seed" in command(file, "table", files[0], other, code=1)
+        put(out, "v.json", b'{"env": "gp"')
+        assert "v.json" in command(file, "table", files[0], f"{out}/v.json", code=1)
         put(out, "claims.txt", b"""a a-gp within id sft-1 > init
 a a-gp within id sft-2 < init  # it is larger, by 10, 20 and 30 points: t = 3.5
 a a-gp within id sft-2 > init
@@ -3058,16 +3194,17 @@ a a-gp within id sft-2 < sft-1  # by 20 and 10 points, and not in seed 2
 a a-gp within id rl > init
 b b-gp within id sft-1 > init
 """)
-        figures = runpy.run_path(os.path.join(HERE, "results", "figures.py"))
+        figures = runpy.run_path(file)
         figures["print_claims"].__globals__["CLAIMS"] = f"{out}/claims.txt"
-        lines = quiet(figures["print_claims"], "a").splitlines()[1:]
-        equal([line.split("|")[-1].strip() for line in lines], ["established", "no", "tendency", "unclear", "not run"], lines)
+        lines = printed(figures["print_claims"], "a").splitlines()[1:]
+        verdicts = [line.split("|")[-1].strip() for line in lines]
+        equal(verdicts, ["established", "no", "tendency", "unclear", "not run"], lines)
     for df, quantile in enumerate((12.706, 4.303, 3.182, 2.776, 2.571), 1):  # of Student's t, two-sided 95%
-        assert abs(figures["p_value"](quantile, df) - 0.05) < 1e-4, (df, figures["p_value"](quantile, df))
+        within(0.0499, figures["p_value"](quantile, df), 0.0501, f"p with {df} degrees of freedom")
     equal(figures["holm"]([0.04, 0.01, 0.03]), [False, True, False])  # 0.03 > 0.05 / 2, so 0.04 is not asked
     equal(figures["holm"]([0.012, 0.04, 0.013]), [True, True, True])
     with mock.patch.object(sys, "argv", ["figures.py", "memory"]):
-        table = quiet(lambda file: runpy.run_path(file, run_name="__main__"), os.path.join(HERE, "results", "figures.py"))
+        table = printed(lambda: runpy.run_path(file, run_name="__main__"))
     with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
         assert table.count("\n") == 6 and table in f.read(), f"expected in README.md:\n{table}"
 
@@ -3082,17 +3219,19 @@ def test_results_are_what_their_commands_print():
         with open(file, encoding="utf-8") as f:
             shown = re.split(r"^python (results/.*)\n", f.read(), flags=re.M)  # ["", command, output, ...]
         for words, expected in zip(shown[1::2], shown[2::2]):
-            done = subprocess.run(["bash", "-c", f'"$0" {words}', sys.executable], cwd=HERE, capture_output=True, text=True)
-            equal(done.stdout.rstrip("\n").splitlines(), expected.rstrip("\n").splitlines(), words + done.stderr)
+            done = subprocess.run(["bash", "-c", f'"$0" {words}', sys.executable], cwd=HERE,
+                                  capture_output=True, text=True)
+            made, kept = (text.rstrip("\n").splitlines() for text in (done.stdout, expected))
+            equal(made, kept, words + done.stderr)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Pictures through the model: tiny random checkpoints of the families that users bring. FAMILIES above has them.
+# Pictures through the model: tiny random checkpoints of the families that users bring, see FAMILIES above.
 
 def qwen_processor(tok):
     """Qwen2.5-VL's processor without its video half, which needs torchvision."""
     images = hf.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=56 * 56)
-    with mock.patch.object(hf.Qwen2_5_VLProcessor, "check_argument_for_proper_class"):  # it refuses to have no video half
+    with mock.patch.object(hf.Qwen2_5_VLProcessor, "check_argument_for_proper_class"):  # which asks for it
         return hf.Qwen2_5_VLProcessor(images, tok, None, tok.chat_template)
 
 
@@ -3101,56 +3240,63 @@ def tiny_vlm(family):
     model, tok = sft.build_tiny("gp", 0, vl=family == "llava")
     if family == "llava":
         return model, tok
-    special, place = {"mllama": (["<|python_tag|>", "<s>", "<|image|>"], "<|image|>"),
-                      "idefics3": (["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"], "<image>"),
-                      "qwen2_5_vl": (["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
-                                     "<|vision_start|><|image_pad|><|vision_end|>")}[family]
+    special, place = {
+        "mllama": (["<|python_tag|>", "<s>", "<|image|>"], "<|image|>"),
+        "idefics3": (["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"],
+                     "<image>"),
+        "qwen2_5_vl": (["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+                       "<|vision_start|><|image_pad|><|vision_end|>")}[family]
     tok.add_special_tokens({"additional_special_tokens": special})
     tok.chat_template = sft.CHAT_TEMPLATE.replace("<image>", place)
     ids = dict(zip(special, tok.convert_tokens_to_ids(special)))
-    text = dict(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id)
+    text = dict(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+                pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id)
     vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, image_size=40)
+    rope = {"rope_type": "default", "rope_theta": 1e4}
     if family == "mllama":
         tok.bos_token = "<s>"
         images = hf.MllamaImageProcessorPil(size={"height": 40, "width": 40}, max_image_tiles=2)
         tok.processor = hf.MllamaProcessor(images, tok, tok.chat_template)
-        assert ids["<|image|>"] == len(tok) - 1  # as in the real one, the mark is in the embedding and not in the head
+        assert ids["<|image|>"] == len(tok) - 1  # as in the real one, the mark has an embedding and no logit
         text.update(vocab_size=len(tok) - 1, cross_attention_layers=[1], bos_token_id=ids["<s>"],
-                    rope_parameters={"rope_type": "default", "rope_theta": 1e4})
-        vision.update(num_global_layers=1, attention_heads=2, patch_size=20, max_num_tiles=2, vision_output_dim=64,
-                      intermediate_layers_indices=[0], supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])
+                    rope_parameters=rope)
+        vision.update(num_global_layers=1, attention_heads=2, patch_size=20, max_num_tiles=2,
+                      vision_output_dim=64, intermediate_layers_indices=[0],
+                      supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])
         config = hf.MllamaConfig(image_token_index=ids["<|image|>"], text_config=text, vision_config=vision)
     elif family == "idefics3":
         edge = {"longest_edge": 40}
         images = hf.Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
         tok.processor = hf.Idefics3Processor(images, tok, image_seq_len=4, chat_template=tok.chat_template)
-        config = hf.Idefics3Config(
-            image_token_id=ids["<image>"], scale_factor=2, pad_token_id=tok.pad_token_id,
-            text_config=dict(text, model_type="llama"), vision_config=dict(vision, num_attention_heads=2, patch_size=10))
+        text.update(model_type="llama")
+        vision.update(num_attention_heads=2, patch_size=10)
+        config = hf.Idefics3Config(image_token_id=ids["<image>"], pad_token_id=tok.pad_token_id,
+                                   scale_factor=2, text_config=text, vision_config=vision)
     else:
-        config = hf.Qwen2_5_VLConfig(
-            text_config=dict(text, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}),
-            vision_config=dict(depth=1, hidden_size=32, out_hidden_size=64, num_heads=2, intermediate_size=64,
-                               fullatt_block_indexes=[0]),
-            **{f"{name}_token_id": ids[mark] for name, mark in zip(("vision_start", "vision_end", "image", "video"), special)})
+        text.update(rope_parameters={**rope, "mrope_section": [2, 3, 3]})
+        vision = dict(depth=1, hidden_size=32, out_hidden_size=64, num_heads=2, intermediate_size=64,
+                      fullatt_block_indexes=[0])
+        names = "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"
+        config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **dict(zip(names, ids.values())))
     model = hf.AutoModelForImageTextToText.from_config(config)
     for name, p in model.named_parameters():
-        if "gate" in name and "proj" not in name:  # Mllama's, closed at initialisation, let no picture through
+        if "gate" in name and "proj" not in name:  # Mllama's begin closed and let no picture through
             p.data.fill_(0.5)
     return model, tok
 
 
 def test_vl_damaged_processor():
-    """Of a checkpoint whose processor is damaged, pictures give one line with its name, and tasks in words still run."""
+    """Where a processor is damaged, pictures give one line with its name, and tasks in words still run."""
     for damage in (b"{ no json", b'{"image_processor_type": "Unheard"}', None):
         with folder() as out:
             save(f"{out}/m", *tiny("llava"))
             for file in os.listdir(f"{out}/m"):
                 if "processor" in file:
                     put(f"{out}/m", file, damage)
-            error_of("processor cannot be loaded", rl.main, ["--init", f"{out}/m", "--vl", "--out", out] + SMALL)
-            assert ev.rollout(*ev.load(f"{out}/m"), [GeneralPoints(verify=1)], [0], 1.0, 4, cpu())[0].turns
+            error_of("processor cannot be loaded", rl.main, f"{SMALL} --init {out}/m --vl --out {out}")
+            [episode] = ev.rollout(*ev.load(f"{out}/m"), [GeneralPoints(verify=1)], [0], 1.0, 4, cpu())
+            assert episode.turns
 
 
 def test_vl_models_do_tasks_in_words():
@@ -3158,28 +3304,30 @@ def test_vl_models_do_tasks_in_words():
     for family in PICTURES:
         model, tok = tiny(family)
         torch.manual_seed(0)
-        episodes = ev.rollout(model, tok, [GeneralPoints(verify=2) for _ in range(3)], range(3), 1.0, 8, cpu())
+        envs = [GeneralPoints(verify=2) for _ in range(3)]
+        episodes = ev.rollout(model, tok, envs, range(3), 1.0, 8, cpu())
         segments = [e.segments[0] for e in episodes]
         equal([(s.pictures, picture_places(model, s)) for s in segments], [({}, [])] * 3, family)
         assert torch.isfinite(ev.score(model, segments, tok.pad_token_id, cpu())[0]).all(), family
 
 
 def test_vl_processor_round_trip():
-    """The tiny model's processor from disk: same ids, same pixels, 16 places a picture; pixels follow the picture."""
+    """From disk the tiny model's processor makes the same ids and pixels; the pixels are the picture's."""
     tok, fresh = tiny("llava")[1], sft.build_tiny("gp", 0, vl=True)[1]
     for i in range(3):
         messages, images = GeneralPoints(vl=True).reset(i)
         a, b = ev.prompt(tok, messages, images), ev.prompt(fresh, messages, images)
         pixels = a.pictures["pixel_values"]
         assert a.ids == b.ids and torch.equal(pixels, b.pictures["pixel_values"])
-        equal((pixels.shape, a.ids.count(tok.convert_tokens_to_ids("<image>"))), ((1, 3, 80, 80), 16), "pixels, places")
+        places = a.ids.count(tok.convert_tokens_to_ids("<image>"))
+        equal((pixels.shape, places), ((1, 3, 80, 80), 16), "pixels, places")
         plain = torch.tensor(list(images[0].tobytes())).view(80, 80, 3).permute(2, 0, 1) / 255
-        channels = torch.corrcoef(torch.cat([pixels[0], plain]).flatten(1)).diagonal(3)  # normalised, nothing else
-        assert (channels > 0.999).all(), channels
+        channels = torch.corrcoef(torch.cat([pixels[0], plain]).flatten(1)).diagonal(3)
+        assert (channels > 0.999).all(), channels  # normalised, nothing else
 
 
 def test_assignments():
-    """Each exercise of the class refuses its wrong answers and takes the solution; make.py hands out and grades."""
+    """Each exercise of the class refuses wrong answers and takes the solution; make.py works."""
     file = os.path.join(HERE, "assignments", "test_class.py")
     if os.path.exists(file):  # a student's copy has none
         text = command(file)
@@ -3205,9 +3353,9 @@ def one_thread():
 
 
 def main(names):
-    """Run the tests that the command line names, side by side; one alone in this process, where a debugger can stop it. A
-    name that fits none ends the run."""
-    tests, failed, begin = [name for name in globals() if name.startswith("test_")], [], time.perf_counter()
+    """Run the tests that the command line names, side by side; one test in this process, where a debugger can
+    stop it. A name that fits none ends the run."""
+    begin, tests, failed = time.perf_counter(), [name for name in globals() if name.startswith("test_")], []
     fits = {name: fnmatch.filter(tests, "test_" + name.removeprefix("test_")) for name in names}
     if not all(fits.values()):
         sys.exit("error: no test is named " + next(name for name in names if not fits[name]) + "; there are "
@@ -3218,7 +3366,8 @@ def main(names):
         if processes == 1:
             done = map(run, tests)
         else:  # the slow ones, last in this file, come first
-            done = (future.result() for future in as_completed([pool.submit(run, name) for name in reversed(tests)]))
+            futures = [pool.submit(run, name) for name in reversed(tests)]
+            done = (future.result() for future in as_completed(futures))
         for name, seconds, trouble in done:
             print(f"FAIL  {name}\n{trouble}" if trouble else f"ok    {name}  {seconds:.1f} s", flush=True)
             failed += [name] * bool(trouble)
