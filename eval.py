@@ -308,7 +308,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                      f"{machine.dtype}); checkpoints saved before are intact")
             raise
         rows = zip(players, mask[:, counted:].sum(1).tolist(), out.sequences[:, width:].tolist())
-        on = []  # those not done: (row, tokens said, ids that follow the answer in its conversation, player)
+        on = []  # those not done: (row, tokens said, its conversation's next ids or None, player)
         for i, ((env, episode), read, row) in enumerate(rows):
             stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
             said = row[:stop]                               # the end token, if any, is an action too
