@@ -6,21 +6,22 @@ Rules (the paper's Rule Variation): "id" counts J, Q, K as 10; "ood" as 11, 12, 
 Looks (the paper's Visual Variation), for vl=True: "id" has black suits, "ood" has red ones.
 Fine-tuning sees TRAIN_HANDS hands; a fifth of all hands is kept for tests. Pretraining uses all hands.
 
-An environment is one class. eval.py, sft.py and rl.py use nothing of it but
-    its keywords                        verify, seed, data and those in cells(); for training rule and
-        split="train"; with pictures also vl, visual and pixels
+An environment is one class. eval.py, sft.py and rl.py use only these parts of it:
+    the constructor's keywords          rule, split ("train" for training), verify, seed, data; with pictures
+        vl, visual, pixels; and what else cells() names
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
     expert(demonstrator) -> str         a right answer, always the same one in the same state. "expert":
-        any one of the hand's solutions; "habit": what the base would write, the shortest
+        any one of the hand's solutions; "habit": the shortest one, as the base would write it
+  static methods:
     cells(rule, visual) -> dict         the table's columns: {column: keywords}. They are "seen", "id", "ood"
         and, with pictures, "visual"
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
     fragments(vl) -> list of str        the fixed phrases of all texts, for the tokenizer
-        (these four are static methods)
+  attributes:
     title, rule_names, reward_scale, default_verify, verdicts, demonstrators; with pictures also visual_names
-    fixed_routes                        only V-IRL's: see VIRL
+    fixed_routes                        only V-IRL has it: see VIRL
 A third environment is one class and one line in eval.py's ENVS.
 """
 import hashlib
@@ -97,7 +98,7 @@ def reachable(numbers):
 @lru_cache(maxsize=None)
 def solutions(numbers, target=24):
     """All distinct solutions of a hand, shortest first. numbers: sorted tuple of four ints -> tuple of str.
-    target: an int, at least 1. The last join is looked up, not tried: x + y = 24 needs y = 24 - x.
+    target: an int, at least 1. The last join is not tried but looked up: x + y = 24 needs y = 24 - x.
 
         solutions((3, 3, 8, 8))  ->  ("8/(3-8/3)",)"""
     found = set()
@@ -126,8 +127,8 @@ def is_unseen(numbers):
 
 @lru_cache(maxsize=None)
 def training_hands(rule):
-    """The TRAIN_HANDS multisets that fine-tuning sees: as many under both rules, so that equal compute is an
-    equal number of passes over them. Stable, as is_unseen() is."""
+    """The TRAIN_HANDS multisets that fine-tuning sees. Both rules have the same number of hands, so equal
+    compute is an equal number of passes over them. Chosen by a stable hash, as in is_unseen()."""
     hands = [h for h in all_hands(max(RULES[rule]), solvable=True) if not is_unseen(h)]
     return frozenset(sorted(hands, key=lambda h: hashlib.sha256(str(h).encode()).digest())[:TRAIN_HANDS])
 
@@ -166,10 +167,10 @@ def fragments(vl=False):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Pretraining text, in place of the web's: arithmetic, games under many rules, mistakes, a little of the task.
+# Synthetic pretraining text: arithmetic, games under many rules, mistakes, a little of the task.
 
 def some_formula(numbers, rng, noise):
-    """The shortest solution, the base's habit. With probability `noise` a random formula instead."""
+    """The shortest solution; with probability `noise` a random formula. So the base's habit is short ones."""
     if rng.random() >= noise:
         return solutions(tuple(sorted(numbers)))[0]
     a, b, c, d = rng.sample(list(numbers), 4)
@@ -179,7 +180,7 @@ def some_formula(numbers, rng, noise):
 
 
 def game(rng):
-    """A solvable deal under some rule -> (faces, cards, numbers). J, Q, K count as one number or as three."""
+    """A solvable deal under a random rule -> (faces, cards, numbers). In half of the rules J = Q = K."""
     numbers = []
     while not solutions(tuple(sorted(numbers))):
         faces = (rng.randint(1, 13),) * 3 if rng.random() < 0.5 else tuple(rng.randint(1, 13) for _ in "JQK")
@@ -232,7 +233,6 @@ class GeneralPoints:
     verdicts = tuple(GP_REWARD)    # every kind a step can report
     demonstrators = ("expert", "habit")  # what expert() can be asked for
     document = staticmethod(document)
-    picture_document = staticmethod(lambda *args, **kwargs: picture_document(*args, **kwargs))  # see below
     fragments = staticmethod(fragments)
 
     def __init__(self, rule="id", split="train", verify=5, seed=0, data=None, vl=False, visual="id",
@@ -331,9 +331,9 @@ def draw_card(rank, suit, pixels):
 
 
 def picture(cards, visual, pixels, seed):
-    """Four ranks -> PIL image, RGB, pixels x pixels. It depends on the arguments only. The seed draws each
-    card's suit and shift (at most 1/40 of the side), the brightness and the grain, the same for every look
-    and size. So the black and the red picture of a seed differ only in the ink and the suits' shapes."""
+    """Four ranks -> PIL image, RGB, pixels x pixels, a function of the arguments. The seed draws each card's
+    suit and shift (at most 1/40 of the side), the brightness and the grain, the same for every look and size.
+    So the black and the red picture of a seed differ only in the ink and the suits' shapes."""
     rng = random.Random(f"picture/{seed}")
     table = Image.new("RGB", (pixels, pixels), (25, 110, 65))  # green
     for i, rank in enumerate(cards):
@@ -355,7 +355,7 @@ def recognized(answer, cards):
 
 
 def read(faces, cards, numbers, rng, misread):
-    """What is read in a picture -> (cards, numbers). misread: how often one or two ranks are wrong."""
+    """What somebody reads in a picture -> (cards, numbers). misread: how often one or two ranks are wrong."""
     if rng.random() >= misread:
         return cards, numbers
     said_numbers = []
@@ -373,8 +373,8 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     noise: the share of wrong formulas. In chats it is 3 noise, and noise / 2 of the attempts are misread.
     rare: the held-out look. The base must know it poorly, or nothing would be left to generalise to. So only
     a tenth of the pictures have this look, and half of those are misread.
-    In half of the captions all cards are alike: what a rank looks like is learnt there, before one must know
-    which card is which. Without them the base of red cards (seed 0) did not learn to read."""
+    In half of the captions all four cards are alike: there the model learns what a rank looks like, before it
+    has to know which card is which. Without them the base of red cards (seed 0) did not learn to read."""
     look = rare if rng.random() < 0.1 else OTHER[rare]
     faces, cards, numbers = game(rng)
     kind = rng.random()
@@ -388,6 +388,9 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     if caption:
         return "<image>" + fill(CAPTION, said), shown
     return "<image>" + fill(GAME, said, faces, numbers, some_formula(numbers, rng, noise)), shown
+
+
+GeneralPoints.picture_document = staticmethod(picture_document)
 
 
 if __name__ == "__main__":

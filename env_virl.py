@@ -50,6 +50,7 @@ ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the
 BASE_CITIES = 2000             # cities in pretraining; with only three the base would memorize their maps
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
+LANDMARK = Template("$name is on your $side")  # how a place on the route tells of one
 
 
 class Place(NamedTuple):  # where instructions change: the start, an intersection or the destination
@@ -81,8 +82,8 @@ class Position(NamedTuple):  # one decision
 @lru_cache(maxsize=None)
 def city(name):
     """A rotated and jittered 5 x 5 grid with a third of the diagonals -> (points: [(x, y)], streets: [set of
-    neighbours], landmarks: [(name, heading to it)]), each with one entry for each intersection. Training and
-    unseen cities use disjoint halves of LANDMARKS; the cities of pretraining use all of them."""
+    neighbours], landmarks: [(name, heading towards it)]). The lists have an entry for each intersection.
+    Training and unseen cities have disjoint halves of LANDMARKS; the cities of pretraining have all."""
     rng, grid = random.Random(f"city/{name}"), [(i, j) for i in range(5) for j in range(5)]
     tilt = rng.uniform(0, 2 * math.pi)
     points, streets = [], [set() for _ in grid]
@@ -107,8 +108,8 @@ def on_the_way(a, b, share):
 
 
 def city_route(name, rng):
-    """A Route of 2-5 legs that turns at every intersection by 15 to 150 degrees and visits none twice. The
-    kind of turn (left, ...) is drawn before the street, so that all four are about as frequent."""
+    """A Route of 2-5 legs that turns by 15 to 150 degrees at every intersection and visits none twice. First
+    the kind of turn (left, ...) is drawn and then a street, so the four kinds are about equally frequent."""
     points, streets, landmarks = city(name)
     while True:
         facing, legs = rng.randrange(360), rng.choice(LEGS)
@@ -125,14 +126,15 @@ def city_route(name, rng):
             there, heading = rng.choice(kinds[rng.choice(sorted(kinds))])
             nodes.append(there)
             headings.append(heading)
-        else:
-            places, between = [Place(points[nodes[0]], None, headings[0])], []
-            for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
-                landmark, towards = landmarks[node]
-                side = "left" if (towards - arriving) % 360 > 180 else "right"
-                between.append((on_the_way(places[-1].point, points[node], 0.5),))
-                places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
-            return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
+        if len(headings) == legs:  # else the way ended too early
+            break
+    places, between = [Place(points[nodes[0]], None, headings[0])], []
+    for node, arriving, leaving in zip(nodes[1:], headings, headings[1:] + [None]):
+        landmark, towards = landmarks[node]
+        side = "left" if (towards - arriving) % 360 > 180 else "right"
+        between.append((on_the_way(places[-1].point, points[node], 0.5),))
+        places.append(Place(points[node], LANDMARK.substitute(name=landmark, side=side), leaving))
+    return Route(f"{name} {'-'.join(map(str, nodes))}", facing, tuple(places), tuple(between), 0.4)
 
 
 @lru_cache(maxsize=None)
@@ -148,7 +150,6 @@ def training_routes(towns):
 # ------------------------------------------------------------------------------------------------------------
 # The words. Fixed wording between $slots is one token of the tiny model's tokenizer.
 
-LANDMARK = Template("$name is on your $side")
 FIRST = Template("First, turn $relative to face $absolute.")
 TURN = Template("Turn $relative to face $absolute.")
 MOVE = Template("Move forward until you reach next intersection where $landmark.")
@@ -229,7 +230,7 @@ def shorthand(instruction):
 # relative word or a clock hour, and a compass word or a letter. Actions use one of the two.
 
 def noisy_answer(position, space, rng, noise):
-    """The right answer; but with probability `noise` the word in a turn is another word of its space."""
+    """The right answer; with probability `noise` a turn has another word of its space."""
     action = action_text(position, space)
     if position.turn and rng.random() < noise:
         action = f"turn_direction({rng.choice([w for w in SPACES[space] if f'({w})' not in action])})"
@@ -244,9 +245,11 @@ def document(rng, chat_share=0.15, noise=0.1):
     Instructions and observations are never wrong: a model must be able to trust what it copies."""
     kind = rng.random()
     chat = kind < chat_share
-    words = [("ood", "id")[i] if chat or rng.random() < 0.7 else ("clock", "letters")[i] for i in (0, 1)]
-    instructions, positions = walk(city_route(f"base {rng.randrange(BASE_CITIES)}", rng), rng, *words)
-    space = rng.choice(words)
+    relative = "ood" if chat or rng.random() < 0.7 else "clock"
+    absolute = "id" if chat or rng.random() < 0.7 else "letters"
+    route = city_route(f"base {rng.randrange(BASE_CITIES)}", rng)
+    instructions, positions = walk(route, rng, relative, absolute)
+    space = rng.choice((relative, absolute))
     if not chat and kind < chat_share + 0.2 * (1 - chat_share):
         steps = [f"Now: {p.observation}\n{noisy_answer(p, space, rng, noise)}" for p in positions]
         return fill(WALK, instructions, positions, 0, space, steps="\n".join(steps))
@@ -302,7 +305,6 @@ class VIRL:
     verdicts = tuple(VIRL_REWARD)
     demonstrators = ("expert", "habit")
     document = staticmethod(document)
-    picture_document = staticmethod(lambda *args, **more: picture_document(*args, **more))  # defined below
     fragments = staticmethod(fragments)
 
     def __init__(self, rule="id", split="train", verify=2, seed=0, data=None, move_on=False, vl=False,
@@ -345,10 +347,11 @@ class VIRL:
             self.route = city_route(self.rng.choice(towns), self.rng)
         self.instructions, self.positions = walk(self.route, self.rng)
         self.failed = 0
-        return self.arrive(0), self.images
+        self.arrive(0)
+        return self.messages, self.images
 
     def arrive(self, at):
-        """Go to position number `at` -> the messages with which its conversation begins."""
+        """Go to position number `at` and begin its conversation."""
         self.at, self.attempts, self.position = at, 0, self.positions[at]
         prompt = fill(PROMPT, self.instructions, self.positions, at, self.rule,
                       len(self.positions) if self.routes else HISTORY, IN_PICTURE if self.vl else None)
@@ -358,7 +361,6 @@ class VIRL:
         elif self.vl:
             self.images = [draw_picture(self.visual, self.route.name.split()[0], self.position.observation,
                                         f"{self.stream}/{self.count}/{at}", self.pixels)]
-        return self.messages
 
     def step(self, text):
         """Judge an answer -> Step: the next position, feedback, or the end. info["rule_matters"] marks turns.
@@ -433,8 +435,8 @@ SIGNS = {  # on a square of 100 x 100, x to the right, y down; ~ cuts out
 
 
 def draw_view(paint, style, rng, street, landmark, crossing):
-    """One view of 1 x 1. paint(shape, coordinates, colour) draws. street: one runs away from the walker, else
-    houses stand across. landmark: "Oak Cafe" or "", the house ahead. crossing: a zebra crossing in front."""
+    """Draw one view by paint(shape, coordinates from 0 to 1, colour). street: does one lead away, or do
+    houses stand across? landmark: the house ahead, "Oak Cafe" or "". crossing: a zebra crossing in front?"""
     def wall(a, b):  # a house's front with windows, between two upright edges (x, top, bottom)
         paint("polygon", (a[0], a[1], b[0], b[1], b[0], b[2], a[0], a[2]), rng.choice(style["walls"]))
         (columns, width, height), rows = style["pane"], rng.randint(3, 5)
@@ -474,7 +476,7 @@ def draw_view(paint, style, rng, street, landmark, crossing):
 
 
 def city_style(look, town):
-    """A look in the colours of one city: sky, ground, house and walls differ a little from the look's."""
+    """The colours of one city: sky, ground, house and walls differ a little from those of its look."""
     rng, style = random.Random(f"style/{town}"), dict(LOOKS[look])
 
     def shade(colour):
@@ -485,7 +487,7 @@ def city_style(look, town):
 
 def draw_picture(look, town, observation, seed, pixels=80):
     """The picture of an observation in the city `town` (PIL, RGB, pixels x pixels). The seed draws houses,
-    windows, the signs' places and some noise; what a view holds does not depend on it."""
+    windows, the signs' places and some noise, but not what a view holds."""
     name, side, crossing = observation_parts(observation)
     scale = 4 if pixels <= 200 else 2  # drawn larger and reduced, so that edges are smooth
     half, image = pixels * scale / 2, Image.new("RGB", (pixels * scale, pixels * scale))
@@ -533,10 +535,10 @@ def some_observation(rng, crossing):
 
 
 def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
-    """One pretraining document with a picture -> (document, [picture]). A str with "<image>" in it (four in
-    five a caption, else a single position), or with probability chat_share a list of chat messages, the
-    picture in the first. The look is `rare` in one of ten pictures, and half of these misname landmark and
-    side. So the base can read both looks, but one of them poorly. noise: as in document()."""
+    """One pretraining document with a picture -> (document, [picture]). It is a str in which "<image>" marks
+    the picture (four in five are captions, the others single positions); with probability chat_share it is a
+    chat about the picture. One in ten pictures has the look `rare`, and half of these misname landmark and
+    side: so the base reads both looks, but one of them poorly. noise: as in document()."""
     kind, unusual, seed = rng.random(), rng.random() < 0.1, rng.getrandbits(64)
     chat, caption = kind < chat_share, kind >= chat_share + 0.2 * (1 - chat_share)
     if caption:
@@ -560,6 +562,9 @@ def picture_document(rng, chat_share=0.15, noise=0.1, pixels=80, rare="ood"):
     return "<image>" + (f"\nNow: {said}" if caption else from_picture(doc)), shown
 
 
+VIRL.picture_document = staticmethod(picture_document)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The released data set is a folder with
 #     route_infos.json               [[route, ...], index]
@@ -576,7 +581,7 @@ class DataError(ValueError):
 
 @contextmanager
 def naming(what):
-    """Turn any exception inside into one DataError that begins with `what`. Contexts nest, for messages like
+    """Turn any exception inside into a DataError that begins with `what`. Contexts can be nested:
     "route_infos.json: route 3: init_heading: 999 is not an angle within 360 degrees"."""
     try:
         yield
@@ -592,8 +597,7 @@ def require(condition, message):
 
 
 def angle(value, limit=360):
-    """Degrees as the files have them, 298 or "298 (northwest)" -> float. Raises ValueError, also for NaN and
-    infinity: neither is within the limit."""
+    """Degrees as 298 or "298 (northwest)" -> float within the limit, else ValueError (NaN too)."""
     degrees = float(str(value).split("(")[0])
     require(abs(degrees) <= limit, f"{value!r:.80} is not an angle within {limit} degrees")
     return degrees
@@ -608,8 +612,8 @@ def geocode(value):
 def milestones(text):
     """The milestone_info text -> [{key: value}], one dict of str for each block.
 
-    A block looks like JSON but is not: commas trail, lines are blank, and names hold bare quotes and braces.
-    What can be relied on is that each key has a line of its own, and that the first one follows a "{"."""
+    A block looks like JSON but is not: it has trailing commas and blank lines, and names with bare quotes and
+    braces. It does have each key on a line of its own, and a "{" before the first one."""
     blocks, line = [], r'^([^"]*)"(\w+)"[ \t]*:[ \t]*"?(.*?)"?[ \t\r,}\]]*$'
     for before, key, value in re.findall(line, text, re.MULTILINE):
         if "{" in before:
@@ -619,8 +623,8 @@ def milestones(text):
 
 
 def offset(a, b):
-    """How far b lies north and east of a -> (meters, meters). Both are (lat, lng) in degrees; b may hold two
-    arrays [N], and then the result does. The earth is taken as flat, which is fine in a city."""
+    """How far b lies north and east of a -> (meters, meters). Both are (lat, lng) in degrees; b may be two
+    arrays [N], and then the result is too. The earth is taken as flat, which is fine in a city."""
     return 111_195 * (b[0] - a[0]), 111_195 * math.cos(math.radians(a[0])) * (b[1] - a[1])
 
 

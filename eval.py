@@ -18,6 +18,7 @@ import inspect
 import json
 import math
 import os
+import posixpath
 import re
 import shlex
 import time
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -72,7 +74,7 @@ class Segment:
     returns: torch.Tensor = None    # advantage + value
 
     def add(self, ids, action):
-        """Append ids. action: 1 if the model said them, else 0; also for earlier ids that have none yet."""
+        """Append ids. action: 1 if the model said them, else 0; also for earlier ids without a mask."""
         self.ids = self.ids + ids
         self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
         self.reward += [0.0] * (len(self.ids) - len(self.reward))
@@ -84,8 +86,8 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words -> str. Images stand before the first user's text. Some
-    templates take a message only as a list of parts and drop plain text: of a text model both are tried.
-    Thinking is switched off, where the template has such a switch."""
+    templates take a message only as a list of parts and drop plain text, so for a text model both forms are
+    tried. Thinking is switched off, if the template has such a switch."""
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     user = next(m for m in parts if m["role"] == "user")
     user["content"] = [{"type": "image"}] * len(images) + user["content"]
@@ -122,8 +124,8 @@ def around_answer(tok, messages):
     """What the chat template writes before and after the last answer of a conversation -> (str, str).
     messages: [..., assistant], or [..., assistant, user]; then the second str ends where an answer begins.
 
-    MARK stands in the place of all answers: what the template writes must not depend on what the model said,
-    for some templates take answers apart, and some refuse them."""
+    All answers are replaced by MARK: some templates take answers apart and some refuse them, but the text
+    around an answer must not depend on what the model said."""
     marked = [{**m, "content": MARK} if m["role"] == "assistant" else m for m in messages]
     text = chat_text(tok, marked, add_generation_prompt=messages[-1]["role"] == "user")
     before, mark, behind = text.rpartition(MARK)
@@ -132,38 +134,46 @@ def around_answer(tok, messages):
     return before, behind
 
 
+class TurnForm(NamedTuple):
+    """How a chat template writes an answer. Special tokens end a turn; a list is [] where none does.
+
+                    header or blank                   last                  between
+        most                                          <|end|>               <|end|>
+        some        a space                           a newline, <|end|>    a newline, <|end|>
+        gpt-oss     <|channel|> final <|message|>     <|return|>            <|end|>
+        GLM-4       a newline                                               <|user|>, of the next turn"""
+    opened: str      # what only a prompt ends with, and no finished conversation has: an opened thought
+    header: str      # words between a prompt and an answer: a part of the prompt, so the model cannot choose
+    blank: str       # blanks in that place: a part of the answer, for `` {`` may be one token
+    last: list       # ids behind an answer, up to the end of the turn, where the conversation ends there
+    between: list    # the same, where a user's turn follows
+    asked: str       # a short prompt with its header
+    asked_ids: list  # its ids, without BOS
+
+
 @lru_cache(maxsize=8)
 def turn_form(tok, template):
-    """How the tokenizer's chat template writes an answer -> (asked, header, last, between). asked: str, what
-    a prompt ends with and a finished conversation lacks, such as an opened thought. header: str, what stands
-    between a prompt and an answer. last, between: ids after an answer, up to the special token that
-    ends the turn: last where the conversation ends there, between where a user's turn follows; [] without
-    such a token. template: tok.chat_template, only for the cache: a tokenizer may get another one.
-
-                          header                            last                between
-        most                                                <|end|>             <|end|>
-        some              a space                           a newline, <|end|>  a newline, <|end|>
-        gpt-oss           <|channel|> final <|message|>     <|return|>          <|end|>
-        GLM-4             a newline                                             <|user|>, of the next turn"""
+    """-> TurnForm. template: tok.chat_template, only for the cache: a tokenizer may get another one."""
     user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}
     asked = chat_text(tok, [user], add_generation_prompt=True)
     before, last = around_answer(tok, [user, answer])
     _, between = around_answer(tok, [user, answer, user])
     common = os.path.commonprefix([asked, before])
     special = {i for i, token in tok.added_tokens_decoder.items() if token.special}
-    ends = []
-    for text, longest in ((last, None), (between, 2)):  # beyond the second token a special one is the user's
+    ends = []  # each text up to its first special token; behind `between`'s second token it is the user's
+    for text, longest in ((last, None), (between, 2)):
         ids = tok(text, add_special_tokens=False).input_ids[:longest]
         ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
-    return asked[len(common):], before[len(common):], *ends
+    header, opened = before[len(common):], asked[len(common):]
+    header, blank = (header, "") if header.strip() else ("", header)
+    asked_ids = tok(asked + header, add_special_tokens=False).input_ids
+    return TurnForm(opened, header, blank, *ends, asked + header, asked_ids)
 
 
 def prompt(tok, messages, images=()):
-    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action. A header
-    in words, such as gpt-oss's channel, is part of the prompt and not the model's choice: no thinking."""
+    """-> Segment of a conversation up to where the assistant begins to speak, none of it an action."""
     text = chat_text(tok, messages, images, add_generation_prompt=True)
-    _, header, _, _ = turn_form(tok, tok.chat_template)
-    segment = encode(tok, text + header if header.strip() else text, images)
+    segment = encode(tok, text + turn_form(tok, tok.chat_template).header, images)
     segment.add([], 0)
     return segment
 
@@ -175,35 +185,23 @@ def glue_ids(tok, messages, last_id=None):
 
         said   ... 24 " }  <|end|>        glue   <|user|> The formula ... <|end|> <|assistant|>
         cut    ... 24 " }                 glue   <|end|> <|user|> The formula ... <|end|> <|assistant|>"""
-    _, header, last, between = turn_form(tok, tok.chat_template)
-    behind = around_answer(tok, messages)[1]
-    ids = tok(behind + header if header.strip() else behind, add_special_tokens=False).input_ids
-    ended = last_id is not None and (last or between[-1:] == [last_id])  # else last_id marks the next role
-    return ids[len(between):] if ended else ids
+    form = turn_form(tok, tok.chat_template)
+    ids = tok(around_answer(tok, messages)[1] + form.header, add_special_tokens=False).input_ids
+    # Without `last` a turn ends with the next role's mark. If the model has said another end, the mark stays.
+    ended = last_id is not None and (form.last or form.between[-1:] == [last_id])
+    return ids[len(form.between):] if ended else ids
 
 
 def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
-    begins with the blanks that the template puts before an answer: `` {`` may be one token. It is read behind
-    a prompt, for some tokenizers (Llama 2's) put a blank before a text that stands alone."""
-    _, header, last, between = turn_form(tok, tok.chat_template)
-    asked, asked_ids = short_prompt(tok, tok.chat_template)
-    text = text if header.strip() else header + text
-    ids = tok(asked + text, add_special_tokens=False).input_ids
-    if ids[:len(asked_ids)] == asked_ids:
-        ids = ids[len(asked_ids):]
-    else:  # its first token would begin in the prompt
-        ids = tok(text, add_special_tokens=False).input_ids
-    return ids + (last or between or model.generation_config.eos_token_id[:1])
-
-
-@lru_cache(maxsize=8)
-def short_prompt(tok, template):
-    """-> (a prompt as prompt() writes it, its ids without BOS). template: as in turn_form()."""
-    header = turn_form(tok, template)[1]
-    text = chat_text(tok, [{"role": "user", "content": "?"}], add_generation_prompt=True)
-    text += header if header.strip() else ""
-    return text, tok(text, add_special_tokens=False).input_ids
+    is tokenised behind a prompt, because some tokenizers (Llama 2's) put a blank before a text of its own."""
+    form = turn_form(tok, tok.chat_template)
+    ids = tok(form.asked + form.blank + text, add_special_tokens=False).input_ids
+    if ids[:len(form.asked_ids)] == form.asked_ids:
+        ids = ids[len(form.asked_ids):]
+    else:  # a token would hold the end of the prompt and the beginning of the answer
+        ids = tok(form.blank + text, add_special_tokens=False).input_ids
+    return ids + (form.last or form.between or model.generation_config.eos_token_id[:1])
 
 
 PER_TOKEN = ("cross_attention_mask", "mm_token_type_ids", "token_type_ids")  # [1, tokens of the prompt, ...]
@@ -249,7 +247,7 @@ class Episode:
 
 
 def batch_size(segments, max_new_tokens):
-    """Rows of a generate() call: 256, or as many as fit: 131,072 tokens, 2^28 numbers in pictures."""
+    """How many rows generate() gets: at most 256, and 131,072 tokens, and 2^28 numbers in pictures."""
     width = max(len(s.ids) for s in segments) + max_new_tokens
     pictures = max(sum(x.numel() for x in s.pictures.values()) for s in segments)
     return max(1, min(256, 2 ** 17 // width, 2 ** 28 // max(1, pictures)))
@@ -274,9 +272,9 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     """Play one episode in each environment -> list of Episodes, in the order of envs.
 
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
-    padded on the left. Environments that are done leave the batch, and a next attempt goes on from the cache
-    of the attempt before it, where the model allows that. An episode ends where the model's context has no
-    room for another answer. machine: what setup() returns.
+    padded on the left. Environments that are done leave the batch. Where the model allows it, the next
+    attempt goes on from the cache of the last one. An episode ends early if the model's context has no room
+    for another answer. machine: what setup() returns.
     keep_pictures: False drops the pictures of finished conversations, which only training needs."""
     model.eval()
     unshard(model)
@@ -296,7 +294,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
         if len(players) > size:
             batches += [(players[size:], None), (players[:size], None)]
             continue
-        cached = inputs["cache"].get_seq_length() + 1 if inputs else 0  # + 1: `stop` has counted that token
+        # The columns that an earlier call has read or said: those of the cache, and the last token said.
+        counted = inputs["cache"].get_seq_length() + 1 if inputs else 0
         inputs = inputs or collate([e.segments[-1] for _, e in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
@@ -308,8 +307,8 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 fail("the model's logits are not finite, so it cannot be sampled from (dtype "
                      f"{machine.dtype}); checkpoints saved before are intact")
             raise
-        rows = zip(players, mask[:, cached:].sum(1).tolist(), out.sequences[:, width:].tolist())
-        on, glue = [], []  # those not done: (row, tokens said, player); the ids that follow their answers
+        rows = zip(players, mask[:, counted:].sum(1).tolist(), out.sequences[:, width:].tolist())
+        on = []  # those not done: (row, tokens said, its conversation's next ids or None, player)
         for i, ((env, episode), read, row) in enumerate(rows):
             stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
             said = row[:stop]                               # the end token, if any, is an action too
@@ -326,35 +325,33 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
                 segment.pictures = {}
             if step.done:
                 continue
-            between, fresh = [], step.info["position_done"]
-            if fresh:                                       # a new conversation begins
-                segment = prompt(tok, step.messages, step.images)
+            if step.info["position_done"]:                  # a new conversation begins
+                segment, glue = prompt(tok, step.messages, step.images), None
             else:
-                between = glue_ids(tok, step.messages, None if cut else said[-1])
-            if len(segment.ids) + len(between) + max_new_tokens > limit:
+                glue = glue_ids(tok, step.messages, None if cut else said[-1])
+            if len(segment.ids) + len(glue or []) + max_new_tokens > limit:
                 episode.turns[-1].update(cut=True, position_done=True)
                 continue                                    # no room for an answer: the episode ends here
-            on.append((i, stop, (env, episode)))
-            if fresh:
+            if glue is None:
                 episode.segments.append(segment)
             else:
-                segment.add(between, 0)
-                glue.append(between)
+                segment.add(glue, 0)
+            on.append((i, stop, glue, (env, episode)))
         if on:
-            all_go_on = len(glue) == len(on)
+            all_go_on = all(glue is not None for _, _, glue, _ in on)
             batches.append(([player for *_, player in on],
-                            continued(model, out, inputs, on, glue, tok.pad_token_id) if all_go_on else None))
+                            continued(model, out, inputs, on, tok.pad_token_id) if all_go_on else None))
     reshard(model)
     return episodes
 
 
-def continued(model, out, inputs, on, glue, pad_id):
+def continued(model, out, inputs, on, pad_id):
     """Inputs with which generate() goes on from its cache, so that no conversation is read again -> dict, or
-    None where that does not work: a sliding window, or a model without position_ids, would count the masked
-    gaps, and other pictures than LLaVA's have positions of their own. out: what generate() returned for
-    inputs. on: (row, tokens said, ...) of the players that go on.
+    None for a model that cannot: a sliding window, or a forward() without position_ids, would count masked
+    gaps as tokens, and pictures other than LLaVA's have positions of their own. out: what generate() returned
+    for `inputs`. on: (row, tokens said, glue, player) of those who go on.
 
-        read, said, glue    p p a a e . . . g g g     . is masked: behind an answer's end, and before the glue
+        read, said, glue    p p a a e . . . g g g     . is a masked gap: answer and glue are padded
                             p p a a a a e g g g g"""
     cache, mask, width = out.cache, inputs["attention_mask"], inputs["input_ids"].shape[1]
     plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
@@ -362,10 +359,10 @@ def continued(model, out, inputs, on, glue, pad_id):
     if not plain or inputs.keys() - {"input_ids", "attention_mask", "cache", "pixel_values"}:
         return None
     rows = torch.tensor([i for i, *_ in on], device=mask.device)
-    lengths = torch.tensor([[stop] for _, stop, _ in on], device=mask.device)
+    lengths = torch.tensor([[stop] for _, stop, *_ in on], device=mask.device)
     cache.batch_select_indices(rows)
     said = torch.arange(out.sequences.shape[1] - width, device=mask.device) < lengths
-    glued, _ = collate([Segment(ids) for ids in glue], pad_id, mask.device, left=True)
+    glued, _ = collate([Segment(glue) for _, _, glue, _ in on], pad_id, mask.device, left=True)
     return {"input_ids": torch.cat([out.sequences[rows], glued["input_ids"]], 1), "cache": cache,
             "attention_mask": torch.cat([mask[rows], said.long(), glued["attention_mask"]], 1)}
 
@@ -390,11 +387,11 @@ def forward(model, segments, pad_id, machine, **options):
 
 
 def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, entropy_grad=True):
-    """What the model thinks of the action tokens of some segments, and of no others, in reading order -> logp
-    [N], entropy [N], value [N] (None without a head), in fp32.
+    """Log-prob, entropy and value of each action token of some segments, in reading order -> logp [N],
+    entropy [N], value [N] (None without a head), in fp32.
 
     Logits are divided by the sampling temperature: this is the distribution that was sampled from.
-    entropy_grad: False where no gradient goes through the entropy, whose graph would cost [N, V] more."""
+    entropy_grad: False if no gradient goes through the entropy; that saves a graph of [N, V]."""
     out, logits, keep, said = forward(model, segments, pad_id, machine,
                                       output_hidden_states=value_head is not None)
     logits = logits / temperature                                           # [N, V]
@@ -412,8 +409,8 @@ def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, en
 
 @torch.no_grad()
 def scoring_error(model, tok, env, machine):
-    """max |log-prob by generate() - log-prob by score()| of a few sampled tokens -> float. Two conversations
-    of unequal length, so one is padded: some models see padding, and PPO's ratios would be wrong for them."""
+    """max |log-prob by generate() - log-prob by score()| of a few sampled tokens -> float. One of the two
+    conversations is padded: some models see padding, and PPO's ratios would be wrong for them."""
     model.eval()
     unshard(model)
     messages, images = env.reset(0)
@@ -426,7 +423,7 @@ def scoring_error(model, tok, env, machine):
     reshard(model)
     for row, ids in zip(rows, said.tolist()):
         row.add(ids, 1)                            # also what follows an end: padding is scored like a word
-    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})
+    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})  # generate() ran without autocast above
     return (score(model, rows, tok.pad_token_id, plain)[0] - sampled.flatten()).abs().max().item()
 
 
@@ -440,9 +437,8 @@ def rate(hits):
 
 
 def paper_answers(positions):
-    """The answers of an episode that the paper's metric counts, 1 = right -> [int]. Every answer is a sample,
-    second attempts too. The episode ends at the first position whose attempts ran out (our evaluation goes on
-    after it).
+    """The answers of an episode that count in the paper's metric, 1 = right -> [int]. Second attempts count
+    too. The paper's episode ends at the first position whose attempts ran out; our evaluation goes on.
 
         right at once; wrong, wrong; right at once   ->   1 0 0"""
     counted = []
@@ -454,7 +450,7 @@ def paper_answers(positions):
 
 
 def columns(args):
-    """{column of the table: the environment's keywords}. With --data "visual" needs its folder ood."""
+    """{column of the table: the environment's keywords}. With --data, "visual" needs the sub-folder ood."""
     keywords = ENVS[args.env].cells(args.rule, args.visual)
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
@@ -524,14 +520,14 @@ def summary(cells, args):
 
 
 def print_table(rows, args):
-    """Print success, and where it says more: success at the positions at which the rules differ, and how much
-    of the pictures was read. rows: [{"name", "path", column: what evaluate() returns, ...}, ...]."""
+    """Print success; if the rules differ at only some positions, also success at those; with pictures, also
+    how much of them was read. rows: [{"name", "path", column: what evaluate() returns, ...}, ...]."""
     env, heads = ENVS[args.env], headings(args)
-    blocks = {"": lambda cell: cell}  # a block's title: from a column's dict to the rate shown
+    blocks = {"": None}  # a block's title: the key of its rate in what evaluate() returns for a column
     if any(0 < row["ood"]["matters"]["n"] < row["ood"]["n"] for row in rows):
-        blocks["where the rules differ"] = lambda cell: cell["matters"]
+        blocks["where the rules differ"] = "matters"
     if "recognition" in rows[0]["id"]:
-        blocks["parts of pictures read"] = lambda cell: cell["recognition"]
+        blocks["parts of pictures read"] = "recognition"
     counts = dict.fromkeys(str(rows[0][c]["episode"]["n"]) for c in heads)  # --data may have a fixed number
     print(f"\n{env.title}: trained on rule {args.rule} ({env.rule_names[args.rule]}), held out is rule "
           f"{OTHER[args.rule]} ({env.rule_names[OTHER[args.rule]]})")
@@ -541,10 +537,10 @@ def print_table(rows, args):
               + f"; visual OOD is {names[OTHER[args.visual]]}" * ("visual" in heads))
     print(f"success in %, ± one standard error; {' or '.join(counts)} episodes a cell, "
           f"T = {args.temperature:g}, within {args.verify or env.default_verify} attempts")
-    for title, pick in blocks.items():
+    for title, key in blocks.items():
         print(f"{title:22}|" + "".join(f"{head:^16}|" for head in heads.values()))
         for row in rows:
-            rates = [pick(row[column]) for column in heads]
+            rates = [row[column][key] if key else row[column] for column in heads]
             texts = [f"{100 * r['p']:5.1f} ± {100 * r['se']:3.1f}" for r in rates]
             print(f"{row['name']:22}|" + "".join(f"{text:^16}|" for text in texts))
     print("seen: episodes of the training set. All other columns: unseen episodes.", flush=True)
@@ -595,11 +591,6 @@ def number(low, high=math.inf, kind=int):
     return convert
 
 
-def folder_name(text):
-    """An argparse type: DIR/ is DIR."""
-    return text.rstrip("/") or text
-
-
 def new_parser(doc):
     """The flags that all three scripts share."""
     parser = argparse.ArgumentParser(description=doc, usage="%(prog)s [flags]", allow_abbrev=False,
@@ -614,11 +605,13 @@ def new_parser(doc):
     add("--pixels", type=number(1), metavar="N",
         help="with --vl: a picture's side (default: 80; with a model of yours 1200)")
     add("--verify", type=number(1), metavar="N", help="attempts per position (default: gp 5, virl 2)")
-    add("--data", metavar="DIR", help="with --env virl: the authors' released routes; default: our own city")
+    add("--data", type=os.path.normpath, metavar="DIR",
+        help="with --env virl: the authors' released routes; default: our own city")
     add = parser.add_argument_group("models and files").add_argument
-    add("--model", type=folder_name, metavar="PATH",
+    add("--model", type=posixpath.normpath, metavar="PATH",  # DIR/ is DIR, and OWNER/NAME stays on Windows
         help="a transformers checkpoint, a folder or OWNER/NAME of the hub, in place of the tiny base")
-    add("--out", metavar="DIR", default="out", help="everything made goes below this folder (default: out)")
+    add("--out", type=posixpath.normpath, metavar="DIR", default="out",
+        help="everything made goes below this folder (default: out)")
     add("--seed", type=number(0, 2 ** 31 - 1), default=0, metavar="N",
         help="fixes initial weights, demonstrations and samples (default: 0)")
     add = parser.add_argument_group("sampling and evaluation").add_argument
@@ -642,7 +635,6 @@ def parse(parser, argv, saved=None):
         parser.error("arguments --visual and --pixels describe pictures: they need --vl")
     if args.vl and not hasattr(ENVS[args.env], "visual_names"):
         parser.error(f"argument --vl: {ENVS[args.env].title} has no pictures")
-    args.data = args.data and os.path.normpath(args.data)  # DIR/ is DIR
     if args.episodes is None:
         args.episodes = 200 if args.env == "virl" else 300  # a route has eight positions, a hand is one
     if args.vl:
@@ -709,14 +701,9 @@ def all_sum(values, machine):
     return [float(sum(numbers)) for numbers in zip(*all_gather(list(values), machine))]
 
 
-def all_mean(means, machine):
-    """{name: a rank's mean} -> {name: the mean over all ranks}."""
-    return {name: total / machine.world for name, total in zip(means, all_sum(means.values(), machine))}
-
-
 @contextmanager
 def in_turn(machine):
-    """The ranks run the block one after another, so that host memory holds one whole model and not eight."""
+    """The ranks run the block one after another, so that host memory holds one whole model at a time."""
     for _ in range(machine.rank):
         all_gather(None, machine)
     try:
@@ -727,8 +714,8 @@ def in_turn(machine):
 
 
 def unshard(model):
-    """Bring all weights of a model that FSDP2 has spread over the ranks here, until reshard(): in generate()
-    ranks may need unequally many steps, and a gather that not all ranks join would hang. Else nothing."""
+    """If FSDP2 has spread a model over the ranks, bring all its weights here until reshard(): in generate()
+    ranks may need different numbers of steps, and a gather that not all ranks join would hang."""
     for unit in (m for m in model.modules() if isinstance(m, FSDPModule)):
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()  # now, not when it is used: a rank may have no episode to play
@@ -763,9 +750,8 @@ def make(args, **keywords):
 # checkpoint-STEP (a transformers folder). A model of yours is a transformers folder or a name of the hub.
 
 def run_folder(args, name):
-    """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. The
-    tiny base is shared by all rules: out/gp/base. With pictures each variation has its own, which knows the
-    other one poorly."""
+    """Folder of a run: out/gp/id/rl, or out/gp-vl/id-ood/rl with the trained rule and visual variation. All
+    rules share a base, out/gp/base; with pictures each visual variation has its own."""
     task = os.path.join(args.out, args.env + "-vl" * args.vl)
     if name == "base":
         return os.path.join(task, "base-ood" if args.visual == "ood" else "base")
@@ -773,8 +759,8 @@ def run_folder(args, name):
 
 
 def checkpoint_at(path):
-    """`path` itself if it is a checkpoint, else the newest one of the run there -> path, None if there is
-    none. A checkpoint gets its name when it is whole: the newest one is, whenever the run was killed."""
+    """`path` itself if it is a checkpoint, else the newest checkpoint of the run there -> path, or None.
+    Checkpoints are given their name when they are whole, so a killed run leaves no broken one."""
     if os.path.isfile(os.path.join(path, "config.json")):
         return path
     names = os.listdir(path) if os.path.isdir(path) else []
@@ -795,8 +781,7 @@ def read_json(file, *needed):
 
 
 def saved_args(path):
-    """The flags that the run or checkpoint at `path` was made with, from args.json -> dict; {} for any other
-    model, which is one of yours."""
+    """The flags in args.json of the run or checkpoint at `path` -> dict; {} for a model of yours."""
     checkpoint = checkpoint_at(path)
     if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, "state.json")):
         return {}
@@ -834,8 +819,8 @@ def load(path, device="cpu", dtype=torch.float32):
     """-> (model in eval mode, tokenizer). path: a run, a checkpoint, or OWNER/NAME of the hub. dtype: of
     the weights, fp32 for a model that is trained.
 
-    tok.processor is a vision-language model's processor, a callable, or None. If that needs a package that is
-    not here (torchvision for Qwen2.5-VL), it is the reason, a str: tasks in words still run.
+    tok.processor is a vision-language model's processor, a callable, or None. If it needs a package that is
+    not here (torchvision for Qwen2.5-VL), it is a str with the reason, and tasks in words still run.
     model.generation_config keeps only the end and padding ids and suppress_tokens: a released model's top-p
     or repetition penalty would make what is sampled differ from what PPO scores."""
     folder = checkpoint_at(path)
@@ -872,9 +857,9 @@ def load(path, device="cpu", dtype=torch.float32):
 
 
 def prepare_chat(path, tok, model):
-    """Give a tokenizer the one chat template that is used, and a padding id; ask whether the model knows all
-    ids -> the ids that end a turn: as the model's files say, and as its template does. For a base model they
-    differ."""
+    """Give a tokenizer its one chat template and a padding id, and check that the model has embeddings for
+    all ids in use -> the ids that end a turn, by the model's files and by its template. For a base model
+    these two differ."""
     if isinstance(tok.chat_template, dict):  # several by name
         tok.chat_template = tok.chat_template.get("default")
     if tok.chat_template is None and tok.processor:
@@ -885,19 +870,21 @@ def prepare_chat(path, tok, model):
               flush=True)
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
-    asked, header, last, between = turn_form(tok, tok.chat_template)
-    if asked and header:
-        fail(f"{path!r}: its chat template ends a prompt with {asked!r} and begins an answer with {header!r}")
-    if asked and "</" not in asked:  # else it is a thought that is empty
-        print(f"{path}: its chat template begins an answer with {asked!r}: thinking is not off", flush=True)
+    form = turn_form(tok, tok.chat_template)
+    if form.opened and form.header + form.blank:
+        fail(f"{path!r}: its chat template ends a prompt with {form.opened!r} and begins an answer with "
+             f"{form.header + form.blank!r}")
+    if form.opened and "</" not in form.opened:  # else it is a thought that is empty
+        print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
+              flush=True)
     known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model
-    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + last + between
+    used = prompt(tok, [{"role": "user", "content": "?"}]).ids + form.last + form.between
     if unknown := [i for i in used if i >= known]:
         fail(f"{path!r}: the model has no embedding for {tok.convert_ids_to_tokens(unknown[0])!r}, which its "
              "chat template uses; give it one by resize_token_embeddings()")
     its = model.generation_config.eos_token_id  # an id, a list of ids or None
     eos = {tok.eos_token_id, *torch.tensor([] if its is None else its).flatten().tolist()}
-    eos = sorted(i for i in eos | set((last or between)[-1:]) if i is not None and i < known)
+    eos = sorted(i for i in eos | set((form.last or form.between)[-1:]) if i is not None and i < known)
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:

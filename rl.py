@@ -23,12 +23,12 @@ W_t is A_t whitened: whiten().
               V_clipped = V_old + clip(V - V_old, -clip_value, clip_value)
     loss      L_P + coef_value L_V - coef_entropy H(pi)                                        train()
 
-In words: make likelier what earned more than expected. The verifier says what was right, not what to write,
-so any right answer will do. SFT wants one text.
+In words: make likelier what earned more than expected. The verifier says what was right and not what to
+write, so any right answer will do. SFT wants one particular text.
 
 Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_init: the init's tokens.
-D_RL: every token of every epoch. D_buffer: every token that went through a model without a gradient, in the
-scoring passes of policy and reference and while sampling (only what rollout()'s cache does not hold yet).
+D_RL: every token of every epoch. D_buffer: every token that went through a model without a gradient: when
+policy and reference score, and while sampling, where tokens read from rollout()'s cache do not count again.
 
 Departures from the authors' release: README.md lists them. Left out: vLLM-style sampling, a second network
 for V, dropout.
@@ -41,9 +41,9 @@ from collections import Counter
 
 import torch
 
-from eval import all_mean, all_sum, evaluate, fail, make, rollout, score, scoring_error, script
+from eval import all_sum, evaluate, fail, make, rollout, score, scoring_error, script
 from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run,
-                 parse_run, restore, save_checkpoint, shard)
+                 parse_run, restore, run_parser, save_checkpoint, shard)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
 PPO = {                # gp     gp-vl  virl   virl-vl
@@ -63,8 +63,8 @@ PPO = {                # gp     gp-vl  virl   virl-vl
     "target_kl":        0.05,                          # epochs end when approx_kl exceeds this
     "decay":            (0.5,   0.5,   0.0,   0.0),    # last share of the budget with lr going to 0
     "evaluations":      2,                             # at equal shares of the budget, one at its start
-    "real":             {"value_rate": 10},            # besides sft.py's REAL, for a model of yours
 }
+REAL = {"value_rate": 10}  # for a model of yours (--model), besides sft.py's REAL
 FLAGS = {  # PPO's hyper-parameters that are flags: type, lowest and highest value, help
     "gamma": (float, 0, 1, "discount per answer; the paper: 0.9"),
     "lam": (float, 0, 1, "GAE's lambda, per token"),
@@ -162,7 +162,7 @@ def answer_discounts(segment, gamma):
 
 
 def split_back(segments, **vectors):
-    """Cut vectors over the action tokens of all segments, [N], into a piece for each, kept in its field."""
+    """Cut each vector over the action tokens of all segments, [N], into a piece for each segment's field."""
     counts = [sum(s.action_mask) for s in segments]
     for name, vector in vectors.items():
         for s, piece in zip(segments, vector.split(counts)):
@@ -182,13 +182,18 @@ def estimate_advantages(episode, reward_scale, beta, gamma, lam):
     split_back(episode.segments, advantage=advantage, returns=returns)
 
 
+def all_mean(means, machine):
+    """{name: a rank's mean} -> {name: the mean over all ranks}."""
+    return {name: total / machine.world for name, total in zip(means, all_sum(means.values(), machine))}
+
+
 def train(args, machine, stop):
     """PPO in the folder args.folder. stop: the Event that a signal sets."""
     # ---- load: a new run's policy, or the newest checkpoint of a resumed one; the reference is the init
     source, state, tensors = load_checkpoint(args, machine)
     policy, tok = load_model(source, args, machine)
     reference, _ = load_model(args.init, args, machine, trained=False)
-    # V reads the last hidden state. The head starts at 0: until it has learnt, it moves no trunk weight.
+    # V reads the last hidden state. The head starts at 0, so at first it sends no gradient into the trunk.
     value_head = torch.nn.Linear(policy.get_output_embeddings().in_features, 1)
     value_head.load_state_dict(tensors.get("value_head", {"weight": torch.zeros_like(value_head.weight),
                                                           "bias": torch.zeros(1)}))
@@ -204,7 +209,7 @@ def train(args, machine, stop):
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
-    if machine.world == 1 or machine.dtype == torch.float32:  # else FSDP2 gathers rounded weights
+    if machine.world == 1 or machine.dtype == torch.float32:  # otherwise FSDP2 gathers rounded weights
         if (error := scoring_error(policy, tok, envs[0], machine)) > 1e-3:
             fail(f"{source}: what generate() and score() say of the same tokens differs by {error:.1e} where "
                  "rows are padded, so PPO's ratios would be wrong")
@@ -243,8 +248,8 @@ def train(args, machine, stop):
         sampling_seconds = time.perf_counter() - start
 
         # ==== SCORE: log-probs and values of what was said, under the policy and under the reference ====
-        # The policy is scored anew rather than read off generate(), so that update and score use one code
-        # path. Dropout stays off in both (rollout() called eval()): with it, the first ratio would not be 1.
+        # The log-probs are computed again and not taken from generate(), so that they come from the same code
+        # as in the update. Dropout stays off in both (rollout() called eval()), or the first ratio is not 1.
         with torch.no_grad():
             for part, _ in micro_batches(segments, args.micro_tokens, machine):
                 logp, _, value = score(policy, part, pad, machine, args.temperature, value_head)  # [N], [N]
@@ -307,7 +312,7 @@ def train(args, machine, stop):
                 updates += 1
                 stats.update({**means, "grad_norm": norm})  # a Counter's update() adds
 
-        # ==== LOG: the means of this rank, then those of all. Ranges: results/figures.py ppo ====
+        # ==== LOG: means over this rank, then over all. results/figures.py ppo prints the usual ranges ====
         turns = [t for e in episodes for t in e.turns]
         firsts = [position[0] for e in episodes for position in e.positions()]  # first answers
         read = [t["recognized"] for t in firsts if t.get("recognized") is not None]
@@ -352,7 +357,9 @@ def train(args, machine, stop):
 
 
 def main(argv=None):
-    args = parse_run(argv, __doc__, {"rl": PPO}, FLAGS)
+    parser = run_parser(__doc__, PPO, FLAGS)
+    parser.set_defaults(stage="rl")
+    args = parse_run(parser, argv, {"rl": PPO}, REAL)
     if args.temperature == 0:
         fail("--temperature 0: PPO needs samples; choose a value above 0")
     if args.minibatches > args.batch:

@@ -30,6 +30,7 @@ import gc
 import json
 import math
 import os
+import posixpath
 import random
 import re
 import shlex
@@ -59,8 +60,8 @@ except ImportError:  # Windows: no peak memory
     resource = None
 
 from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns,
-                  context_tokens, encode, evaluate, fail, first_line, folder_name, forward, found_models,
-                  in_turn, load, make, new_parser, number, parse, print0, prompt, read_json, run_folder,
+                  context_tokens, encode, evaluate, fail, first_line, forward, found_models, in_turn,
+                  load, make, new_parser, number, parse, print0, prompt, read_json, run_folder,
                   saved_args, script, setup, summary, table, task_flags, write_json)
 
 # Hyper-parameters. A tuple has a column for each task, a number serves all. Some are also flags.
@@ -165,7 +166,7 @@ def build_tiny(env_name, seed, vl=False, pixels=80):
 # Batches. A row is a Segment: ids, and action_mask = 1 on the tokens that carry loss.
 
 def demonstration_row(tok, model, messages, images, answer):
-    """Prompt without loss, answer and end of turn with it. The prompt's ids are those of a rollout.
+    """-> Segment. Only the answer and the end of its turn carry loss; the prompt's ids are a rollout's.
 
         ids      <user> Make 24 ... <assistant>  {"cards" ... } <end>
         mask      0      0  0  0     0            1   1   1  1   1"""
@@ -177,36 +178,38 @@ def demonstration_row(tok, model, messages, images, answer):
 
 
 def demonstrations(env, seed, demonstrator="expert"):
-    """A demonstrator plays one episode -> [(messages, images, answer), ...], one for each state."""
+    """The demonstrator plays one episode -> [(messages, images, answer), ...], one for each state."""
     messages, images = env.reset(seed)
     states = []
     while messages:
-        states.append(([*messages], images, env.expert(demonstrator)))  # a copy: env may append to its own list
-        step = env.step(states[-1][-1])
+        answer = env.expert(demonstrator)
+        states.append(([*messages], images, answer))  # a copy: an environment may go on with its own list
+        step = env.step(answer)
         messages, images = step.messages, step.images
     return states
 
 
-def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share=0.0, pixels=80, rare="ood"):
-    """`count` rows of at most row_tokens tokens, each filled with whole documents. All tokens have loss but a
-    row's first and image placeholders. rare: the look that only a tenth of the pictures have."""
+def pretraining_rows(args, env, tok, rng):
+    """args.batch rows of whole documents, each at most args.row_tokens long. All tokens have loss but a row's
+    first and image placeholders."""
     rows, spare, image_id = [], [], tok.convert_tokens_to_ids("<image>")  # None for a text model
-    while len(rows) < count:
+    while len(rows) < args.batch:
         ids, pixel_values = [], []
         while True:
             if not spare:
                 for _ in range(16):  # what is left of them when the last row is full is thrown away
-                    if picture_share and rng.random() < picture_share:
-                        doc, images = env.picture_document(rng, chat_share, pixels=pixels, rare=rare)
+                    if args.picture_share and rng.random() < args.picture_share:
+                        doc, images = env.picture_document(rng, args.chat_share, pixels=args.pixels,
+                                                           rare="id" if args.visual == "ood" else "ood")
                     else:
-                        doc, images = env.document(rng, chat_share), []
+                        doc, images = env.document(rng, args.chat_share), []
                     text = doc + tok.eos_token if isinstance(doc, str) else chat_text(tok, doc, images)
                     spare.append(encode(tok, text, images))
-            if ids and len(ids) + len(spare[-1].ids) > row_tokens:
+            if ids and len(ids) + len(spare[-1].ids) > args.row_tokens:
                 break
             ids += spare[-1].ids
             pixel_values += spare.pop().pictures.values()
-        ids = ids[:row_tokens]
+        ids = ids[:args.row_tokens]
         rows.append(Segment(ids, [int(i > 0 and token != image_id) for i, token in enumerate(ids)]))
         if pixel_values:
             rows[-1].pictures = {"pixel_values": torch.cat(pixel_values)}
@@ -214,13 +217,12 @@ def pretraining_rows(env, tok, rng, count, row_tokens, chat_share, picture_share
 
 
 def batch_rows(args, env, tok, model, step, rank):
-    """The rows of one step on one rank -> [Segment]. They depend on (seed, step, rank) only, so that
-    resuming needs no generator state."""
+    """The rows of one step on one rank -> [Segment]. They depend on (stage, seed, step, rank) only, so a
+    checkpoint needs no generator's state."""
     rng = random.Random(f"{args.stage}/{args.seed}/{step}/{rank}")
     torch.manual_seed(rng.randrange(2 ** 31))
     if args.stage == "base":
-        return pretraining_rows(env, tok, rng, args.batch, args.row_tokens, args.chat_share,
-                                args.picture_share, args.pixels, "id" if args.visual == "ood" else "ood")
+        return pretraining_rows(args, env, tok, rng)
     return [demonstration_row(tok, model, *state) for i in range(args.batch)
             for state in demonstrations(env, f"sft/{args.seed}/{step}/{rank}/{i}", args.demos)]
 
@@ -271,17 +273,19 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, args):
     """-> [AdamW] or, if muon_lr is above 0, [AdamW, Muon]: Muon has the matrices of blocks and projector,
     AdamW the rest. Vision tower and projector may have other rates. peak_lr is a group's rate at factor 1."""
-    def groups(matrices, lr):  # matrices: True for Muon's share, False for AdamW's
-        named = [(name, p) for name, p in model.named_parameters() if matrices == (
-            args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name)]
-        vision = [any(w in name for w in ("vision", "visual", "projector", "connector")) for name, _ in named]
-        halves = [([p for (_, p), v in zip(named, vision) if not v], lr),
-                  ([p for (_, p), v in zip(named, vision) if v], lr * args.vision_rate)]
-        return [{"params": params, "lr": rate, "peak_lr": rate} for params, rate in halves if params]
-    optimizers = [torch.optim.AdamW(groups(False, args.lr), betas=(0.9, 0.98), weight_decay=0.0,
-                                    foreach=False)]  # True, the default on CUDA, takes 4 bytes a weight more
-    if matrices := groups(True, args.muon_lr):
-        optimizers.append(Muon(matrices, args.muon_lr))
+    groups = {}  # {(is it for Muon, is it of vision): [parameter, ...]}
+    for name, p in model.named_parameters():
+        matrix = args.muon_lr > 0 and p.ndim == 2 and "embed" not in name and "lm_head" not in name
+        vision = any(word in name for word in ("vision", "visual", "projector", "connector"))
+        groups.setdefault((matrix, vision), []).append(p)
+    adamw, muon = [], []
+    for (matrix, vision), parameters in sorted(groups.items()):
+        lr = (args.muon_lr if matrix else args.lr) * (args.vision_rate if vision else 1)
+        (muon if matrix else adamw).append({"params": parameters, "lr": lr, "peak_lr": lr})
+    # foreach=True, the default on CUDA, would take 4 bytes a weight more.
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.98), weight_decay=0.0, foreach=False)]
+    if muon:
+        optimizers.append(Muon(muon, args.muon_lr))
     return optimizers
 
 
@@ -376,9 +380,9 @@ def train(args, machine, stop):
 def clip_and_step(parameters, optimizers, scaler, where):
     """Unscale, clip and step -> the gradient's norm over all ranks, before clipping.
 
-    Losses are divided by the global token count already, so the ranks' gradients are summed. No step is taken
-    on a gradient that is not finite. A loss scaler expects such gradients: it lowers its scale, and the norm
-    tells the caller. Without a scaler the run ends."""
+    The ranks' gradients have been summed: losses are divided by the token count of all ranks. No step is
+    taken on a gradient that is not finite. In fp16 such gradients happen: the loss scaler lowers its scale,
+    and the caller sees the norm. Otherwise the run ends."""
     for o in optimizers:
         scaler.unscale_(o)
     norm = clip_grad_norm_(parameters, CLIP_GRAD).item()
@@ -414,8 +418,8 @@ def micro_batches(segments, budget, machine):
 
 
 def recompute_activations(model):
-    """Keep only each block's input, and run the block again in the backward pass (activation checkpointing).
-    transformers' own does so in train() mode only, which PPO avoids for its noise: dropout and its kin."""
+    """Activation checkpointing: keep only each block's input, and run the block again in the backward pass.
+    transformers' own works only in train() mode, which PPO avoids because of dropout and similar noise."""
     def run(forward, *inputs, **more):
         if torch.is_grad_enabled():
             return checkpoint(forward, *inputs, use_reentrant=False, **more)
@@ -425,7 +429,7 @@ def recompute_activations(model):
 
 
 def blocks(model, what):
-    """The layers of a model, by the names that its class gives -> [module]."""
+    """The blocks (layers) of a model, which its class names -> [module]. what: for the error, who asks."""
     names = getattr(model, "_no_split_modules", ["Linear"])  # a value head is one block
     found = [m for m in model.modules() if type(m).__name__ in (names or ())]
     if not found:
@@ -438,8 +442,8 @@ def blocks(model, what):
 # gradient and of AdamW's state, and gathers the other parts while a block computes.
 
 def shard(model, machine, dtype):
-    """Move a model from the CPU to this rank's device: whole with one process, its part with several.
-    dtype: of the gathered weights. It needs no other rank, so that ranks can do it in turn."""
+    """Move a model from the CPU to this rank's device: all of it with one process, this rank's part with
+    several. dtype: of the gathered weights. No other rank is needed, so the ranks can do it in turn."""
     if machine.world == 1:
         return model.to(machine.device)
     if machine.dtype == torch.float16:
@@ -457,7 +461,7 @@ def shard(model, machine, dtype):
 
 
 def gathered(x, machine):
-    """Tensors in dicts and lists -> whole, on the CPU of rank 0; None elsewhere. All ranks must call it."""
+    """Dicts and lists of tensors -> whole on rank 0's CPU, None on other ranks. All ranks must call it."""
     @cache  # tied weights are one tensor under two names and stay one, which save_pretrained() asks for
     def whole(t):
         t = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
@@ -469,8 +473,11 @@ def restore(optimizer, saved):
     """optimizer.load_state_dict(), with each saved tensor copied or cut to this rank's part."""
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for name, x in saved["state"].get(i, {}).items():
-            saved["state"][i][name] = distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None) \
-                if isinstance(p, DTensor) and name != "step" else x.clone()
+            if isinstance(p, DTensor) and name != "step":
+                own = distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None)
+            else:
+                own = x.clone()
+            saved["state"][i][name] = own
     optimizer.load_state_dict(saved)
 
 
@@ -481,8 +488,8 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
     """Write folder/checkpoint-STEP: a transformers folder with state.json (plain values) and optimizer.pt
     (tensors). All ranks must call it.
 
-    It is written under another name, flushed to the disk and renamed once: whatever kills us, the newest
-    whole checkpoint is left. Older ones are removed after that."""
+    It is written under another name, flushed to the disk and then renamed, so a run that is killed at any
+    moment leaves a whole checkpoint. Older ones are removed after that."""
     weights, tensors = gathered([model.state_dict(keep_vars=True), tensors], machine)
     if machine.rank == 0:
         path = os.path.join(folder, f"checkpoint-{state['step']}")
@@ -504,8 +511,8 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
 
 
 def load_checkpoint(args, machine):
-    """Where a run begins -> (path of a model or None, state, tensors): its newest checkpoint if it is resumed
-    and has one, else args.init, no tensors, and the compute that went into args.init since the base."""
+    """Where a run begins -> (path of a model or None, state, tensors): at its newest checkpoint if it is
+    resumed and has one. Else at args.init, without tensors; the state then holds the compute of that init."""
     path = checkpoint_at(args.folder) if args.resume else None
     if path is None:
         start = 0.0
@@ -525,8 +532,7 @@ def load_checkpoint(args, machine):
 
 def load_model(path, args, machine, trained=True):
     """-> (model, tokenizer): the whole model or, under torchrun, this rank's part. path: None builds the tiny
-    one. trained: in fp32; False: frozen, and in the dtype that it computes in. The ranks load one after
-    another, so that the host's memory holds one whole model at a time."""
+    one. trained: True for weights in fp32; False for frozen weights in the dtype that they compute in."""
     with in_turn(machine):
         if path is None:
             model, tok = build_tiny(args.env, args.seed, args.vl, args.pixels)
@@ -540,9 +546,8 @@ def load_model(path, args, machine, trained=True):
 
 
 def open_run(args, machine, n, step):
-    """Make the folder of a new run, which no other command may have made, or drop a resumed run's records
-    behind `step` -> a progress bar in percent of the budget, quiet when not a terminal. n: number of
-    parameters."""
+    """Make the folder of a new run; of a resumed run, drop the records after `step` -> a progress bar in
+    percent of the budget, silent when not a terminal. n: number of parameters."""
     print0(machine, f"[{args.stage}] {args.env}, rule {args.rule}: {n / 1e6:.3f}M parameters, "
            f"{6 * n * args.tokens:.3g} FLOP on {machine.device} x {machine.world} in "
            f"{str(machine.dtype)[6:]} ({machine.why}) -> {args.folder}")
@@ -566,9 +571,8 @@ def open_run(args, machine, n, step):
 
 
 def log(args, machine, record, text=""):
-    """Append a record to metrics.jsonl, and print the text, on rank 0 -> the record's success rates in words,
-    which follow the text; "" without any."""
-    rates = summary(record, args) if text and "seen" in record else ""
+    """Append a record to metrics.jsonl, and print the text and the record's success rates -> these as str."""
+    rates = summary(record, args) if "seen" in record else ""
     if text:
         print0(machine, text + rates)
     if machine.rank == 0:
@@ -578,7 +582,7 @@ def log(args, machine, record, text=""):
 
 
 def read_log(file):
-    """metrics.jsonl -> [record, ...], [] without one. Lines damaged by a kill or a full disk are left out."""
+    """metrics.jsonl -> [record, ...], [] if there is no file. Lines that a kill has damaged are left out."""
     records = []
     with suppress(FileNotFoundError), open(file, encoding="utf-8", errors="replace") as f:
         for line in f:
@@ -599,15 +603,14 @@ def peak_memory_gb(machine):
 @contextmanager
 def stop_signals():
     """-> an Event that Ctrl-C and SIGTERM set. The loop reads it once a step, saves and leaves. A second
-    Ctrl-C stops at once. A second SIGTERM does not: clusters send it to torchrun and to its ranks."""
-    stop, before = threading.Event(), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    Ctrl-C stops at once. A second SIGTERM does not, because clusters send it to torchrun and to its ranks."""
+    stop = threading.Event()
 
     def handler(*_):
         stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nstopping after this step, then saving; Ctrl-C again stops at once", flush=True)
-    for s in before:
-        signal.signal(s, handler)
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -623,7 +626,7 @@ ANEW = ("tokens", "steps", "device", "dtype", "micro_tokens")  # flags that may 
 
 
 def shown(x):
-    """A hyper-parameter of a table for a help text: "1e-4", or the column of each task."""
+    """A hyper-parameter of a table, for a help text: "1e-4", or each task's number if they differ."""
     values = [f"{v:g}" for v in (x if isinstance(x, tuple) else (x,))]
     if len(set(values)) == 1:
         return values[0]
@@ -640,7 +643,7 @@ FLAGS = {  # hyper-parameters of every run that are flags: type, lowest and high
 
 
 def fill_in(args, table):
-    """Give args the hyper-parameters that no flag has set, from its task's column (a new task: as for gp)."""
+    """Give args the hyper-parameters that no flag has set, from its task's column. A new task has gp's."""
     task = args.env + "-vl" * args.vl
     column = TASKS.index(task if task in TASKS else "gp" + "-vl" * args.vl)
     for name, default in table.items():
@@ -648,19 +651,15 @@ def fill_in(args, table):
             setattr(args, name, default[column] if isinstance(default, tuple) else default)
 
 
-def parse_run(argv, doc, tables, flags, others=()):
-    """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
-    args.json. tables: {stage: hyper-parameters}, the default stage last. flags: more hyper-parameters,
-    as in FLAGS. others: (name, keywords) for add_argument(). A model of yours has REAL's hyper-parameters."""
-    *_, usual = tables
+def run_parser(doc, table, flags):
+    """An argparse parser of the flags that all runs have, and of `flags`: more rows as in FLAGS. table: the
+    hyper-parameters that the help shows as defaults."""
     parser = new_parser(doc)
-    parser.set_defaults(stage=usual)
     add = parser.add_argument_group("the run").add_argument
-    for name, keywords in others:
-        add(f"--{name}", **keywords)
-    add("--init", type=folder_name, metavar="PATH",
+    add("--init", type=posixpath.normpath, metavar="PATH",
         help="the model to start from (default: the init, made if it is missing)")
-    add("--name", type=folder_name, help="the run's folder below out/ENV/RULE (default: the stage's name)")
+    add("--name", type=posixpath.normpath,
+        help="the run's folder below out/ENV/RULE (default: the stage's name)")
     add("--resume", action="store_true",
         help="go on with the run in that folder, with the flags it began with; only "
              f"--{', --'.join(ANEW)} may be given anew")
@@ -670,8 +669,13 @@ def parse_run(argv, doc, tables, flags, others=()):
     add = parser.add_argument_group("hyper-parameters").add_argument
     for name, (kind, low, high, text) in {**FLAGS, **flags}.items():
         add(f"--{name}", type=number(low, high, kind), metavar="X" if kind is float else "N",
-            help=f"{text} (default: {shown({**EVERY, **tables[usual]}[name])})")
+            help=f"{text} (default: {shown({**EVERY, **table}[name])})")
+    return parser
 
+
+def parse_run(parser, argv, tables, real=()):
+    """Flags -> namespace with all hyper-parameters and the run's .folder. With --resume they are those of its
+    args.json. tables: {stage: hyper-parameters}. real: what a model of yours has besides REAL."""
     args = parse(parser, argv)
     args.name = args.name or args.stage
     if args.name != args.stage and args.name in (*STAGES, "rl"):
@@ -684,8 +688,10 @@ def parse_run(argv, doc, tables, flags, others=()):
     defaults = {**EVERY, **tables[args.stage]}
     if args.data:  # the tiny tokenizer spells the names that it does not know
         defaults["max_new_tokens"] = REAL["max_new_tokens"]
-    real = {**(REAL_INIT if args.stage == "init" else REAL), **defaults.pop("real", {})}
-    fill_in(args, {**defaults, **real} if args.from_elsewhere else defaults)
+    if args.from_elsewhere:
+        defaults.update(REAL_INIT if args.stage == "init" else REAL)
+        defaults.update(real)
+    fill_in(args, defaults)
     if args.vl:
         start = args.init or args.model
         known = start and saved_args(start).get("pixels")
@@ -709,15 +715,12 @@ def parse_run(argv, doc, tables, flags, others=()):
 
 
 def ensure(stage, args, machine):
-    """The folder of an earlier stage -> path. A missing one is made by the command that is printed."""
+    """The folder of an earlier stage -> path. If it is missing, it is made by a command that is printed."""
     folder = run_folder(args, stage)
-    usual = SimpleNamespace(env=args.env, vl=args.vl, device=None, dtype="auto",
-                            activation_checkpointing=False)
-    fill_in(usual, {**EVERY, **(REAL_INIT if args.from_elsewhere else {})})
-    flags = f"--stage {stage} {task_flags(args)} --episodes 0" + "".join(
-        f" --{name} {getattr(args, name)}".removesuffix(" True")
-        for name in ("device", "dtype", "micro_tokens", "max_new_tokens", "activation_checkpointing")
-        if getattr(args, name) != getattr(usual, name))
+    flags = (f"--stage {stage} {task_flags(args)} --episodes 0 --dtype {args.dtype} "
+             f"--micro_tokens {args.micro_tokens} --max_new_tokens {args.max_new_tokens}"
+             + f" --device {args.device}" * bool(args.device)
+             + " --activation_checkpointing" * args.activation_checkpointing)
     if not any(all_gather(os.path.exists(folder), machine)):
         print0(machine, f"[{args.stage}] needs {folder}, so first: python sft.py {flags}")
         main(shlex.split(flags))
@@ -763,16 +766,16 @@ def command(args, train):
         write_json(file, {**read_json(file), "done": True})
     if args.episodes:  # 0: an earlier stage, made on the way to another one
         report(args, machine)
-        after_init = args.stage in ("sft", "rl")
-        print0(machine, f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
-               + f" --init {shlex.quote(str(args.init))}" * (after_init and args.init != run_folder(args, "init"))
-               + f" --tokens {args.tokens:g}    # at the same compute" * after_init)
+        after = f"next: python {'sft' if args.stage == 'rl' else 'rl'}.py {task_flags(args)}"
+        if args.stage in ("sft", "rl"):
+            after += f" --init {shlex.quote(args.init)}" * (args.init != run_folder(args, "init"))
+            after += f" --tokens {args.tokens:g}    # at the same compute"
+        print0(machine, after)
 
 
 def report(args, machine):
-    """Evaluate the run and the models to compare it with, and print the table. It is also the run's
-    eval.json, and the run's row is the last record of metrics.jsonl."""
-    gc.collect()  # a sharded model refers to itself, and would stay in memory with those of the table
+    """Evaluate the run and the models to compare it with: a table, eval.json and a last record in the log."""
+    gc.collect()  # a sharded model refers to itself: without this it stays in memory beside the table's
     others = {"base": [], "init": ["base"]}.get(args.stage, ["base", "init", "sft", "rl"])
     paths = {name: path for name, path in found_models(args).items() if name in others and name != args.name}
     if args.stage in ("sft", "rl") and args.init != paths.get("init"):  # the usual models did not begin there
@@ -787,10 +790,12 @@ def report(args, machine):
 
 
 def main(argv=None):
-    args = parse_run(argv, __doc__, STAGES, {}, (
-        ("stage", dict(choices=STAGES, help="base, then init, then sft (default: sft)")),
-        ("demos", dict(choices=["expert", "habit"], default="expert",
-                       help="who writes the demonstrations (default: expert)"))))
+    parser = run_parser(__doc__, SFT, {})
+    parser.add_argument("--stage", choices=STAGES, default="sft",
+                        help="base, then init, then sft (default: sft)")
+    parser.add_argument("--demos", choices=["expert", "habit"], default="expert",
+                        help="who writes the demonstrations (default: expert)")
+    args = parse_run(parser, argv, STAGES)
     if args.stage == "base" and args.model:
         fail("--stage base trains the tiny model from nothing, --model brings one: begin at --stage init")
     if args.stage == "base" and args.name != "base":

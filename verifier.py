@@ -3,17 +3,17 @@
     python -c "from verifier import *; print(judge_gp('{\"formula\": \"8/(3-8/3)\"}', [3, 3, 8, 8]))"
 
 This is the paper's outcome verifier VER (section 3, "sequential revision"; rewards: appendix A.3 for
-GeneralPoints, B for V-IRL). All are pure functions of text and numbers: no model, no randomness, no torch.
-Nothing is handed to eval(): the grammar below reads a formula, whose length, depth and numbers are bounded.
-So no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact: with
-floats, as in the authors' release, the right answer 8/(3-8/3) would be rejected.
+GeneralPoints, B for V-IRL): pure functions of text and numbers, without a model, randomness or torch.
+A formula is not handed to eval(). It is read by a small grammar, and its length, depth and numbers are
+bounded, so no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact:
+with floats, as in the authors' release, the right answer 8/(3-8/3) would be rejected.
 """
 import json
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_ANSWER = 4096   # characters; of a longer answer only the end is read, where the JSON stands
+MAX_ANSWER = 4096   # characters; only the end of a longer answer is read
 MAX_FORMULA = 128   # characters; a formula over four numbers needs about 20
 MAX_DEPTH = 16      # nested brackets
 MAX_DIGITS = 4      # digits of one number
@@ -156,23 +156,22 @@ def judge_gp(answer, numbers, target=24, cards=None):
     fields = last_json_object(answer)
     if fields is None:
         return verdict("illegal")
-    said = fields.get("cards")
+    said, formula = fields.get("cards"), fields.get("formula")
     if cards is not None and (not isinstance(said, list) or sorted(map(str, said)) != sorted(cards)):
         return verdict("misread")
-    formula = fields.get("formula")
-    # a formula, perhaps with the total it claims: "4*6 = 24"
-    parts = isinstance(formula, str) and re.fullmatch(rf"([^=]*)(=\s*[0-9]{{1,{MAX_DIGITS}}}\s*)?", formula)
-    if not parts:
+    # The formula and, if there is one, the total that it claims: "4*6 = 24".
+    form = rf"([^=]*)(?:=\s*([0-9]{{1,{MAX_DIGITS}}})\s*)?"
+    match = re.fullmatch(form, formula) if isinstance(formula, str) else None
+    if match is None:
         return verdict("illegal")
     try:
-        value, used = evaluate_formula(parts[1])
+        value, used = evaluate_formula(match[1])
     except FormulaError:
         return verdict("illegal")
     if sorted(used) != sorted(numbers):
         return verdict("wrong_numbers", used)
-    if value != target or (parts[2] and int(parts[2][1:]) != target):
-        return verdict("wrong_value", used)
-    return verdict("correct", used)
+    claimed = int(match[2] or target)
+    return verdict("correct" if value == claimed == target else "wrong_value", used)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -221,10 +220,11 @@ def judge_virl(answer, action, at_intersection):
     fields = last_json_object(answer) or {}
     said, observation = fields.get("action"), fields.get("current observation")
     match = ACTION.fullmatch(said) if isinstance(said, str) else None
+    plain = match and (f"turn_direction({match[2]})" if match[2] else said)  # without quotes and spaces
     if match is None:
-        return Verdict("illegal", VIRL_REWARD["illegal"], VIRL_FEEDBACK["illegal"])
-    said = f"turn_direction({match[2]})" if match[2] else said
-    kind = "correct" if said == action else "wrong_action"
-    if says_intersection(observation if isinstance(observation, str) else "") != at_intersection:
+        kind = "illegal"
+    elif says_intersection(observation if isinstance(observation, str) else "") != at_intersection:
         kind = "wrong_intersection"
-    return Verdict(kind, VIRL_REWARD[kind], VIRL_FEEDBACK[kind], action=said)
+    else:
+        kind = "correct" if plain == action else "wrong_action"
+    return Verdict(kind, VIRL_REWARD[kind], VIRL_FEEDBACK[kind], action=plain)

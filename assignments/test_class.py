@@ -62,34 +62,19 @@ def slip(exercise, reason, function, *changes):
 # ------------------------------------------------------------------------------------------------------------
 # Sheet 1.
 
-@wrong("relative_word", "headings are not wrapped: from 350 to 10 degrees is 340 to the left")
-def _(old, new):
-    delta = new - old
-    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
-
-
-@wrong("relative_word", "the sign is turned")
-def _(old, new):
-    delta = (old - new + 180) % 360 - 180
-    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
-
-
-@wrong("relative_word", "degrees are cut to integers")
-def _(old, new):
-    delta = (int(new - old) + 180) % 360 - 180
-    return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
-
-
-@wrong("relative_word", "45 degrees are not slight any more")
-def _(old, new):
+@right("relative_word", "in one line")
+def word(old, new):
     delta = (new - old + 180) % 360 - 180
-    return ("slightly " if abs(delta) < 45 else "") + ("left" if delta < 0 else "right")
-
-
-@wrong("relative_word", "a turn by 180 degrees is right: (-180, 180] in place of [-180, 180)")
-def _(old, new):
-    delta = 180 - (old - new + 180) % 360
     return ("" if abs(delta) > 45 else "slightly ") + ("left" if delta < 0 else "right")
+
+
+slip("relative_word", "headings are not wrapped: from 350 to 10 degrees is 340 to the left", word,
+     ("(new - old + 180) % 360 - 180", "new - old"))
+slip("relative_word", "the sign is turned", word, ("new - old", "old - new"))
+slip("relative_word", "degrees are cut to integers", word, ("(new - old", "(int(new - old)"))
+slip("relative_word", "45 degrees are not slight any more", word, ("abs(delta) > 45", "abs(delta) >= 45"))
+slip("relative_word", "a turn by 180 degrees is right: (-180, 180] in place of [-180, 180)", word,
+     ("(new - old + 180) % 360 - 180", "180 - (old - new + 180) % 360"))
 
 
 @right("judge_gp", "what the formula claims is read by partition()")
@@ -144,7 +129,9 @@ slip("judge_gp", "numbers are compared as sets: an 8 too many goes unnoticed", j
 slip("judge_gp", "what the formula claims behind = is not looked at", judge,
      (" or (sign and int(claim) != target)", ""))
 slip("judge_gp", "what the formula claims is judged before its numbers", judge,
-     (NUMBERS, "    if sign and int(claim) != target:\n        return verdict('wrong_value', used)\n" + NUMBERS))
+     (NUMBERS, """    if sign and int(claim) != target:
+        return verdict('wrong_value', used)
+""" + NUMBERS))
 slip("judge_gp", "the value is cut to an integer: 24.5 is 24", judge, ("if value !=", "if int(value) !="))
 slip("judge_gp", "the value is rounded: 24.5 is 24", judge, ("if value !=", "if round(value) !="))
 slip("judge_gp", "the value is rounded up: 23.5 is 24", judge, ("if value !=", "if math.ceil(value) !="),
@@ -153,8 +140,9 @@ slip("judge_gp", "empty JSON is taken for none: the cards are misread there", ju
      ("if fields is None", "if not fields"))
 slip("judge_gp", "a second = and what is behind it are not looked at", judge,
      ('formula.partition("=")', '"=".join(formula.split("=")[:2]).partition("=")'))
-slip("judge_gp", "misread cards with the hand's numbers", judge,
-     ('said, list):\n            return verdict("misread"', 'said, list):\n            return verdict("misread", numbers'))
+LIST = """said, list):
+            return verdict("misread\""""
+slip("judge_gp", "misread cards with the hand's numbers", judge, (LIST, LIST + ", numbers"))
 slip("judge_gp", "the cards must be read in the order shown", judge,
      ("sorted(said) != sorted(cards)", "said != cards"))
 slip("judge_gp", "wrong numbers without the numbers: the column of the other rule would be 0", judge,
@@ -170,7 +158,8 @@ slip("judge_gp", "cards in lists raise", judge,
      ("[str(card) for card in said]", "[{int: str, str: str}[type(c)](c) for c in said]"))
 slip("judge_gp", "a division by zero raises", judge,
      ("value, used = evaluate_formula(text)", """used = [int(n) for n in re.findall("[0-9]+", text)]
-        value = eval(re.sub("([0-9]+)", r"Fraction(\\1)", text))"""), ("except FormulaError", "except SyntaxError"))
+        value = eval(re.sub("([0-9]+)", r"Fraction(\\1)", text))"""),
+     ("except FormulaError", "except SyntaxError"))
 slip("judge_gp", "a claim that is no integer raises", judge, (CLAIM, CLAIM.replace("[0-9]{1,4}", ".+")))
 slip("judge_gp", "a claim may have a sign or a fraction", judge,
      (CLAIM, CLAIM.replace("[0-9]{1,4}", "[-+]?[0-9]{1,4}([.]0*)?")), ("int(claim)", "float(claim)"))
@@ -274,37 +263,29 @@ slip("GeneralPoints.step", "the pictures are shown again when the episode is ove
 # ------------------------------------------------------------------------------------------------------------
 # Sheet 2.
 
-@wrong("Segment.add", "the prompt's ids, which have no action yet, are forgotten")
-def _(self, ids, action):
+@right("Segment.add", "in three lines")
+def add(self, ids, action):
     self.ids = self.ids + ids
-    self.action_mask += [action] * len(ids)
-    self.reward += [0.0] * len(ids)
-
-
-@wrong("Segment.add", "the reward is left behind")
-def _(self, ids, action):
-    self.ids = self.ids + ids
-    self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
-
-
-@wrong("Segment.add", "the list that the caller holds grows")
-def _(self, ids, action):
-    self.ids += ids
     self.action_mask += [action] * (len(self.ids) - len(self.action_mask))
     self.reward += [0.0] * (len(self.ids) - len(self.reward))
 
 
-@wrong("Segment.add", "earlier tokens get this action too, earlier rewards are lost")
-def _(self, ids, action):
-    self.ids = self.ids + ids
-    self.action_mask = [action] * len(self.ids)
-    self.reward = [0.0] * len(self.ids)
+slip("Segment.add", "the prompt's ids, which have no action yet, are forgotten", add,
+     ("(len(self.ids) - len(self.action_mask))", "len(ids)"),
+     ("(len(self.ids) - len(self.reward))", "len(ids)"))
+slip("Segment.add", "the reward is left behind", add,
+     ("    self.reward += [0.0] * (len(self.ids) - len(self.reward))\n", ""))
+slip("Segment.add", "the list that the caller holds grows", add, ("self.ids = self.ids +", "self.ids +="))
+slip("Segment.add", "earlier tokens get this action too, earlier rewards are lost", add,
+     ("+= [action] * (len(self.ids) - len(self.action_mask))", "= [action] * len(self.ids)"),
+     ("+= [0.0] * (len(self.ids) - len(self.reward))", "= [0.0] * len(self.ids)"))
 
 
 @right("glue_ids", "what the turn ends with is taken off")
 def glue(tok, messages, last_id=None):
-    _, header, last, between = turn_form(tok, tok.chat_template)
-    text = around_answer(tok, messages)[1] + (header if header.strip() else "")
+    form = turn_form(tok, tok.chat_template)
+    last, between = form.last, form.between
+    text = around_answer(tok, messages)[1] + form.header
     ids = tok(text, add_special_tokens=False).input_ids
     if last_id is None or not last and between[-1:] != [last_id]:
         return ids
@@ -327,29 +308,30 @@ slip("glue_ids", "the last turn's end is taken off, where earlier turns end othe
      ("len(between)", "len(last)"))
 slip("glue_ids", "what was said is not compared: the next role's mark is lost", glue,
      (" or not last and between[-1:] != [last_id]", ""))
-slip("glue_ids", "the header is left out", glue, (' + (header if header.strip() else "")', ""))
+slip("glue_ids", "the header is left out", glue, (" + form.header", ""))
 MARKED = """    text = chat_text(tok, [*messages[:-2], {"role": "assistant", "content": MARK}, messages[-1]],
-                     add_generation_prompt=True).rpartition(MARK)[2] + header.strip()
+                     add_generation_prompt=True).rpartition(MARK)[2] + form.header
 """
-BEHIND = """    text = around_answer(tok, messages)[1] + (header if header.strip() else "")
+BEHIND = """    text = around_answer(tok, messages)[1] + form.header
 """
-slip("glue_ids", "earlier answers are rendered as they were said, which a template may refuse", glue, (BEHIND, MARKED))
+slip("glue_ids", "earlier answers are rendered as they were said, which a template may refuse", glue,
+     (BEHIND, MARKED))
 slip("glue_ids", "no assistant: at the end", glue, (BEHIND, MARKED.replace("True", "False")))
 slip("glue_ids", "the first mark is taken, which the model may have said before", glue,
      (BEHIND, MARKED.replace("rpartition", "partition")))
 slip("glue_ids", "the answer is looked for in the text: feedback may hold it too", glue,
-     (BEHIND, """    text = chat_text(tok, messages, add_generation_prompt=True).rpartition(messages[-2]["content"])[2]
-    text += header.strip()
+     (BEHIND, """    text = chat_text(tok, messages, add_generation_prompt=True)
+    text = text.rpartition(messages[-2]["content"])[2] + form.header
 """))
 slip("glue_ids", "the earlier messages are dropped: a template may insist on the first role", glue,
      ("around_answer(tok, messages)", "around_answer(tok, messages[-2:])"))
 slip("glue_ids", "the mark is written into the caller's messages", glue,
-     ("    _, header", "    messages[-2]['content'] = MARK\n    _, header"))
+     ("    form =", "    messages[-2]['content'] = MARK\n    form ="))
 slip("glue_ids", "leading space is stripped", glue, ("tok(text,", "tok(text.strip(),"))
 slip("glue_ids", "the tokenizer's own marks, such as a first token of each text, come into the glue", glue,
      ("tok(text, add_special_tokens=False)", "tok(text)"))
 slip("glue_ids", "a header of blanks is written too: the model says it", glue,
-     ('(header if header.strip() else "")', "header"))
+     ("form.header", "form.blank + form.header"))
 slip("glue_ids", "an end token with id 0 is taken for none", glue, ("last_id is None", "not last_id"))
 slip("glue_ids", "all up to the tokenizer's end token is taken off, wherever it is", glue,
      ("ids[len(between):]",
@@ -360,7 +342,8 @@ slip("glue_ids", "a token is dropped where nothing ends a turn", glue,
      ("not last and between[-1:] != [last_id]", "not last and between and between[-1:] != [last_id]"),
      ("ids[len(between):]", "ids[len(between or [0]):]"))
 slip("glue_ids", "one token is always dropped where the conversation's last turn has no end", glue,
-     (" or not last and between[-1:] != [last_id]", ""), ("ids[len(between):]", "ids[len(between) if last else 1:]"))
+     (" or not last and between[-1:] != [last_id]", ""),
+     ("ids[len(between):]", "ids[len(between) if last else 1:]"))
 slip("glue_ids", "between is one token, it is thought: before the next role's mark may be a newline", glue,
      ("between[-1:] != [last_id]", "between != [last_id]"))
 slip("glue_ids", "turn_form()'s list is emptied, and it is kept for later calls", glue,
@@ -447,22 +430,18 @@ def _(model, rows, denominator, pad_id, machine):
     return torch.stack(losses).mean()
 
 
-@wrong("sft_loss", "the mean over this batch: the denominator is not used")
-def _(model, rows, denominator, pad_id, machine):
+@right("sft_loss", "by cross_entropy()")
+def nll(model, rows, denominator, pad_id, machine):
     _, logits, _, said = forward(model, rows, pad_id, machine)
-    return torch.nn.functional.cross_entropy(logits, said)
+    return torch.nn.functional.cross_entropy(logits, said, reduction="sum") / denominator
 
 
-@wrong("sft_loss", "the mean, and divided once more")
-def _(model, rows, denominator, pad_id, machine):
-    _, logits, _, said = forward(model, rows, pad_id, machine)
-    return torch.nn.functional.cross_entropy(logits, said) / denominator
-
-
-@wrong("sft_loss", "tokens with the id of padding carry no loss: here that id also ends a turn")
-def _(model, rows, denominator, pad_id, machine):
-    _, logits, _, said = forward(model, rows, pad_id, machine)
-    return torch.nn.functional.cross_entropy(logits, said, ignore_index=pad_id, reduction="sum") / denominator
+slip("sft_loss", "the mean over this batch: the denominator is not used", nll,
+     (', reduction="sum") / denominator', ")"))
+slip("sft_loss", "the mean, and divided once more", nll, (', reduction="sum"', ""))
+slip("sft_loss", "tokens with the id of padding carry no loss: here that id also ends a turn", nll,
+     ("said, reduction", "said, ignore_index=pad_id, reduction"))
+slip("sft_loss", "the sign: likely answers would be made unlikely", nll, ("return torch", "return -torch"))
 
 
 @wrong("sft_loss", "not shifted: position t is asked for token t, which it has read")
@@ -475,84 +454,51 @@ def _(model, rows, denominator, pad_id, machine):
     return total / denominator
 
 
-@wrong("sft_loss", "the sign: likely answers would be made unlikely")
-def _(model, rows, denominator, pad_id, machine):
-    _, logits, _, said = forward(model, rows, pad_id, machine)
-    return logits.log_softmax(-1).gather(-1, said[:, None]).sum() / denominator
-
-
-@wrong("dft_loss", "the weight is not a constant: it has a gradient of its own")
-def _(model, rows, denominator, pad_id, machine):
+@right("dft_loss", "by the losses")
+def weighted(model, rows, denominator, pad_id, machine):
     _, logits, _, said = forward(model, rows, pad_id, machine)
     losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
-    return (losses * (-losses).exp()).sum() / denominator
+    return (losses * (-losses).exp().detach()).sum() / denominator
 
 
-@wrong("dft_loss", "divided by the probability, as importance sampling would")
-def _(model, rows, denominator, pad_id, machine):
-    _, logits, _, said = forward(model, rows, pad_id, machine)
-    losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
-    return (losses * losses.exp().detach()).sum() / denominator
-
-
-@wrong("dft_loss", "one weight for all tokens, their mean probability")
-def _(model, rows, denominator, pad_id, machine):
-    _, logits, _, said = forward(model, rows, pad_id, machine)
-    losses = torch.nn.functional.cross_entropy(logits, said, reduction="none")
-    return (losses * (-losses).exp().detach().mean()).sum() / denominator
-
-
-@wrong("dft_loss", "plain SFT")
-def _(model, rows, denominator, pad_id, machine):
-    _, logits, _, said = forward(model, rows, pad_id, machine)
-    return torch.nn.functional.cross_entropy(logits, said, reduction="sum") / denominator
+slip("dft_loss", "the weight is not a constant: it has a gradient of its own", weighted, (".detach()", ""))
+slip("dft_loss", "divided by the probability, as importance sampling would", weighted,
+     ("(-losses)", "losses"))
+slip("dft_loss", "one weight for all tokens, their mean probability", weighted,
+     (".detach()", ".detach().mean()"))
+slip("dft_loss", "plain SFT", weighted, (" * (-losses).exp().detach()", ""))
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Sheet 3.
 
-@wrong("kl_estimators", "the sign of k1")
-def _(logp, ref_logp):
-    k1 = ref_logp - logp
-    return k1, torch.expm1(k1) - k1
-
-
-@wrong("kl_estimators", "k3 with the ratio upside down: it estimates the other KL")
-def _(logp, ref_logp):
+@right("kl_estimators", "by expm1()")
+def kl(logp, ref_logp):
     k1 = logp - ref_logp
-    return k1, torch.expm1(k1) - k1
+    return k1, torch.expm1(-k1) + k1
 
 
-@wrong("kl_estimators", "k2, half the square, in place of k3")
-def _(logp, ref_logp):
-    k1 = logp - ref_logp
-    return k1, 0.5 * k1.square()
+slip("kl_estimators", "the sign of k1", kl, ("return k1", "return -k1"))
+slip("kl_estimators", "k3 with the ratio upside down: it estimates the other KL", kl,
+     ("torch.expm1(-k1) + k1", "torch.expm1(k1) - k1"))
+slip("kl_estimators", "k2, half the square, in place of k3", kl,
+     ("torch.expm1(-k1) + k1", "0.5 * k1.square()"))
 
 
-@wrong("token_rewards", "the whole penalty sits on the last token")
-def _(segment, reward_scale, beta):
+@right("token_rewards", "in one line")
+def paid(segment, reward_scale, beta):
     verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
-    penalty = torch.zeros_like(verifier)
-    penalty[-1] = beta * kl_estimators(segment.logp, segment.ref_logp)[0].sum()
-    return verifier / reward_scale - penalty
+    return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[0]
 
 
-@wrong("token_rewards", "the penalty is paid out")
-def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
-    return verifier / reward_scale + beta * kl_estimators(segment.logp, segment.ref_logp)[0]
-
-
-@wrong("token_rewards", "the penalty is scaled too")
-def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
-    return (verifier - beta * kl_estimators(segment.logp, segment.ref_logp)[0]) / reward_scale
-
-
-@wrong("token_rewards", "k3 in place of k1")
-def _(segment, reward_scale, beta):
-    verifier = torch.tensor([r for r, a in zip(segment.reward, segment.action_mask) if a])
-    return verifier / reward_scale - beta * kl_estimators(segment.logp, segment.ref_logp)[1]
+slip("token_rewards", "the whole penalty sits on the last token", paid,
+     ("    return", "    penalty = torch.zeros_like(verifier)\n"
+      "    penalty[-1] = beta * kl_estimators(segment.logp, segment.ref_logp)[0].sum()\n    return"),
+     ("- beta * kl_estimators(segment.logp, segment.ref_logp)[0]\n", "- penalty\n"))
+slip("token_rewards", "the penalty is paid out", paid, ("- beta", "+ beta"))
+slip("token_rewards", "the penalty is scaled too", paid,
+     ("verifier / reward_scale - beta", "(verifier - beta"), ("[0]", "[0]) / reward_scale"))
+slip("token_rewards", "k3 in place of k1", paid, ("[0]", "[1]"))
 
 
 @wrong("token_rewards", "the verifier's rewards are all put on the first tokens")
@@ -583,8 +529,7 @@ def _(segment, gamma):
 
 @wrong("answer_discounts", "no discount behind the segment's last answer")
 def _(segment, gamma):
-    following = segment.action_mask[1:] + [1]
-    pairs = zip(segment.action_mask, following)
+    pairs = zip(segment.action_mask, segment.action_mask[1:] + [1])
     return torch.tensor([1.0 if after else gamma for now, after in pairs if now])
 
 
@@ -593,24 +538,34 @@ def _(segment, gamma):
     return torch.tensor([1.0] * (sum(segment.action_mask) - 1) + [gamma])
 
 
-@wrong("gae", "the sign of the value")
-def _(rewards, values, discounts, lam):
-    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
-    for t in reversed(range(len(rewards))):
-        delta = rewards[t] - discounts[t] * next_value + values[t]
-        next_advantage = delta + discounts[t] * lam * next_advantage
-        advantages[t], next_value = next_advantage, values[t]
-    return advantages, advantages + values
-
-
-@wrong("gae", "only the advantages are returned")
-def _(rewards, values, discounts, lam):
+@right("gae", "a loop over tensors")
+def backwards(rewards, values, discounts, lam):
     advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
     for t in reversed(range(len(rewards))):
         delta = rewards[t] + discounts[t] * next_value - values[t]
         next_advantage = delta + discounts[t] * lam * next_advantage
         advantages[t], next_value = next_advantage, values[t]
-    return advantages
+    return advantages, advantages + values
+
+
+slip("gae", "the sign of the value", backwards,
+     ("+ discounts[t] * next_value - values", "- discounts[t] * next_value + values"))
+slip("gae", "only the advantages are returned", backwards, (", advantages + values", ""))
+slip("gae", "off by one: the discount behind the token before", backwards,
+     ("        delta =", "        discount = discounts[t - 1] if t else 1.0\n        delta ="),
+     ("discounts[t] * next", "discount * next"), ("discounts[t] * lam", "discount * lam"))
+slip("gae", "the end leaks: behind the last token comes the value of the first, as if of a next episode",
+     backwards, ("zeros_like(values), 0.0, 0.0", "zeros_like(values), values[0], 0.0"))
+slip("gae", "the discount is missing in the recursion: only lambda is there", backwards,
+     ("discounts[t] * lam", "lam"))
+slip("gae", "returns are sums of rewards: right only at lambda 1", backwards,
+     ("    for t", "    total, returns = 0.0, torch.zeros_like(values)\n    for t"),
+     ("        delta =", """        total = rewards[t] + discounts[t] * total
+        returns[t] = total
+        delta ="""),
+     ("advantages + values", "returns"))
+slip("gae", "from the first token to the last", backwards,
+     ("reversed(range(len(rewards)))", "range(len(rewards))"))
 
 
 @wrong("gae", "lists in place of tensors")
@@ -622,59 +577,6 @@ def _(rewards, values, discounts, lam):
     return advantages, [a + v for a, v in zip(advantages, values.tolist())]
 
 
-@wrong("gae", "off by one: the discount behind the token before")
-def _(rewards, values, discounts, lam):
-    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
-    for t in reversed(range(len(rewards))):
-        discount = discounts[t - 1] if t else 1.0
-        delta = rewards[t] + discount * next_value - values[t]
-        next_advantage = delta + discount * lam * next_advantage
-        advantages[t], next_value = next_advantage, values[t]
-    return advantages, advantages + values
-
-
-@wrong("gae", "the end leaks: behind the last token comes the value of the first, as if of a next episode")
-def _(rewards, values, discounts, lam):
-    advantages, next_value, next_advantage = torch.zeros_like(values), values[0], 0.0
-    for t in reversed(range(len(rewards))):
-        delta = rewards[t] + discounts[t] * next_value - values[t]
-        next_advantage = delta + discounts[t] * lam * next_advantage
-        advantages[t], next_value = next_advantage, values[t]
-    return advantages, advantages + values
-
-
-@wrong("gae", "the discount is missing in the recursion: only lambda is there")
-def _(rewards, values, discounts, lam):
-    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
-    for t in reversed(range(len(rewards))):
-        delta = rewards[t] + discounts[t] * next_value - values[t]
-        next_advantage = delta + lam * next_advantage
-        advantages[t], next_value = next_advantage, values[t]
-    return advantages, advantages + values
-
-
-@wrong("gae", "returns are sums of rewards: right only at lambda 1")
-def _(rewards, values, discounts, lam):
-    advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
-    next_value, next_advantage, total = 0.0, 0.0, 0.0
-    for t in reversed(range(len(rewards))):
-        delta = rewards[t] + discounts[t] * next_value - values[t]
-        next_advantage = delta + discounts[t] * lam * next_advantage
-        total = rewards[t] + discounts[t] * total
-        advantages[t], returns[t], next_value = next_advantage, total, values[t]
-    return advantages, returns
-
-
-@wrong("gae", "from the first token to the last")
-def _(rewards, values, discounts, lam):
-    advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
-    for t in range(len(rewards)):
-        delta = rewards[t] + discounts[t] * next_value - values[t]
-        next_advantage = delta + discounts[t] * lam * next_advantage
-        advantages[t], next_value = next_advantage, values[t]
-    return advantages, advantages + values
-
-
 @wrong("estimate_advantages", "each conversation by itself: a later answer's reward does not reach back")
 def _(episode, reward_scale, beta, gamma, lam):
     for s in episode.segments:
@@ -682,29 +584,21 @@ def _(episode, reward_scale, beta, gamma, lam):
         s.advantage, s.returns = gae(rewards, s.value, answer_discounts(s, gamma), lam)
 
 
-@wrong("estimate_advantages", "gamma and lambda are swapped")
-def _(episode, reward_scale, beta, gamma, lam):
-    rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])
-    discounts = torch.cat([answer_discounts(s, lam) for s in episode.segments])
-    advantage, returns = gae(rewards, joined(episode.segments, "value"), discounts, gamma)
-    split_back(episode.segments, advantage=advantage, returns=returns)
-
-
-@wrong("estimate_advantages", "conversations are joined from the last to the first")
-def _(episode, reward_scale, beta, gamma, lam):
-    segments = episode.segments[::-1]
+@right("estimate_advantages", "by joined() and split_back()")
+def estimate(episode, reward_scale, beta, gamma, lam):
+    segments = episode.segments
     rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in segments])
     discounts = torch.cat([answer_discounts(s, gamma) for s in segments])
     advantage, returns = gae(rewards, joined(segments, "value"), discounts, lam)
     split_back(segments, advantage=advantage, returns=returns)
 
 
-@wrong("estimate_advantages", "advantages and returns are swapped")
-def _(episode, reward_scale, beta, gamma, lam):
-    rewards = torch.cat([token_rewards(s, reward_scale, beta) for s in episode.segments])
-    discounts = torch.cat([answer_discounts(s, gamma) for s in episode.segments])
-    returns, advantage = gae(rewards, joined(episode.segments, "value"), discounts, lam)
-    split_back(episode.segments, advantage=advantage, returns=returns)
+slip("estimate_advantages", "gamma and lambda are swapped", estimate,
+     ("answer_discounts(s, gamma)", "answer_discounts(s, lam)"), ("discounts, lam)", "discounts, gamma)"))
+slip("estimate_advantages", "conversations are joined from the last to the first", estimate,
+     ("episode.segments", "episode.segments[::-1]"))
+slip("estimate_advantages", "advantages and returns are swapped", estimate,
+     ("advantage, returns =", "returns, advantage ="))
 
 
 @wrong("estimate_advantages", "only the last conversation")
@@ -726,88 +620,50 @@ def _(x, machine):
     return (x - mean) / math.sqrt(variance + 1e-8)
 
 
-@wrong("whiten", "divided by the variance")
-def _(x, machine):
+@right("whiten", "two sums over the ranks")
+def scaled(x, machine):
     total, count = all_sum([x.double().sum().item(), x.numel()], machine)
     variance = all_sum([(x.double() - total / count).square().sum().item()], machine)[0] / count
-    return (x - total / count) / (variance + 1e-8)
+    return (x - total / count) / math.sqrt(variance + 1e-8)
 
 
-@wrong("whiten", "no small number under the root: equal advantages give NaN")
-def _(x, machine):
-    total, count = all_sum([x.double().sum().item(), x.numel()], machine)
-    variance = all_sum([(x.double() - total / count).square().sum().item()], machine)[0] / count
-    return (x - total / count) / torch.tensor(variance).sqrt()
+slip("whiten", "divided by the variance", scaled, ("math.sqrt(variance + 1e-8)", "(variance + 1e-8)"))
+slip("whiten", "no small number under the root: equal advantages give NaN", scaled,
+     ("math.sqrt(variance + 1e-8)", "torch.tensor(variance).sqrt()"))
+slip("whiten", "the mean stays", scaled, ("return (x - total / count)", "return x"))
 
 
-@wrong("whiten", "the mean stays")
-def _(x, machine):
-    total, count = all_sum([x.double().sum().item(), x.numel()], machine)
-    variance = all_sum([(x.double() - total / count).square().sum().item()], machine)[0] / count
-    return x / math.sqrt(variance + 1e-8)
-
-
-@wrong("policy_loss", "no clip")
-def _(logp, old_logp, advantages, clip):
-    return -advantages * (logp - old_logp).exp()
-
-
-@wrong("policy_loss", "only the clipped term: a bad step is not taken back")
-def _(logp, old_logp, advantages, clip):
-    return -advantages * (logp - old_logp).exp().clamp(1 - clip, 1 + clip)
-
-
-@wrong("policy_loss", "the better of both in place of the worse")
-def _(logp, old_logp, advantages, clip):
+@right("policy_loss", "the maximum of the losses")
+def surrogate(logp, old_logp, advantages, clip):
     ratio = (logp - old_logp).exp()
-    return torch.min(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
-
-
-@wrong("policy_loss", "not negated: the optimizer would make good tokens unlikely")
-def _(logp, old_logp, advantages, clip):
-    ratio = (logp - old_logp).exp()
-    return torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
-
-
-@wrong("policy_loss", "the ratio upside down")
-def _(logp, old_logp, advantages, clip):
-    ratio = (old_logp - logp).exp()
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
-@wrong("value_loss", "no clip")
-def _(values, old_values, returns, clip):
-    return 0.5 * (values - returns).square()
+slip("policy_loss", "no clip", surrogate, ("ratio.clamp(1 - clip, 1 + clip)", "ratio"))
+slip("policy_loss", "only the clipped term: a bad step is not taken back", surrogate,
+     ("torch.max(-advantages * ratio, ", "("))
+slip("policy_loss", "the better of both in place of the worse", surrogate, ("torch.max", "torch.min"))
+slip("policy_loss", "not negated: the optimizer would make good tokens unlikely", surrogate,
+     ("return", "return -"))
+slip("policy_loss", "the ratio upside down", surrogate, ("logp - old_logp", "old_logp - logp"))
 
 
-@wrong("value_loss", "the better of both in place of the worse")
-def _(values, old_values, returns, clip):
+@right("value_loss", "the larger square")
+def worse(values, old_values, returns, clip):
     clipped = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.min((values - returns).square(), (clipped - returns).square())
-
-
-@wrong("value_loss", "the gradient goes on where the clipped value is the worse one")
-def _(values, old_values, returns, clip):
-    clipped = values + ((values - old_values).clamp(-clip, clip) + old_values - values).detach()
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
 
 
-@wrong("value_loss", "the half is missing")
-def _(values, old_values, returns, clip):
-    clipped = old_values + (values - old_values).clamp(-clip, clip)
-    return torch.max((values - returns).square(), (clipped - returns).square())
-
-
-@wrong("value_loss", "clipped near the return and not near the old value")
-def _(values, old_values, returns, clip):
-    clipped = returns + (values - returns).clamp(-clip, clip)
-    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
-
-
-@wrong("value_loss", "the mean of all tokens: train() divides by its own count")
-def _(values, old_values, returns, clip):
-    clipped = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
+slip("value_loss", "no clip", worse, ("(clipped - returns)", "(values - returns)"))
+slip("value_loss", "the better of both in place of the worse", worse, ("torch.max", "torch.min"))
+slip("value_loss", "the gradient goes on where the clipped value is the worse one", worse,
+     ("old_values + (values - old_values).clamp(-clip, clip)",
+      "values + ((values - old_values).clamp(-clip, clip) + old_values - values).detach()"))
+slip("value_loss", "the half is missing", worse, ("0.5 * ", ""))
+slip("value_loss", "clipped near the return and not near the old value", worse,
+     ("old_values + (values - old_values)", "returns + (values - returns)"))
+slip("value_loss", "the mean of all tokens: train() divides by its own count", worse,
+     (".square())", ".square()).mean()"))
 
 
 @right("update", "epochs and minibatches nested, the step without clip_and_step()")
@@ -889,20 +745,22 @@ slip("update", "the critic's weight is on the policy", update,
      ("(actor + args.coef_value * critic", "(args.coef_value * actor + critic"))
 slip("update", "the gradient's norm is not clipped", update, ("(parameters, 1.0)", "(parameters, 1e9)"))
 slip("update", "the gradient always has norm 1", update,
-     ("            if math.isfinite(norm):", """            for p in parameters if math.isfinite(norm) and norm < 1 else []:
-                p.grad /= norm
+     ("            if math.isfinite(norm):", """            for p in parameters:
+                p.grad /= norm if math.isfinite(norm) and norm < 1 else 1
             if math.isfinite(norm):"""))
 slip("update", "the value head is left out of the clip", update,
      ("(parameters, 1.0)", "(policy.parameters(), 1.0)"))
 slip("update", "clipped first and unscaled after that", update,
      ("            scaler.unscale_(optimizer)\n", ""),
-     ("            if math.isfinite(norm):", "            scaler.unscale_(optimizer)\n            if math.isfinite(norm):"))
+     ("            if math.isfinite(norm):", """            scaler.unscale_(optimizer)
+            if math.isfinite(norm):"""))
 slip("update", "the loss is not scaled", update, ("scaler.scale(loss / count)", "(loss / count)"))
 slip("update", "the loss scaler is not updated", update, ("            scaler.update()\n", ""))
 slip("update", "a step on a gradient that is not finite", update,
      ("math.isfinite(norm)", "True"), ("scaler.step(optimizer)", "optimizer.step()"))
 slip("update", "a skipped step is counted and logged", update,
-     ("if math.isfinite(norm):\n                scaler.step", "if True:\n                norm < 1e9 and scaler.step"))
+     ("if math.isfinite(norm):", "if True:"),
+     ("                scaler.step(", "                norm < 1e9 and scaler.step("))
 slip("update", "old log-probs are scored anew: the ratio is always 1", update,
      ('old = joined(part, "logp")', "old = logp.detach()"))
 slip("update", "the temperature is left out", update,
@@ -936,7 +794,8 @@ slip("update", "trained_tokens counts the action tokens only", update,
      ("trained_tokens += sum(len(s.ids)", "trained_tokens += sum(len(s.logp)"))
 
 for reason, *changes in (
-        ("the reference's log-probs in place of the old ones", ('joined(part, "logp")', 'joined(part, "ref_logp")')),
+        ("the reference's log-probs in place of the old ones",
+         ('joined(part, "logp")', 'joined(part, "ref_logp")')),
         ("the KL from the reference in place of from the old policy",
          ("kl_estimators(old, logp)", 'kl_estimators(joined(part, "ref_logp"), logp)')),
         ("ratio_error from the reference",
@@ -947,7 +806,8 @@ for reason, *changes in (
 SLICE = "order[k * len(order) // args.minibatches:(k + 1) * len(order) // args.minibatches]"
 slip("update", "the rest of the conversations is dropped where their number is no multiple", update,
      (SLICE, "order[k * (len(order) // args.minibatches):(k + 1) * (len(order) // args.minibatches)]"))
-for reason, size in (("rounded down, so there are more minibatches", "max(1, len(order) // args.minibatches)"),
+for reason, size in (("rounded down, so there are more minibatches",
+                      "max(1, len(order) // args.minibatches)"),
                      ("rounded up, so there are fewer minibatches", "-(-len(order) // args.minibatches)")):
     slip("update", "a minibatch's size is " + reason, update,
          ("for k in range(args.minibatches)", f"for k in range(0, len(order), {size})"),
@@ -981,8 +841,9 @@ slip("update", "the KL stop comes before the test of the first ratio", update,
                 break
             if updates == 0 and ("""))
 slip("update", "a micro-batch with weight 0 is not run: FSDP2 hangs", update,
-     ("                logp, entropy, value = score(",
-      "                if weight == 0:\n                    continue\n                logp, entropy, value = score("))
+     ("                logp, entropy, value = score(", """                if weight == 0:
+                    continue
+                logp, entropy, value = score("""))
 slip("update", "a micro-batch with weight 0 has no backward pass: FSDP2 hangs", update,
      ("                scaler.scale(loss / count)", "                weight and scaler.scale(loss / count)"))
 slip("update", "the KL stop asks this rank's sum over all ranks' tokens", update,
@@ -1302,8 +1163,8 @@ def module_of(exercise):
 
 @contextlib.contextmanager
 def put(exercise, function):
-    """Inside the block the exercise's function is this one, with the global names of its module. Of a block of
-    a function it is the body: that function is compiled with it."""
+    """Inside the block the exercise's function is this one, with the global names of its module. Where the
+    exercise is a block of a function, that function is compiled with this one's body."""
     module, made = module_of(exercise), {}
     *owner, name = exercise.name.split(".")
     if exercise.block:
@@ -1499,19 +1360,20 @@ def test_a_block_in_a_starter():
         expected = expected[:at] + textwrap.indent(inside, " " * 8) + "\n" + expected[end:]
         expected = expected.replace("def train(", "from copy import copy as copied\ndef train(")
         assert make.assembled(e, path) == expected
-        start = text.index("    while True:")
-        for new, words in ((text.replace("# ==== LOG", "# LOG"), "expected one line that begins with '# ==== LOG'"),
-                           (text.replace("def train(", "def trains("), "rl.py has no function train"),
-                           (text.replace("        done = False\n", "        finally:\n            pass\n", 1).replace(
-                               "        # ==== UPDATE", "        try:\n            pass\n        # ==== UPDATE"),
-                            "are no whole statements")):
+        half = text.replace("        done = False\n", "        finally:\n            pass\n", 1)
+        half = half.replace("        # ==== UPDATE", "        try:\n            pass\n        # ==== UPDATE")
+        for new, words in (
+                (text.replace("# ==== LOG", "# LOG"), "expected one line that begins with '# ==== LOG'"),
+                (text.replace("def train(", "def trains("), "rl.py has no function train"),
+                (half, "are no whole statements")):
             with open(f"{path}/rl.py", "w") as f:
                 f.write(new)
             passed, why, _ = make.check(e, path, 60)
             assert not passed and words in why, (words, why)
+        start = text.index("    while True:")
+        end = text.index("\n\n\n", start)
         with open(f"{path}/rl.py", "w") as f:  # a tree of another depth
-            f.write(text[:start] + "    if True:\n" + textwrap.indent(text[start:text.index("\n\n\n", start)], "    ")
-                    + text[text.index("\n\n\n", start):])
+            f.write(text[:start] + "    if True:\n" + textwrap.indent(text[start:end], "    ") + text[end:])
         assert make.assembled(e, path).split() == expected.split()
         make.ast.parse(make.assembled(e, path))
 
