@@ -663,8 +663,9 @@ def read_route(info, name):
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, tuples, texts and numbers, also numpy's. Nothing in a pickle runs: for every function that
-    the file wants to call, pickle asks find_class(), which knows only the two harmless ones below."""
+    """Reads dicts, tuples, texts and numbers; numpy's only by protocol 3 or newer. Nothing in a pickle runs:
+    for every function that the file wants to call, pickle asks find_class(), which knows only the two
+    harmless ones below."""
     class Dtype:  # replaces numpy.dtype; kind becomes "<f8"
         def __init__(self, kind, *_):
             self.kind = kind
@@ -675,7 +676,7 @@ class PlainUnpickler(pickle.Unpickler):
     @staticmethod
     def scalar(dtype, raw):  # replaces numpy's, which reads another pickle if the dtype is "object"
         require(dtype.kind in ("<f4", "<f8", "<i4", "<i8"), f"a scalar of dtype {dtype.kind!r:.40}")
-        return float(np.frombuffer(raw, dtype.kind)[0])
+        return np.frombuffer(raw, dtype.kind)[0].item()
 
     def find_class(self, module, name):
         known = {"numpy.dtype": self.Dtype, "numpy.core.multiarray.scalar": self.scalar}

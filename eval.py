@@ -267,6 +267,18 @@ def sampling(model, tok, temperature, max_new_tokens, **more):
         return_dict_in_generate=True, **more)
 
 
+def generate(model, inputs, config, machine):
+    """model.generate(), with one clear line for a model whose logits are not finite."""
+    try:
+        with machine.amp():
+            return model.generate(**inputs, generation_config=config, synced_gpus=False)
+    except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
+        if "probability tensor" in str(e) or "device-side assert" in str(e):
+            fail("the model's logits are not finite, so it cannot be sampled from (dtype "
+                 f"{machine.dtype}); checkpoints saved before are intact")
+        raise
+
+
 @torch.no_grad()
 def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_pictures=True):
     """Play one episode in each environment -> list of Episodes, in the order of envs.
@@ -299,14 +311,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
         inputs = inputs or collate([e.segments[-1] for _, e in players], tok.pad_token_id, machine.device,
                                    left=True)[0]
         mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
-        try:
-            with machine.amp():
-                out = model.generate(**inputs, generation_config=config, synced_gpus=False)
-        except RuntimeError as e:  # what torch.multinomial() says of NaN, on the CPU and on CUDA
-            if "probability tensor" in str(e) or "device-side assert" in str(e):
-                fail("the model's logits are not finite, so it cannot be sampled from (dtype "
-                     f"{machine.dtype}); checkpoints saved before are intact")
-            raise
+        out = generate(model, inputs, config, machine)
         rows = zip(players, mask[:, counted:].sum(1).tolist(), out.sequences[:, width:].tolist())
         on = []  # those not done: (row, tokens said, its conversation's next ids or None, player)
         for i, ((env, episode), read, row) in enumerate(rows):
@@ -354,7 +359,7 @@ def continued(model, out, inputs, on, pad_id):
         read, said, glue    p p a a e . . . g g g     . is a masked gap: answer and glue are padded
                             p p a a a a e g g g g"""
     cache, mask, width = out.cache, inputs["attention_mask"], inputs["input_ids"].shape[1]
-    plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+    plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", None) or [None])
     plain = plain and "position_ids" in inspect.signature(model.forward).parameters
     if not plain or inputs.keys() - {"input_ids", "attention_mask", "cache", "pixel_values"}:
         return None
@@ -417,13 +422,13 @@ def scoring_error(model, tok, env, machine):
     rows = [prompt(tok, messages, images), prompt(tok, messages, images)]
     rows[1].add(answer_ids(tok, model, env.expert("expert")), 0)
     inputs, _ = collate(rows, tok.pad_token_id, machine.device, left=True)
-    out = model.generate(**inputs, generation_config=sampling(model, tok, 1.0, 8, output_scores=True))
+    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})
+    out = generate(model, inputs, sampling(model, tok, 1.0, 8, output_scores=True), plain)
     said = out.sequences[:, inputs["input_ids"].shape[1]:]                              # [2, 8]
     sampled = torch.stack(out.scores, 1).float().log_softmax(-1).gather(-1, said[..., None])[..., 0]
     reshard(model)
     for row, ids in zip(rows, said.tolist()):
         row.add(ids, 1)                            # also what follows an end: padding is scored like a word
-    plain = SimpleNamespace(**{**vars(machine), "amp": nullcontext})  # generate() ran without autocast above
     return (score(model, rows, tok.pad_token_id, plain)[0] - sampled.flatten()).abs().max().item()
 
 
@@ -555,11 +560,16 @@ def table(paths, args, machine):
         run = runs[name]
         if args.vl and (run.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {run['pixels']}, not {args.pixels}")
-        if run.get("rule", args.rule) != args.rule and run.get("stage") != "base":
-            print0(machine, f"{path} was trained on rule {run['rule']}; the columns are of rule {args.rule}")
+        for flag in ("env", "visual") + ("rule",) * (run.get("stage") != "base"):
+            trained, wanted = run.get(flag), getattr(args, flag)
+            if trained and wanted and trained != wanted:
+                print0(machine, f"{path} was trained on {flag} {trained}; the columns are of {flag} {wanted}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
         rows.append({"name": name, "path": path, **evaluate(model, tok, args, machine, args.episodes)})
+        if machine.world == 1 and machine.frozen == torch.float32 and not scoring_error(
+                model, tok, make(args, rule=args.rule), machine) <= 1e-3:
+            print0(machine, f"{path}: this model sees padding, so its rates depend on the size of batches")
         model = None  # before the next one comes
     if machine.rank == 0:
         print_table(rows, args)
@@ -577,8 +587,9 @@ def fail(message):
 
 
 def first_line(error):
-    """The first line of what an exception says, or its name."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """The first line of what an exception says, two if the first one only announces, or its name."""
+    first, *others = (str(error).strip() or repr(error)).splitlines()
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first
 
 
 def number(low, high=math.inf, kind=int):
@@ -877,6 +888,8 @@ def prepare_chat(path, tok, model):
     if form.opened and "</" not in form.opened:  # else it is a thought that is empty
         print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
               flush=True)
+    if tok.decode(tok("24", add_special_tokens=False).input_ids).strip() != "24":
+        fail(f"{path!r}: its tokenizer cannot spell 24; are the tokenizer's files in that folder?")
     known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model
     used = prompt(tok, [{"role": "user", "content": "?"}]).ids + form.last + form.between
     if unknown := [i for i in used if i >= known]:

@@ -210,7 +210,7 @@ def train(args, machine, stop):
         scaler.load_state_dict(state["scaler"])
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
     if machine.world == 1 or machine.dtype == torch.float32:  # otherwise FSDP2 gathers rounded weights
-        if (error := scoring_error(policy, tok, envs[0], machine)) > 1e-3:
+        if not (error := scoring_error(policy, tok, envs[0], machine)) <= 1e-3:  # also NaN
             fail(f"{source}: what generate() and score() say of the same tokens differs by {error:.1e} where "
                  "rows are padded, so PPO's ratios would be wrong")
     n = sum(p.numel() for p in policy.parameters())

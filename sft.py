@@ -560,12 +560,18 @@ def open_run(args, machine, n, step):
             os.makedirs(args.folder, exist_ok=args.resume)
         except FileExistsError:
             fail(FOLDER_EXISTS.format(args.folder))
-        write_json(os.path.join(args.folder, "args.json"), vars(args))
         file = os.path.join(args.folder, "metrics.jsonl")
-        kept = [r for r in read_log(file) if r.get("step", 0) <= step]
-        with open(file + ".tmp", "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(r) + "\n" for r in kept or [{"run": args.stage, "n": n, **vars(args)}])
-        os.replace(file + ".tmp", file)
+        kept = [r for r in read_log(file) if step and r.get("step", 0) <= step]  # step 0: it begins anew
+        try:
+            write_json(os.path.join(args.folder, "args.json"), vars(args))
+            with open(file + ".tmp", "w", encoding="utf-8") as f:
+                first = {"run": args.stage, "n": n, **vars(args)}
+                f.writelines(json.dumps(r) + "\n" for r in kept or [first])
+            os.replace(file + ".tmp", file)
+        except OSError as e:
+            if not args.resume:  # without its args.json no command could use the folder
+                shutil.rmtree(args.folder, ignore_errors=True)
+            fail(f"cannot write to {args.folder}: {e}")
     return tqdm(total=100, desc=args.stage, disable=None if machine.rank == 0 else True,
                 bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}")
 

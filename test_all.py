@@ -1384,12 +1384,12 @@ def test_virl_damaged_data():
             except Exception as e:
                 raise AssertionError(f"{name} = {content!r:.60}: {e}") from None
             assert not os.path.exists(f"{path}/evil"), f"{content!r:.60} ran"
-        places = {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): "b"}
+        places = {(0, 0): "a", (np.float64(0.0001), np.float32(0.0)): np.int64(5)}
         near = write_data(f"{path}/near", [virl_route(3)], places)
-        for name, kind in itertools.product("ab", ("jpg", "metadata.json")):
+        for name, kind in itertools.product("a5", ("jpg", "metadata.json")):
             shutil.copy(f"{near}/street_views/pano.{kind}", f"{near}/street_views/{name}.{kind}")
         found = [env_virl.street_view((lat, 0.0), near) for lat in (0.0, 0.00006, -0.0001, 0.001)]
-        nearest = [(f"{near}/street_views/{name}.jpg", 0) for name in "aba"]
+        nearest = [(f"{near}/street_views/{name}.jpg", 0) for name in "a5a"]
         equal(found, nearest + [None], "the nearest within 20 m")
         refused(f"{near}/{ROUTES}: route 0: {near}/{MAPPING}: geocode {virl_points(3)[0]}",
                 lambda: VIRL(data=near, vl=True))
@@ -1621,6 +1621,9 @@ def test_later_attempts_go_on_from_the_cache():
         return real(self, input_ids=input_ids, attention_mask=attention_mask, **more)
     with mock.patch.object(kind, "forward", deaf):
         equal(any(cached("gp")[1]), False, "is a cache used by a model whose forward() takes no positions")
+    nothing = SimpleNamespace(cache=SimpleNamespace(layers=[]))  # openai-gpt's: this model has no cache
+    inputs = {"input_ids": torch.zeros(1, 1), "attention_mask": torch.ones(1, 1)}
+    equal(ev.continued(tiny("gp")[0], nothing, inputs, [(0, 1, [5], None)], 0), None, "from an empty cache")
 
 
 def test_rollout_of_the_expert():
@@ -1818,7 +1821,8 @@ def test_pretraining_rows_hold_whole_documents():
     for name, share in itertools.product(("gp", "virl"), (0.0, 0.5)):
         tok = sft.build_tiny(name, 0, vl=share > 0)[1]
         image, width = tok.convert_tokens_to_ids("<image>") if share else None, (128, 256)[share > 0]
-        args = SimpleNamespace(batch=20, row_tokens=width, chat_share=0.1, picture_share=share, pixels=80, visual="id")
+        args = SimpleNamespace(batch=20, row_tokens=width, chat_share=0.1, picture_share=share, pixels=80,
+                               visual="id")
         rows = sft.pretraining_rows(args, ev.ENVS[name], tok, random.Random(0))
         equal(len(rows), 20)
         for r in rows:
@@ -2982,6 +2986,9 @@ def test_interruptions():
             f.write(b'{"step": 9, "loss": 1}\n{"step": 1, "loss": \xff\x00 half a line\n[1]\n')
         quick(sft.main, flags(out, 2, name="half", resume=True))
         equal([r["step"] for r in records(path, "loss")], [1, 2], "steps in the log")
+        shutil.rmtree(ev.checkpoint_at(path))
+        quick(sft.main, flags(out, 2, name="half", resume=True))
+        equal([r["step"] for r in records(path, "seen")], [0, 2], "evaluations of a run that began anew")
         put(f"{out}/gp/id/init", "metrics.jsonl", b"all is damaged")
         quick(sft.main, f"--stage init --out {out} --resume")  # a finished run's table
         kinds = [("stage" in r, "ood" in r) for r in records(f"{out}/gp/id/init")]
@@ -2991,6 +2998,7 @@ def test_interruptions():
         model.model.norm.weight.data.fill_(math.nan)
         save(f"{out}/nan", model, tok)
         error_of("logits are not finite", ev.main, f"--models {out}/nan --out {out} --episodes 2")
+        error_of("logits are not finite", rl.main, flags(out, init=f"{out}/nan"))
     with mock.patch.dict(sys.modules, resource=None):
         assert math.isnan(runpy.run_path(os.path.join(HERE, "sft.py"))["peak_memory_gb"](cpu()))
     peak = SimpleNamespace(ru_maxrss=2 ** 30)
@@ -3011,6 +3019,11 @@ def test_bad_input_gets_one_clear_line():
         for name, changed in (("wide", {"intermediate_size": 64}),
                               ("short", {"max_position_embeddings": 64})):
             put(f"{out}/{name}", "config.json", json.dumps({**model.config.to_dict(), **changed}).encode())
+        config = hf.Qwen2Config(hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                num_attention_heads=2, num_key_value_heads=2, vocab_size=300)
+        hf.AutoModelForCausalLM.from_config(config).save_pretrained(f"{out}/wordless")  # no tokenizer's files
+        config.num_hidden_layers = -1
+        put(f"{out}/wordless/bad", "config.json", json.dumps(config.to_dict()).encode())
         for name in ("state", "tensors", "keys"):
             quick(sft.main, flags(out, name=name))
         put(ev.checkpoint_at(f"{out}/gp/id/keys"), "state.json", b'{"step": 1, "world": 1}')
@@ -3032,6 +3045,8 @@ def test_bad_input_gets_one_clear_line():
                 ("nowhere", ev.main, f"--models {out}/nowhere"), ("half", ev.main, f"--models {out}/half"),
                 ("none", ev.main, f"--models {out}/none"), ("nowhere", rl.main, f"--init {out}/nowhere"),
                 ("another shape .*layers", ev.main, f"--models {out}/wide"),
+                ("cannot spell 24", sft.main, flags(f"{out}/nothing", model=f"{out}/wordless")),
+                ("cannot load .*: .*: .*layer", ev.main, f"--models {out}/wordless/bad"),
                 ("--minibatches", rl.main, "--batch 2 --minibatches 3"),
                 ("context of 64", ev.main, f"--models {out}/short --max_new_tokens 60"),
                 ("route_infos.json", ev.main, f"--env virl --data {out} --models {out}/short"),
@@ -3054,6 +3069,11 @@ def test_bad_input_gets_one_clear_line():
         met_while_playing = env_virl.DataError("route 3: street_views/x.jpg: cannot be read")
         damaged = mock.Mock(side_effect=met_while_playing)
         error_of("route 3", lambda _: ev.script(damaged), "")
+        with mock.patch.object(sft, "write_json", side_effect=OSError("the disk is full")):
+            error_of("cannot write to .*full/gp/id/init: the disk", sft.main,
+                     flags(f"{out}/full", stage="init", init=None, model=f"{out}/gp/base"))
+        equal(os.listdir(f"{out}/full/gp/id"), [], "folders of a run that could not begin")
+        shutil.rmtree(f"{out}/full")
         equal(tree(out), kept, "files")
         assert not os.path.exists(f"{out}/nothing")
         for words, main in (("not finite|loss is", sft.main), ("not finite", rl.main)):
@@ -3067,21 +3087,32 @@ def test_bad_input_gets_one_clear_line():
 
 
 def test_rows_of_a_table_have_one_limit():
-    """All answers are cut at the flag's length, else at the runs' longest. Another rule's model is named."""
+    """All answers are cut at the flag's length, else at the runs' longest. A line tells of a model of another
+    rule, task or visual variation, and of one that sees padding."""
     made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
-                 "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id"},
-                 "base": {"stage": "base", "rule": "ood"}}
-    machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
-    for names, line, limit in (("released init rl", "", 60), ("released base", "", 256),
-                               ("released rl", "--max_new_tokens 9", 9),
-                               ("rl", "--env virl --data x", 256)):  # it was not trained on these routes
+                 "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id", "env": "gp"},
+                 "base": {"stage": "base", "rule": "ood", "env": "virl"}, "red": {"visual": "ood"}}
+    lines = {"init": "init was trained on rule ood; the columns are of rule id\n",
+             "base": "base was trained on env virl; the columns are of env gp\n",
+             "red": "red was trained on visual ood; the columns are of visual id\n",
+             "rl": "rl was trained on env gp; the columns are of env virl\n"}
+    machine = SimpleNamespace(rank=0, world=1, device=None, frozen=torch.float32)
+    for names, line, limit, told_of, error in (
+            ("released init rl", "", 60, "init", 0), ("released base", "", 256, "base", math.nan),
+            ("released rl", "--max_new_tokens 9", 9, "", 0.1),
+            ("red init", "--vl --pixels 80", 60, "red init", 0),
+            ("rl", "--env virl", 40, "rl", 1e-3),
+            ("red", "--env virl --data x", 256, "", 0)):  # not trained on these routes; no --vl, no picture
         limits, paths = [], {name: name for name in names.split()}
-        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None),
-                                 print_table=lambda *_: None, evaluate=lambda *_: {}), \
+        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), make=mock.Mock(),
+                                 print_table=lambda *_: None, evaluate=lambda *_: {},
+                                 scoring_error=lambda *_: error), \
                 watching(ev, "evaluate", lambda _, model, tok, args, *__: limits.append(args.max_new_tokens)):
             told = printed(ev.table, paths, parsed(line), machine)
         equal(limits, [limit] * len(paths), names)
-        equal(told, "init was trained on rule ood; the columns are of rule id\n" * ("init" in names), names)
+        sees = "{}: this model sees padding, so its rates depend on the size of batches\n"
+        equal(told, "".join(lines.get(name, "") * (name in told_of) + sees.format(name) * (not error <= 1e-3)
+                            for name in names.split()), names)
 
 
 def test_table_says_where_its_pictures_are_from():

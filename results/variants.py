@@ -18,6 +18,7 @@
 The change is made when the last stage, sft or rl, begins to train. A base and an init that are made on the way are
 the usual ones; noform changes only the base. Give --resume together with the same variant: args.json names it.
 """
+import argparse
 import os
 import random
 import sys
@@ -205,12 +206,21 @@ def group(_):
 
 VARIANTS = {f.__name__: f for f in (dft, kl, own, own10, rules, routes, frozen, hands, mute, noform, group)}
 
+BOUNDS = {"kl": (0, 1e9, float), "rules": (2, 2000), "routes": (1, 10_000), "hands": (1, 10_000)}  # of VARIANT=value
+
 
 def main(argv):
     name, _, value = (argv or [""])[0].partition("=")
     if name not in VARIANTS or len(argv) < 2 or argv[1] not in ("sft", "rl") or "--stage" in argv:
         raise SystemExit("error: python results/variants.py VARIANT sft|rl FLAGS, without --stage; variants: "
                          + ", ".join(VARIANTS))
+    try:
+        if name in BOUNDS:
+            ev.number(*BOUNDS[name])(value)
+        elif value:
+            raise ValueError("this variant takes no value")
+    except (ValueError, argparse.ArgumentTypeError) as e:
+        ev.fail(f"{argv[0]}: {e}")
     script = {"sft": sft, "rl": rl}[argv[1]]
     train = script.train
 
@@ -218,6 +228,8 @@ def main(argv):
         if args.stage == argv[1]:  # else it is an earlier stage
             if args.resume and getattr(args, "variant", None) != argv[0]:
                 ev.fail(f"--resume: {args.folder} was made by variant {getattr(args, 'variant', None)}")
+            if name == "group" and args.batch % 8:
+                ev.fail(f"--batch {args.batch}: group plays eight episodes of a hand, so it needs a multiple of 8")
             args.variant = argv[0]
             if name != "noform":
                 VARIANTS[name](value)
