@@ -567,9 +567,6 @@ def table(paths, args, machine):
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
         rows.append({"name": name, "path": path, **evaluate(model, tok, args, machine, args.episodes)})
-        if machine.world == 1 and machine.frozen == torch.float32 and not scoring_error(
-                model, tok, make(args, rule=args.rule), machine) <= 1e-3:
-            print0(machine, f"{path}: this model sees padding, so its rates depend on the size of batches")
         model = None  # before the next one comes
     if machine.rank == 0:
         print_table(rows, args)

@@ -3088,7 +3088,7 @@ def test_bad_input_gets_one_clear_line():
 
 def test_rows_of_a_table_have_one_limit():
     """All answers are cut at the flag's length, else at the runs' longest. A line tells of a model of another
-    rule, task or visual variation, and of one that sees padding."""
+    rule, task or visual variation."""
     made_with = {"released": {}, "init": {"max_new_tokens": 60, "stage": "init", "rule": "ood"},
                  "rl": {"max_new_tokens": 40, "stage": "rl", "rule": "id", "env": "gp"},
                  "base": {"stage": "base", "rule": "ood", "env": "virl"}, "red": {"visual": "ood"}}
@@ -3110,9 +3110,7 @@ def test_rows_of_a_table_have_one_limit():
                 watching(ev, "evaluate", lambda _, model, tok, args, *__: limits.append(args.max_new_tokens)):
             told = printed(ev.table, paths, parsed(line), machine)
         equal(limits, [limit] * len(paths), names)
-        sees = "{}: this model sees padding, so its rates depend on the size of batches\n"
-        equal(told, "".join(lines.get(name, "") * (name in told_of) + sees.format(name) * (not error <= 1e-3)
-                            for name in names.split()), names)
+        equal(told, "".join(lines.get(name, "") * (name in told_of) for name in names.split()), names)
 
 
 def test_table_says_where_its_pictures_are_from():
