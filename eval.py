@@ -560,7 +560,7 @@ def table(paths, args, machine):
         run = runs[name]
         if args.vl and (run.get("pixels") or args.pixels) != args.pixels:
             fail(f"{path} was trained on pictures with --pixels {run['pixels']}, not {args.pixels}")
-        for flag in ("env", "visual") + ("rule",) * (run.get("stage") != "base"):
+        for flag in ("env", "visual") + ("rule",) * (run.get("stage") != "base"):  # a base serves both rules
             trained, wanted = run.get(flag), getattr(args, flag)
             if trained and wanted and trained != wanted:
                 print0(machine, f"{path} was trained on {flag} {trained}; the columns are of {flag} {wanted}")
@@ -584,7 +584,7 @@ def fail(message):
 
 
 def first_line(error):
-    """The first line of what an exception says, two if the first one only announces, or its name."""
+    """The first line of what an exception says, with the next one if it ends in a colon; or its name."""
     first, *others = (str(error).strip() or repr(error)).splitlines()
     return f"{first} {others[0].strip()}" if others and first.endswith(":") else first
 
@@ -885,7 +885,7 @@ def prepare_chat(path, tok, model):
     if form.opened and "</" not in form.opened:  # else it is a thought that is empty
         print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
               flush=True)
-    if tok.decode(tok("24", add_special_tokens=False).input_ids).strip() != "24":
+    if tok.decode(tok("24", add_special_tokens=False).input_ids).replace(" ", "") != "24":
         fail(f"{path!r}: its tokenizer cannot spell 24; are the tokenizer's files in that folder?")
     known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model
     used = prompt(tok, [{"role": "user", "content": "?"}]).ids + form.last + form.between

@@ -3096,17 +3096,15 @@ def test_rows_of_a_table_have_one_limit():
              "base": "base was trained on env virl; the columns are of env gp\n",
              "red": "red was trained on visual ood; the columns are of visual id\n",
              "rl": "rl was trained on env gp; the columns are of env virl\n"}
-    machine = SimpleNamespace(rank=0, world=1, device=None, frozen=torch.float32)
-    for names, line, limit, told_of, error in (
-            ("released init rl", "", 60, "init", 0), ("released base", "", 256, "base", math.nan),
-            ("released rl", "--max_new_tokens 9", 9, "", 0.1),
-            ("red init", "--vl --pixels 80", 60, "red init", 0),
-            ("rl", "--env virl", 40, "rl", 1e-3),
-            ("red", "--env virl --data x", 256, "", 0)):  # not trained on these routes; no --vl, no picture
+    machine = SimpleNamespace(rank=0, world=1, device=None, frozen=None)
+    for names, line, limit, told_of in (
+            ("released init rl", "", 60, "init"), ("released base", "", 256, "base"),
+            ("released rl", "--max_new_tokens 9", 9, ""), ("red init", "--vl --pixels 80", 60, "red init"),
+            ("red", "", 256, ""),  # without --vl the table has no pictures
+            ("rl", "--env virl --data x", 256, "rl")):  # it was not trained on these routes
         limits, paths = [], {name: name for name in names.split()}
-        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None), make=mock.Mock(),
-                                 print_table=lambda *_: None, evaluate=lambda *_: {},
-                                 scoring_error=lambda *_: error), \
+        with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None),
+                                 print_table=lambda *_: None, evaluate=lambda *_: {}), \
                 watching(ev, "evaluate", lambda _, model, tok, args, *__: limits.append(args.max_new_tokens)):
             told = printed(ev.table, paths, parsed(line), machine)
         equal(limits, [limit] * len(paths), names)

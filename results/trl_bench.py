@@ -47,14 +47,16 @@ def ours(kind, _, folder):
 
 
 def trl(kind, size, folder, checkpointing=False):
-    """The same of TRL. checkpointing: run each block again in the backward pass, as TRL does by default. A step begins where the one before it ended, so that the loading of data counts too."""
+    """The same of TRL. A step begins where the one before it ended, so that the loading of data counts too.
+    checkpointing: run each block again in the backward pass, as TRL does by default."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     ends, lengths, env = [], [], GeneralPoints(rule="id", split="train", verify=1)
     clock = type("Clock", (TrainerCallback,), {"on_step_end": lambda *_, **__: ends.append(time.perf_counter())})()
     shared = dict(output_dir=folder, max_steps=STEPS, learning_rate=RATE, per_device_train_batch_size=size,
-                  gradient_accumulation_steps=BATCH // size, use_cpu=True, bf16=False, gradient_checkpointing=checkpointing,
+                  gradient_accumulation_steps=BATCH // size, use_cpu=True, bf16=False,
+                  gradient_checkpointing=checkpointing,
                   save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
 
     def reward(completions, completion_ids, seed, **_):
