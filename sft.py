@@ -420,12 +420,8 @@ def micro_batches(segments, budget, machine):
 def recompute_activations(model):
     """Activation checkpointing: keep only each block's input, and run the block again in the backward pass.
     transformers' own works only in train() mode, which PPO avoids because of dropout and similar noise."""
-    def run(forward, *inputs, **more):
-        if torch.is_grad_enabled():
-            return checkpoint(forward, *inputs, use_reentrant=False, **more)
-        return forward(*inputs, **more)
     for block in blocks(model, "--activation_checkpointing"):
-        block.forward = partial(run, block.forward)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def blocks(model, what):
