@@ -148,7 +148,6 @@ class TurnForm(NamedTuple):
     last: list       # ids behind an answer, up to the end of the turn, where the conversation ends there
     between: list    # the same, where a user's turn follows
     asked: str       # a short prompt with its header
-    asked_ids: list  # its ids, without BOS
 
 
 @lru_cache(maxsize=8)
@@ -166,8 +165,7 @@ def turn_form(tok, template):
         ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
     header, opened = before[len(common):], asked[len(common):]
     header, blank = (header, "") if header.strip() else ("", header)
-    asked_ids = tok(asked + header, add_special_tokens=False).input_ids
-    return TurnForm(opened, header, blank, *ends, asked + header, asked_ids)
+    return TurnForm(opened, header, blank, *ends, asked + header)
 
 
 def prompt(tok, messages, images=()):
@@ -196,9 +194,10 @@ def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
     is tokenised behind a prompt, because some tokenizers (Llama 2's) put a blank before a text of its own."""
     form = turn_form(tok, tok.chat_template)
+    asked_ids = tok(form.asked, add_special_tokens=False).input_ids
     ids = tok(form.asked + form.blank + text, add_special_tokens=False).input_ids
-    if ids[:len(form.asked_ids)] == form.asked_ids:
-        ids = ids[len(form.asked_ids):]
+    if ids[:len(asked_ids)] == asked_ids:
+        ids = ids[len(asked_ids):]
     else:  # a token would hold the end of the prompt and the beginning of the answer
         ids = tok(form.blank + text, add_special_tokens=False).input_ids
     return ids + (form.last or form.between or model.generation_config.eos_token_id[:1])
