@@ -873,8 +873,7 @@ def prepare_chat(path, tok, model):
         fail(f"{path!r}: no chat template in its processor"
              + (f", or out of reach: {tok.processor}" if isinstance(tok.processor, str) else ""))
     if tok.chat_template is None:
-        print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one",
-              flush=True)
+        print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one")
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
     form = turn_form(tok, tok.chat_template)
@@ -882,8 +881,7 @@ def prepare_chat(path, tok, model):
         fail(f"{path!r}: its chat template ends a prompt with {form.opened!r} and begins an answer with "
              f"{form.header + form.blank!r}")
     if form.opened and "</" not in form.opened:  # else it is a thought that is empty
-        print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
-              flush=True)
+        print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off")
     if tok.decode(tok("24", add_special_tokens=False).input_ids).replace(" ", "") != "24":
         fail(f"{path!r}: its tokenizer cannot spell 24; are the tokenizer's files in that folder?")
     known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model
