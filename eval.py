@@ -453,6 +453,17 @@ def paper_answers(positions):
     return counted
 
 
+def make(args, **keywords):
+    """The environment of --env. What it cannot use (say, damaged --data) ends in one line."""
+    given = dict(seed=args.seed, data=args.data, verify=args.verify or ENVS[args.env].default_verify)
+    if args.vl:
+        given.update(vl=True, visual=args.visual, pixels=args.pixels)
+    try:
+        return ENVS[args.env](**{**given, **keywords})
+    except ValueError as e:
+        fail(e)
+
+
 def columns(args):
     """{column of the table: the environment's keywords}. With --data, "visual" needs the sub-folder ood."""
     keywords = ENVS[args.env].cells(args.rule, args.visual)
@@ -739,17 +750,6 @@ def print0(machine, *words):
     if machine.rank == 0:
         with tqdm.external_write_mode():
             print(*words, flush=True)
-
-
-def make(args, **keywords):
-    """The environment of --env. What it cannot use (say, damaged --data) ends in one line."""
-    given = dict(seed=args.seed, data=args.data, verify=args.verify or ENVS[args.env].default_verify)
-    if args.vl:
-        given.update(vl=True, visual=args.visual, pixels=args.pixels)
-    try:
-        return ENVS[args.env](**{**given, **keywords})
-    except ValueError as e:
-        fail(e)
 
 
 # ------------------------------------------------------------------------------------------------------------
