@@ -148,7 +148,6 @@ class TurnForm(NamedTuple):
     last: list       # ids behind an answer, up to the end of the turn, where the conversation ends there
     between: list    # the same, where a user's turn follows
     asked: str       # a short prompt with its header
-    asked_ids: list  # its ids, without BOS
 
 
 @lru_cache(maxsize=8)
@@ -166,8 +165,7 @@ def turn_form(tok, template):
         ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
     header, opened = before[len(common):], asked[len(common):]
     header, blank = (header, "") if header.strip() else ("", header)
-    asked_ids = tok(asked + header, add_special_tokens=False).input_ids
-    return TurnForm(opened, header, blank, *ends, asked + header, asked_ids)
+    return TurnForm(opened, header, blank, *ends, asked + header)
 
 
 def prompt(tok, messages, images=()):
@@ -196,9 +194,10 @@ def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
     is tokenised behind a prompt, because some tokenizers (Llama 2's) put a blank before a text of its own."""
     form = turn_form(tok, tok.chat_template)
+    asked_ids = tok(form.asked, add_special_tokens=False).input_ids
     ids = tok(form.asked + form.blank + text, add_special_tokens=False).input_ids
-    if ids[:len(form.asked_ids)] == form.asked_ids:
-        ids = ids[len(form.asked_ids):]
+    if ids[:len(asked_ids)] == asked_ids:
+        ids = ids[len(asked_ids):]
     else:  # a token would hold the end of the prompt and the beginning of the answer
         ids = tok(form.blank + text, add_special_tokens=False).input_ids
     return ids + (form.last or form.between or model.generation_config.eos_token_id[:1])
@@ -452,6 +451,17 @@ def paper_answers(positions):
         if not counted[-1]:
             break
     return counted
+
+
+def make(args, **keywords):
+    """The environment of --env. What it cannot use (say, damaged --data) ends in one line."""
+    given = dict(seed=args.seed, data=args.data, verify=args.verify or ENVS[args.env].default_verify)
+    if args.vl:
+        given.update(vl=True, visual=args.visual, pixels=args.pixels)
+    try:
+        return ENVS[args.env](**{**given, **keywords})
+    except ValueError as e:
+        fail(e)
 
 
 def columns(args):
@@ -742,17 +752,6 @@ def print0(machine, *words):
             print(*words, flush=True)
 
 
-def make(args, **keywords):
-    """The environment of --env. What it cannot use (say, damaged --data) ends in one line."""
-    given = dict(seed=args.seed, data=args.data, verify=args.verify or ENVS[args.env].default_verify)
-    if args.vl:
-        given.update(vl=True, visual=args.visual, pixels=args.pixels)
-    try:
-        return ENVS[args.env](**{**given, **keywords})
-    except ValueError as e:
-        fail(e)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Second: where runs are, and models from disk. A run is a folder with args.json (its flags) and
 # checkpoint-STEP (a transformers folder). A model of yours is a transformers folder or a name of the hub.
@@ -874,8 +873,7 @@ def prepare_chat(path, tok, model):
         fail(f"{path!r}: no chat template in its processor"
              + (f", or out of reach: {tok.processor}" if isinstance(tok.processor, str) else ""))
     if tok.chat_template is None:
-        print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one",
-              flush=True)
+        print(f"{path}: its tokenizer has no chat template; using a plain 'user: ... assistant: ...' one")
         tok.chat_template = FALLBACK_TEMPLATE
     tok.chat_template = re.sub(r"strftime_now\([^()]*\)", f"'{TODAY}'", tok.chat_template)
     form = turn_form(tok, tok.chat_template)
@@ -883,8 +881,7 @@ def prepare_chat(path, tok, model):
         fail(f"{path!r}: its chat template ends a prompt with {form.opened!r} and begins an answer with "
              f"{form.header + form.blank!r}")
     if form.opened and "</" not in form.opened:  # else it is a thought that is empty
-        print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
-              flush=True)
+        print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off")
     if tok.decode(tok("24", add_special_tokens=False).input_ids).replace(" ", "") != "24":
         fail(f"{path!r}: its tokenizer cannot spell 24; are the tokenizer's files in that folder?")
     known = len(model.get_input_embeddings().weight)  # a tokenizer may have more ids than its model

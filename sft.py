@@ -420,12 +420,8 @@ def micro_batches(segments, budget, machine):
 def recompute_activations(model):
     """Activation checkpointing: keep only each block's input, and run the block again in the backward pass.
     transformers' own works only in train() mode, which PPO avoids because of dropout and similar noise."""
-    def run(forward, *inputs, **more):
-        if torch.is_grad_enabled():
-            return checkpoint(forward, *inputs, use_reentrant=False, **more)
-        return forward(*inputs, **more)
     for block in blocks(model, "--activation_checkpointing"):
-        block.forward = partial(run, block.forward)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def blocks(model, what):
@@ -631,14 +627,6 @@ FOLDER_EXISTS = "{} exists: go on with it by --resume, or choose another --name 
 ANEW = ("tokens", "steps", "device", "dtype", "micro_tokens")  # flags that may be given anew with --resume
 
 
-def shown(x):
-    """A hyper-parameter of a table, for a help text: "1e-4", or each task's number if they differ."""
-    values = [f"{v:g}" for v in (x if isinstance(x, tuple) else (x,))]
-    if len(set(values)) == 1:
-        return values[0]
-    return ", ".join(f"{task} {v}" for task, v in zip(TASKS, values))
-
-
 FLAGS = {  # hyper-parameters of every run that are flags: type, lowest and highest value, help
     "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
     "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
@@ -674,8 +662,10 @@ def run_parser(doc, table, flags):
         help="less memory for activations, for about a third more time")
     add = parser.add_argument_group("hyper-parameters").add_argument
     for name, (kind, low, high, text) in {**FLAGS, **flags}.items():
+        x = {**EVERY, **table}[name]
+        default = ", ".join(f"{t} {v:g}" for t, v in zip(TASKS, x)) if isinstance(x, tuple) else f"{x:g}"
         add(f"--{name}", type=number(low, high, kind), metavar="X" if kind is float else "N",
-            help=f"{text} (default: {shown({**EVERY, **table}[name])})")
+            help=f"{text} (default: {default})")
     return parser
 
 
