@@ -54,17 +54,17 @@ def numbers_of(cards, faces):
 # ------------------------------------------------------------------------------------------------------------
 # The solver: every distinct solution of every hand, in exact arithmetic.
 
-def combine(sign, a, b):
+def combine(operator, a, b):
     """Join two expressions -> the one canonical expression of the result.
     An expression is (kind, plus, minus), the last two sorted tuples of str. Kind "+" adds `plus` and
     subtracts `minus`, kind "*" multiplies and divides; a number is ("", (text,), ()). Terms are flattened and
     sorted, so a+(b+c) and (c+b)+a count as one solution. An example, 9-(3-2) = 2+9-3:
 
         combine("-", ("", ("9",), ()), ("+", ("3",), ("2",)))  ->  ("+", ("2", "9"), ("3",))"""
-    kind = "+" if sign in "+-" else "*"
+    kind = "+" if operator in "+-" else "*"
     wrap = "({})" if kind == "*" else "{}"  # a sum in a product needs brackets
     a, b = (e if e[0] in ("", kind) else ("", (wrap.format(write(e)),), ()) for e in (a, b))
-    plus, minus = (b[2], b[1]) if sign in "-/" else (b[1], b[2])
+    plus, minus = (b[2], b[1]) if operator in "-/" else (b[1], b[2])
     return kind, tuple(sorted(a[1] + plus)), tuple(sorted(a[2] + minus))
 
 
@@ -90,8 +90,8 @@ def reachable(numbers):
         for x, exprs_x in reachable(left).items():
             for y, exprs_y in reachable(right).items():
                 results = {"+": x + y, "-": x - y, "*": x * y} | ({"/": x / y} if y else {})
-                for sign, value in results.items():
-                    out.setdefault(value, set()).update(combine(sign, a, b) for a in exprs_x for b in exprs_y)
+                for op, value in results.items():
+                    out.setdefault(value, set()).update(combine(op, a, b) for a in exprs_x for b in exprs_y)
     return out
 
 
@@ -104,11 +104,12 @@ def solutions(numbers, target=24):
     found = set()
     for left, right in partitions(numbers, 2):
         for x, exprs_x in reachable(left).items():
+            # (operator, the y that it needs, True for y - x or y / x)
             joins = [("+", target - x, False), ("-", x - target, False), ("-", x + target, True)]
             if x:
                 joins += [("*", target / x, False), ("/", x / target, False), ("/", target * x, True)]
-            for sign, y, swap in joins:
-                found.update(combine(sign, *((b, a) if swap else (a, b)))
+            for operator, y, swap in joins:
+                found.update(combine(operator, *((b, a) if swap else (a, b)))
                              for a in exprs_x for b in reachable(right).get(y, ()))
     return tuple(sorted(map(write, found), key=lambda s: (len(s), s)))
 

@@ -87,7 +87,7 @@ def evaluate_formula(text):
 
         evaluate_formula("8/(3-8/3)")  ->  (Fraction(24, 1), [8, 3, 8, 3])
 
-    Raises FormulaError for all else: other characters, a sign without a left side, unbalanced brackets,
+    Raises FormulaError for all else: other characters, an operator without a left side, unbalanced brackets,
     division by zero, or more than MAX_FORMULA, MAX_DEPTH or MAX_DIGITS."""
     if len(text) > MAX_FORMULA:
         raise FormulaError("it is too long")
@@ -97,17 +97,17 @@ def evaluate_formula(text):
     def parse_sum(depth):
         total = parse_product(depth)
         while tokens[0] in ("+", "-"):
-            sign, right = tokens.pop(0), parse_product(depth)
-            total = total + right if sign == "+" else total - right
+            operator, right = tokens.pop(0), parse_product(depth)
+            total = total + right if operator == "+" else total - right
         return total
 
     def parse_product(depth):
         product = parse_atom(depth)
         while tokens[0] in ("*", "/"):
-            sign, right = tokens.pop(0), parse_atom(depth)
-            if sign == "/" and right == 0:
+            operator, right = tokens.pop(0), parse_atom(depth)
+            if operator == "/" and right == 0:
                 raise FormulaError("it divides by zero")
-            product = product * right if sign == "*" else product / right
+            product = product * right if operator == "*" else product / right
         return product
 
     def parse_atom(depth):
@@ -120,7 +120,7 @@ def evaluate_formula(text):
                 raise FormulaError("a bracket is not closed")
             return inner
         if not re.fullmatch("[0-9]+", token):
-            raise FormulaError("it has a sign in the wrong place" if token else "a number is missing")
+            raise FormulaError(f"{token!r} is in the wrong place" if token else "a number is missing")
         if len(token) > MAX_DIGITS:
             raise FormulaError("a number is too large")
         numbers.append(int(token))
