@@ -8,13 +8,13 @@ Fine-tuning sees TRAIN_HANDS hands; a fifth of all hands is kept for tests. Pret
 
 An environment is one class. eval.py, sft.py and rl.py use only these parts of it:
     the constructor's keywords          rule, split ("train" for training), verify, seed, data; with pictures
-        vl, visual, pixels; and what else cells() names
+        vl, visual, pixels; and what else columns() names
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
     expert(demonstrator) -> str         a right answer, always the same one in the same state. "expert":
         any one of the hand's solutions; "habit": the shortest one, as the base would write it
   static methods:
-    cells(rule, visual) -> dict         the table's columns: {column: keywords}. They are "seen", "id", "ood"
+    columns(rule, visual) -> dict       the table's columns: {column: keywords}. They are "seen", "id", "ood"
         and, with pictures, "visual"
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
@@ -249,8 +249,9 @@ class GeneralPoints:
         self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
-    def cells(rule, visual=None):
-        """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
+    def columns(rule, visual=None):
+        """{column of the table: the constructor's keywords} for a model trained under `rule` and, with
+        pictures, on `visual`."""
         columns = {"seen": dict(rule=rule, split="train"), "id": dict(rule=rule, split="unseen"),
                    "ood": dict(rule=OTHER[rule], split="faces")}
         if visual is not None:

@@ -324,8 +324,9 @@ class VIRL:
         self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
-    def cells(rule, visual=None):
-        """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
+    def columns(rule, visual=None):
+        """{column of the table: the constructor's keywords} for a model trained under `rule` and, with
+        pictures, on `visual`."""
         cell = dict(rule=rule, split="unseen", move_on=True)
         columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
         if visual is not None:

@@ -456,7 +456,7 @@ def paper_answers(positions):
 
 def columns(args):
     """{column of the table: the environment's keywords}. With --data, "visual" needs the sub-folder ood."""
-    keywords = ENVS[args.env].cells(args.rule, args.visual)
+    keywords = ENVS[args.env].columns(args.rule, args.visual)
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
     return keywords

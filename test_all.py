@@ -563,8 +563,8 @@ def test_same_seed_same_episodes_in_another_process():
         equal([other == x for other in others], [True] * 3 + [False] * 2, Env.title)
 
 
-def test_cells_and_bad_keywords():
-    """cells() has each column's keywords. Each bad keyword of an environment is named in an error."""
+def test_columns_and_bad_keywords():
+    """columns() has each column's keywords. Each bad keyword of an environment is named in an error."""
     other = {"id": "ood", "ood": "id"}
     for Env, held_out, more, bad in ((GeneralPoints, "faces", {}, {"pixels": 39}),
                                      (VIRL, "unseen", {"move_on": True}, {"pixels": 15, "split": "faces"})):
@@ -576,7 +576,7 @@ def test_cells_and_bad_keywords():
             if visual:
                 expected["visual"] = {**cell, "visual": other[visual]}
                 expected["visual"].update({"split": "all"} if Env is VIRL else {})
-            equal(list(Env.cells(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
+            equal(list(Env.columns(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
         for name, value in [("rule", "x"), ("split", "x"), ("verify", 0), ("visual", "x"), ("pixels", 0),
                             *bad.items()]:
             refused(f"{name}={value!r}", lambda: Env(vl=True, **{name: value}))
@@ -2197,7 +2197,7 @@ class Toy:
         pass
 
     @staticmethod
-    def cells(rule, visual):
+    def columns(rule, visual):
         return {c: {} for c in ("seen", "id", "ood")}
 
     def reset(self, seed=None):
