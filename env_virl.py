@@ -45,8 +45,8 @@ OTHER = {"id": "ood", "ood": "id"}        # the other rule, and the other look
 HISTORY = 3                    # steps that a prompt in the city shows
 LEGS = (2, 2, 2, 3, 3, 4, 5)   # numbers of legs of a route in the city, drawn from these
 TRAIN_ROUTES = 64              # SFT sees each route about 15 times, each of GeneralPoints' hands 48 times
-CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")}
-ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
+CITIES = {"id": {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")},  # for each look
+          "ood": {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}}
 BASE_CITIES = 2000             # cities in pretraining; with only three the base would memorize their maps
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
@@ -97,8 +97,8 @@ def city(name):
             if a in grid and b in grid:
                 streets[grid.index(a)].add(grid.index(b))
                 streets[grid.index(b)].add(grid.index(a))
-    names = (LANDMARKS[0::2] if name in CITIES["train"] + ABROAD["train"] else
-             LANDMARKS[1::2] if name in CITIES["unseen"] + ABROAD["unseen"] else LANDMARKS)
+    train, unseen = (CITIES["id"][split] + CITIES["ood"][split] for split in ("train", "unseen"))
+    names = LANDMARKS[0::2] if name in train else LANDMARKS[1::2] if name in unseen else LANDMARKS
     landmarks = [(landmark, 90 - rng.uniform(0, 360)) for landmark in rng.sample(names, len(points))]
     return points, streets, landmarks
 
@@ -339,7 +339,7 @@ class VIRL:
         if seed is not None:
             self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
         self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
-        towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
+        towns = CITIES[self.visual]["train" if self.split == "train" else "unseen"]
         if self.number is not None:
             self.route = self.routes[self.number % self.fixed_routes]
         elif self.routes or self.split == "train":

@@ -942,7 +942,7 @@ def test_virl_prompt_states_the_rule():
 
 def test_virl_splits_and_words():
     """Splits share no streets and names; SFT's routes are fixed; words are frequent; 85% need no look."""
-    for look, towns in (("id", env_virl.CITIES), ("ood", env_virl.ABROAD)):
+    for look, towns in env_virl.CITIES.items():
         fixed, shared = env_virl.training_routes(towns["train"]), {"train": set(), "unseen": set()}
         for split in shared:
             envs = [VIRL(split=split, visual=look, seed=i, rule=rule) for i in range(3) for rule in RULES]
@@ -1055,7 +1055,7 @@ def test_virl_views_show_the_observation():
             sky = env_virl.city_style(look, "Aldham")["sky"]
             far = np.abs(view[len(view) // 8, len(view) // 2] - sky).max()
             within(0, far, 12 if a == CROSS else 255, (look, pixels, a, "sky"))
-    towns = [town for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for town in row]
+    towns = [town for splits in env_virl.CITIES.values() for row in splits.values() for town in row]
     for look, colours in looks:
         styles = [env_virl.city_style(look, town) for town in towns]
         equal(len(set(map(str, styles))), 8, f"{look}: styles")
