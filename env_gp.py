@@ -12,7 +12,8 @@ An environment is one class. eval.py, sft.py and rl.py use only these parts of i
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
     expert(demonstrator) -> str         a right answer, always the same one in the same state. "expert":
-        any one of the hand's solutions; "habit": the shortest one, as the base would write it
+        any one of the hand's solutions; "habit": the shortest one, as the base (the tiny pretrained model)
+        would write it
   static methods:
     columns(rule, visual) -> dict       the table's columns: {column: keywords}. They are "seen", "id", "ood"
         and, with pictures, "visual"
@@ -163,7 +164,8 @@ def fragments(vl=False):
     """The fixed phrases of all texts -> list of str. Each is one token of the tiny model."""
     texts = [t.template for t in (RULE, PROMPT, GAME, FACT)] + list(GP_FEEDBACK.values())
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
-    out += [CAPTION.template.split(".")[0], IN_PICTURE] * vl + ['{"cards": ["', '", "', '"], "number": [']
+    out += [CAPTION.template.split(".")[0], IN_PICTURE] * vl  # a list or str times False is empty
+    out += ['{"cards": ["', '", "', '"], "number": [']
     return out + [", ", '], "formula": "', '"}', "10", "11", "12", "13", "24"]
 
 
@@ -171,7 +173,8 @@ def fragments(vl=False):
 # Synthetic pretraining text: arithmetic, games under many rules, mistakes, a little of the task.
 
 def some_formula(numbers, rng, noise):
-    """The shortest solution; with probability `noise` a random formula. So the base's habit is short ones."""
+    """The shortest solution; with probability `noise` a random formula. So the base learns to
+    write the shortest solution: that is its habit."""
     if rng.random() >= noise:
         return solutions(tuple(sorted(numbers)))[0]
     a, b, c, d = rng.sample(list(numbers), 4)
@@ -192,7 +195,8 @@ def game(rng):
 
 def chat(faces, cards, numbers, rng, noise, misread=None):
     """A game in the task's own form -> messages: attempts until one is right or five have failed.
-    noise: the share of wrong formulas. misread: the share of misread attempts, None for cards in words."""
+    noise: the share of wrong formulas. misread: the share of attempts that misread the picture, by read()
+    below; None for cards in words."""
     messages = [{"role": "user", "content": fill(PROMPT, cards if misread is None else [], faces)}]
     for _ in range(5):
         ranks, read_as = (cards, numbers) if misread is None else read(faces, cards, numbers, rng, misread)
@@ -262,7 +266,7 @@ class GeneralPoints:
         """Deal a hand: four ranks uniform over 13, again until it is in the split and can make 24."""
         if seed is not None:
             self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
-        self.count += 1
+        self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
         while True:
             self.cards = self.rng.choices(RANKS, k=4)
             self.numbers = numbers_of(self.cards, RULES[self.rule])
@@ -392,7 +396,7 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     return "<image>" + fill(GAME, said, faces, numbers, some_formula(numbers, rng, noise)), shown
 
 
-GeneralPoints.picture_document = staticmethod(picture_document)
+GeneralPoints.picture_document = staticmethod(picture_document)  # here, so that the class stands above
 
 
 if __name__ == "__main__":
