@@ -88,7 +88,7 @@ BASE = {
 SFT = {
     "tokens":            (7e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; by seen; virl: by ID, seed 0
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen on seed 0: gp by seen, virl by ID
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
