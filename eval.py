@@ -882,7 +882,7 @@ def prepare_chat(path, tok, model):
     form = turn_form(tok, tok.chat_template)
     if form.opened and form.header + form.blank:
         fail(f"{path!r}: its chat template ends a prompt with {form.opened!r} and begins an answer with "
-             f"{form.header + form.blank!r}")
+             f"{form.header + form.blank!r}; both together are not supported")
     if form.opened and "</" not in form.opened:  # else it is a thought that is empty
         print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off",
               flush=True)

@@ -2879,7 +2879,7 @@ def test_torchrun():
         text = command(*launch.split(), OMP_NUM_THREADS="1", PYTHONPATH=HERE, code=1)
         for line in ("error: the tiny base is pretrained by one process, not by torchrun: python sft.py "
                      "--stage base --env gp --rule id --out nothing --seed 3",
-                     "error: torchrun goes with bf16 or fp32"):
+                     "error: torchrun works only with bf16 or fp32"):
             said = [text.count(f"rank {rank}: {line}") for rank in (0, 1)]
             equal(said, [1, 1], f"{line}\n{text[-2000:]}")
         assert "error: rank 1 has had enough" in text and "x 2 in float32" in text, text[-2000:]
@@ -3059,10 +3059,10 @@ def test_bad_input_gets_one_clear_line():
                 ("state.json is damaged: it has no flops", rl.main, flags(out, init=f"{out}/gp/id/keys")),
                 ("state.json is damaged: it has no flops", sft.main, flags(out, 2, name="keys", resume=True)),
                 ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors", resume=True)),
-                ("--stage init has a start", sft.main, f"--stage init --init {out}/wide --name x"),
+                ("--stage init has its own", sft.main, f"--stage init --init {out}/wide --name x"),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
-                ("--name base is the place", sft.main, flags(f"{out}/empty", name="base")),
-                ("--name init is the place", rl.main,
+                ("--name base is the name", sft.main, flags(f"{out}/empty", name="base")),
+                ("--name init is the name", rl.main,
                  flags(f"{out}/empty", name="init", init=f"{out}/gp/base")),
                 ("gp/base exists", sft.main, flags(out, stage="base"))):
             error_of(words, main, f"--out {out} {line}")
