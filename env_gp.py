@@ -8,13 +8,14 @@ Fine-tuning sees TRAIN_HANDS hands; a fifth of all hands is kept for tests. Pret
 
 An environment is one class. eval.py, sft.py and rl.py use only these parts of it:
     the constructor's keywords          rule, split ("train" for training), verify, seed, data; with pictures
-        vl, visual, pixels; and what else cells() names
+        vl, visual, pixels; and what else columns() names
     reset(seed) -> (messages, images)   starts an episode, the same one for the same seed
     step(text) -> Step                  judges an answer. verifier.Step explains the keys of info
     expert(demonstrator) -> str         a right answer, always the same one in the same state. "expert":
-        any one of the hand's solutions; "habit": the shortest one, as the base would write it
+        any one of the hand's solutions; "habit": the shortest one, as the base (the tiny pretrained model)
+        would write it
   static methods:
-    cells(rule, visual) -> dict         the table's columns: {column: keywords}. They are "seen", "id", "ood"
+    columns(rule, visual) -> dict       the table's columns: {column: keywords}. They are "seen", "id", "ood"
         and, with pictures, "visual"
     document(rng, chat_share)           pretraining text for the tiny model: a str or a chat
     picture_document(rng, chat_share, pixels=, rare=)    the same with pictures: (str or chat, images)
@@ -54,17 +55,17 @@ def numbers_of(cards, faces):
 # ------------------------------------------------------------------------------------------------------------
 # The solver: every distinct solution of every hand, in exact arithmetic.
 
-def combine(sign, a, b):
+def combine(operator, a, b):
     """Join two expressions -> the one canonical expression of the result.
     An expression is (kind, plus, minus), the last two sorted tuples of str. Kind "+" adds `plus` and
     subtracts `minus`, kind "*" multiplies and divides; a number is ("", (text,), ()). Terms are flattened and
     sorted, so a+(b+c) and (c+b)+a count as one solution. An example, 9-(3-2) = 2+9-3:
 
         combine("-", ("", ("9",), ()), ("+", ("3",), ("2",)))  ->  ("+", ("2", "9"), ("3",))"""
-    kind = "+" if sign in "+-" else "*"
+    kind = "+" if operator in "+-" else "*"
     wrap = "({})" if kind == "*" else "{}"  # a sum in a product needs brackets
     a, b = (e if e[0] in ("", kind) else ("", (wrap.format(write(e)),), ()) for e in (a, b))
-    plus, minus = (b[2], b[1]) if sign in "-/" else (b[1], b[2])
+    plus, minus = (b[2], b[1]) if operator in "-/" else (b[1], b[2])
     return kind, tuple(sorted(a[1] + plus)), tuple(sorted(a[2] + minus))
 
 
@@ -90,8 +91,8 @@ def reachable(numbers):
         for x, exprs_x in reachable(left).items():
             for y, exprs_y in reachable(right).items():
                 results = {"+": x + y, "-": x - y, "*": x * y} | ({"/": x / y} if y else {})
-                for sign, value in results.items():
-                    out.setdefault(value, set()).update(combine(sign, a, b) for a in exprs_x for b in exprs_y)
+                for op, value in results.items():
+                    out.setdefault(value, set()).update(combine(op, a, b) for a in exprs_x for b in exprs_y)
     return out
 
 
@@ -104,11 +105,12 @@ def solutions(numbers, target=24):
     found = set()
     for left, right in partitions(numbers, 2):
         for x, exprs_x in reachable(left).items():
+            # (operator, the y that it needs, True for y - x or y / x)
             joins = [("+", target - x, False), ("-", x - target, False), ("-", x + target, True)]
             if x:
                 joins += [("*", target / x, False), ("/", x / target, False), ("/", target * x, True)]
-            for sign, y, swap in joins:
-                found.update(combine(sign, *((b, a) if swap else (a, b)))
+            for operator, y, swap in joins:
+                found.update(combine(operator, *((b, a) if swap else (a, b)))
                              for a in exprs_x for b in reachable(right).get(y, ()))
     return tuple(sorted(map(write, found), key=lambda s: (len(s), s)))
 
@@ -162,7 +164,8 @@ def fragments(vl=False):
     """The fixed phrases of all texts -> list of str. Each is one token of the tiny model."""
     texts = [t.template for t in (RULE, PROMPT, GAME, FACT)] + list(GP_FEEDBACK.values())
     out = [piece for text in texts for piece in re.split(r"\$\w+", text) if piece]
-    out += [CAPTION.template.split(".")[0], IN_PICTURE] * vl + ['{"cards": ["', '", "', '"], "number": [']
+    out += [CAPTION.template.split(".")[0], IN_PICTURE] * vl  # a list or str times False is empty
+    out += ['{"cards": ["', '", "', '"], "number": [']
     return out + [", ", '], "formula": "', '"}', "10", "11", "12", "13", "24"]
 
 
@@ -170,7 +173,8 @@ def fragments(vl=False):
 # Synthetic pretraining text: arithmetic, games under many rules, mistakes, a little of the task.
 
 def some_formula(numbers, rng, noise):
-    """The shortest solution; with probability `noise` a random formula. So the base's habit is short ones."""
+    """The shortest solution; with probability `noise` a random formula. So the base learns to
+    write the shortest solution: that is its habit."""
     if rng.random() >= noise:
         return solutions(tuple(sorted(numbers)))[0]
     a, b, c, d = rng.sample(list(numbers), 4)
@@ -191,7 +195,8 @@ def game(rng):
 
 def chat(faces, cards, numbers, rng, noise, misread=None):
     """A game in the task's own form -> messages: attempts until one is right or five have failed.
-    noise: the share of wrong formulas. misread: the share of misread attempts, None for cards in words."""
+    noise: the share of wrong formulas. misread: the share of attempts that misread the picture, by read()
+    below; None for cards in words."""
     messages = [{"role": "user", "content": fill(PROMPT, cards if misread is None else [], faces)}]
     for _ in range(5):
         ranks, read_as = (cards, numbers) if misread is None else read(faces, cards, numbers, rng, misread)
@@ -248,8 +253,9 @@ class GeneralPoints:
         self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
 
     @staticmethod
-    def cells(rule, visual=None):
-        """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
+    def columns(rule, visual=None):
+        """{column of the table: the constructor's keywords} for a model trained under `rule` and, with
+        pictures, on `visual`."""
         columns = {"seen": dict(rule=rule, split="train"), "id": dict(rule=rule, split="unseen"),
                    "ood": dict(rule=OTHER[rule], split="faces")}
         if visual is not None:
@@ -260,7 +266,7 @@ class GeneralPoints:
         """Deal a hand: four ranks uniform over 13, again until it is in the split and can make 24."""
         if seed is not None:
             self.rng, self.stream, self.count = random.Random(f"gp/{seed}"), seed, 0
-        self.count += 1
+        self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
         while True:
             self.cards = self.rng.choices(RANKS, k=4)
             self.numbers = numbers_of(self.cards, RULES[self.rule])
@@ -390,7 +396,7 @@ def picture_document(rng, chat_share=0.08, noise=0.1, pixels=80, rare="ood"):
     return "<image>" + fill(GAME, said, faces, numbers, some_formula(numbers, rng, noise)), shown
 
 
-GeneralPoints.picture_document = staticmethod(picture_document)
+GeneralPoints.picture_document = staticmethod(picture_document)  # here, so that the class stands above
 
 
 if __name__ == "__main__":

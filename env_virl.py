@@ -17,9 +17,10 @@ Variation): visual="id" is one group of cities with one look, visual="ood" anoth
 Departures from the authors' release, in addition to those in README.md
   - After a turn the observation is only "at an intersection"; the landmark is not repeated.
   - A prompt in the city shows only the last HISTORY steps, which always include the last turn.
-  - In the city at most one step lies between two intersections, so turns are 36% of all positions. Then a
+  - In the city at most one step lies between two intersections, so turns are 36% of all positions. There a
     picture answers only one question: after a forward(), has the walker arrived? A player who never looks
-    solves 85% of the positions at the first attempt and all at the second. So read "first" in eval.json.
+    solves 85% of the positions at the first attempt and all at the second. So with pictures, read success by
+    the first attempt: "first" in eval.json.
 """
 import hashlib
 import json
@@ -45,8 +46,8 @@ OTHER = {"id": "ood", "ood": "id"}        # the other rule, and the other look
 HISTORY = 3                    # steps that a prompt in the city shows
 LEGS = (2, 2, 2, 3, 3, 4, 5)   # numbers of legs of a route in the city, drawn from these
 TRAIN_ROUTES = 64              # SFT sees each route about 15 times, each of GeneralPoints' hands 48 times
-CITIES = {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")}
-ABROAD = {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}  # the cities of visual="ood"
+CITIES = {"id": {"train": ("Aldham", "Brookport"), "unseen": ("Corvale", "Dunmore")},  # for each look
+          "ood": {"train": ("Quorra", "Rivanje"), "unseen": ("Suvalk", "Torrid")}}
 BASE_CITIES = 2000             # cities in pretraining; with only three the base would memorize their maps
 LANDMARKS = [f"{first} {kind}" for kind in ("Bank", "Cafe", "Hotel", "Park", "Shop", "Inn")
              for first in ("Oak", "Star", "Moon", "Iron", "Gold", "Rose", "Lake", "Bell", "Sun", "Fox")]
@@ -97,8 +98,8 @@ def city(name):
             if a in grid and b in grid:
                 streets[grid.index(a)].add(grid.index(b))
                 streets[grid.index(b)].add(grid.index(a))
-    names = (LANDMARKS[0::2] if name in CITIES["train"] + ABROAD["train"] else
-             LANDMARKS[1::2] if name in CITIES["unseen"] + ABROAD["unseen"] else LANDMARKS)
+    train, unseen = (CITIES["id"][split] + CITIES["ood"][split] for split in ("train", "unseen"))
+    names = LANDMARKS[0::2] if name in train else LANDMARKS[1::2] if name in unseen else LANDMARKS
     landmarks = [(landmark, 90 - rng.uniform(0, 360)) for landmark in rng.sample(names, len(points))]
     return points, streets, landmarks
 
@@ -162,7 +163,7 @@ LAST_STEPS = ACTIONS + "Last steps: $history\nNow: $observation\n"
 PROMPT = Template("You walk along a route. What do you do?\n" + LAST_STEPS + 'Answer in JSON only: '
                   '{"current observation": "...", "current instruction": "...", "action": "..."}')
 THAT_IS, ON_TO = ", that is ", "on to the "    # the expert's shorthand
-WALK = Template("A walk. " + ACTIONS + "$steps")  # these three: in pretraining only
+WALK = Template("A walk. " + ACTIONS + "$steps")  # these two: in pretraining only
 GLIMPSE = Template("On a walk. " + LAST_STEPS + "$answer")
 
 SPACES = {**RULES, "letters": ("N", "NE", "E", "SE", "S", "SW", "W", "NW"),  # these two: in pretraining only
@@ -324,8 +325,9 @@ class VIRL:
         self.rng, self.stream, self.count, self.images = random.Random(f"virl/{seed}"), seed, 0, []
 
     @staticmethod
-    def cells(rule, visual=None):
-        """{column of the table: keywords} for a model trained under `rule` and, if it sees, on `visual`."""
+    def columns(rule, visual=None):
+        """{column of the table: the constructor's keywords} for a model trained under `rule` and, with
+        pictures, on `visual`."""
         cell = dict(rule=rule, split="unseen", move_on=True)
         columns = {"seen": dict(cell, split="train"), "id": cell, "ood": dict(cell, rule=OTHER[rule])}
         if visual is not None:
@@ -337,8 +339,8 @@ class VIRL:
         the keyword `route` does not name it), the first heading and the steps between places."""
         if seed is not None:
             self.rng, self.stream, self.count = random.Random(f"virl/{seed}"), seed, 0
-        self.count += 1  # stream and count name the episode; a picture's random details are drawn from them
-        towns = (CITIES if self.visual == "id" else ABROAD)["train" if self.split == "train" else "unseen"]
+        self.count += 1
+        towns = CITIES[self.visual]["train" if self.split == "train" else "unseen"]
         if self.number is not None:
             self.route = self.routes[self.number % self.fixed_routes]
         elif self.routes or self.split == "train":
@@ -367,7 +369,7 @@ class VIRL:
         info["recognized"] is None except after a forward(): elsewhere the prompt tells what is shown."""
         here = self.position
         moved = self.at > 0 and self.positions[self.at - 1].action == "forward()"
-        correct = action_text(here, self.rule)
+        correct, other = action_text(here, self.rule), action_text(here, OTHER[self.rule])
         verdict = judge_virl(text, correct, says_intersection(here.observation))
         self.attempts += 1
         solved = verdict.kind == "correct"
@@ -376,7 +378,7 @@ class VIRL:
         done = leaves and (self.at == len(self.positions) - 1 or not (solved or self.move_on))
         info = {"verdict": verdict.kind, "success": done and not self.failed, "position_done": leaves,
                 "position_solved": solved, "rule_matters": here.turn is not None,
-                "other_rule": verdict.action == action_text(here, OTHER[self.rule]) != correct,
+                "other_rule": verdict.action == other != correct,
                 "recognized": recognized(text, here.observation) if self.vl and moved else None}
         if leaves and not done:
             self.arrive(self.at + 1)

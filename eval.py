@@ -87,7 +87,7 @@ TODAY = "26 Jul 2024"  # for chat templates that state the date: a prompt must n
 def chat_text(tok, messages, images=(), **options):
     """A conversation in the chat template's words -> str. Images stand before the first user's text. Some
     templates take a message only as a list of parts and drop plain text, so for a text model both forms are
-    tried. Thinking is switched off, if the template has such a switch."""
+    tried. Thinking is switched off, if the template has such a switch. tok.processor: see load()."""
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     user = next(m for m in parts if m["role"] == "user")
     user["content"] = [{"type": "image"}] * len(images) + user["content"]
@@ -142,7 +142,7 @@ class TurnForm(NamedTuple):
         some        a space                           a newline, <|end|>    a newline, <|end|>
         gpt-oss     <|channel|> final <|message|>     <|return|>            <|end|>
         GLM-4       a newline                                               <|user|>, of the next turn"""
-    opened: str      # what only a prompt ends with, and no finished conversation has: an opened thought
+    opened: str      # what only a prompt ends with, and no finished conversation has: an opened <think>
     header: str      # words between a prompt and an answer: a part of the prompt, so the model cannot choose
     blank: str       # blanks in that place: a part of the answer, for `` {`` may be one token
     last: list       # ids behind an answer, up to the end of the turn, where the conversation ends there
@@ -267,7 +267,8 @@ def sampling(model, tok, temperature, max_new_tokens, **more):
 
 
 def generate(model, inputs, config, machine):
-    """model.generate(), with one clear line for a model whose logits are not finite."""
+    """model.generate(), with one clear line for a model whose logits are not finite. machine: this process's
+    device, dtype and rank, from setup()."""
     try:
         with machine.amp():
             return model.generate(**inputs, generation_config=config, synced_gpus=False)
@@ -285,7 +286,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     Sampling is plain: temperature (0: greedy), no top-k, no top-p, by torch's global generator. Prompts are
     padded on the left. Environments that are done leave the batch. Where the model allows it, the next
     attempt goes on from the cache of the last one. An episode ends early if the model's context has no room
-    for another answer. machine: what setup() returns.
+    for another answer.
     keep_pictures: False drops the pictures of finished conversations, which only training needs."""
     model.eval()
     unshard(model)
@@ -466,7 +467,7 @@ def make(args, **keywords):
 
 def columns(args):
     """{column of the table: the environment's keywords}. With --data, "visual" needs the sub-folder ood."""
-    keywords = ENVS[args.env].cells(args.rule, args.visual)
+    keywords = ENVS[args.env].columns(args.rule, args.visual)
     if args.data and args.visual == "id" and not os.path.isdir(os.path.join(args.data, "ood")):
         keywords.pop("visual")
     return keywords
@@ -879,7 +880,7 @@ def prepare_chat(path, tok, model):
     form = turn_form(tok, tok.chat_template)
     if form.opened and form.header + form.blank:
         fail(f"{path!r}: its chat template ends a prompt with {form.opened!r} and begins an answer with "
-             f"{form.header + form.blank!r}")
+             f"{form.header + form.blank!r}; both together are not supported")
     if form.opened and "</" not in form.opened:  # else it is a thought that is empty
         print(f"{path}: its chat template begins an answer with {form.opened!r}: thinking is not off")
     if tok.decode(tok("24", add_special_tokens=False).input_ids).replace(" ", "") != "24":

@@ -9,10 +9,15 @@
     torchrun --nproc_per_node=2 rl.py --env gp --rule id              # several devices: FSDP2
 What a run is, --name, --resume and Ctrl-C: as in sft.py.
 
-The objective. States are token prefixes, actions are tokens. An episode gives each position (a hand; a place
-on a route) up to --verify answers, with feedback in between (paper, section 3). One conversation is a
-Segment. pi_old, V_old: policy and value at sampling; pi_ref: the frozen reference (the init); eps: the clip.
-W_t is A_t whitened: whiten().
+In words: make likelier what earned more than expected. The return R_t is the discounted sum of the rewards
+from token t on. The value V(s_t) predicts the return, and the advantage A_t is how much more was earned than
+predicted. The verifier says what was right and not what to write, so any right answer will do. SFT wants one
+particular text.
+
+The objective. The policy pi is the model, states are token prefixes, actions are tokens. An episode gives
+each position (a hand; a place on a route) up to --verify answers, with feedback in between (paper, section
+3). One conversation is a Segment. pi_old, V_old: policy and value at sampling; pi_ref: the frozen reference
+(the init); eps: the clip. W_t is A_t whitened: whiten().
 
     ratio     ratio_t = pi(a_t|s_t) / pi_old(a_t|s_t)                                          policy_loss()
     reward    r_t = [verifier / reward_scale if a_t ends an answer] - beta log(pi_old/pi_ref)  token_rewards()
@@ -22,9 +27,6 @@ W_t is A_t whitened: whiten().
     value     L_V = mean_t 1/2 max((V - R_t)^2, (V_clipped - R_t)^2),  R_t = A_t + V_old(s_t)  value_loss()
               V_clipped = V_old + clip(V - V_old, -clip_value, clip_value)
     loss      L_P + coef_value L_V - coef_entropy H(pi)                                        train()
-
-In words: make likelier what earned more than expected. The verifier says what was right and not what to
-write, so any right answer will do. SFT wants one particular text.
 
 Compute (paper, appendix): X = 6 N (D_init + D_RL) + 2 N D_buffer for N parameters. D_init: the init's tokens.
 D_RL: every token of every epoch. D_buffer: every token that went through a model without a gradient: when
@@ -49,7 +51,7 @@ from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro
 PPO = {                # gp     gp-vl  virl   virl-vl
     "tokens":           (7e5,   8e5,   6e5,   6e5),    # X / 6N after the init, as SFT's
     "batch":            (128,   128,   32,    32),     # episodes an iteration and rank: hands, or routes
-    "lr":               (5e-5,  1e-4,  5e-5,  1e-4),   # AdamW, policy; 5e-5 in gp: by ID
+    "lr":               (5e-5,  1e-4,  5e-5,  1e-4),   # AdamW, policy; 5e-5 in gp was chosen by ID
     "value_rate":       (10,    10,    100,   100),    # the value head learns at lr times this
     "gamma":            (1.0,   1.0,   0.5,   0.5),    # discount per answer (the paper: 0.9)
     "lam":              0.95,                          # GAE's lambda, per token (the paper: 0.95)
@@ -92,8 +94,9 @@ def gae(rewards, values, discounts, lam):
     Subtracting V, the return expected from s_t, lowers the gradient's variance and not its mean. The verifier
     pays at an answer's end. At lam = 1 every token before it shares that payment (no bias, much variance); at
     lam = 0 a token has only its own reward and the next value.
-    When the last attempt is used up we treat the episode as finished and bootstrap with 0, not with V. This
-    is safe because the model can see in the conversation how many attempts remain."""
+    When the last attempt is used up we treat the episode as finished: what comes after it is worth 0, and not
+    V (we do not bootstrap). This is safe because the model can see in the conversation how many attempts
+    remain."""
     advantages, next_value, next_advantage = [], 0.0, 0.0
     for reward, value, discount in zip(*(reversed(x.tolist()) for x in (rewards, values, discounts))):
         delta = reward + discount * next_value - value
@@ -124,7 +127,7 @@ def kl_estimators(logp, ref_logp):
 
 
 def policy_loss(logp, old_logp, advantages, clip):
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated. [N] each -> [N].
+    """PPO's clipped surrogate objective (Schulman et al. 2017, eq. 7), negated to be a loss. [N] each -> [N].
 
     Several updates use the same samples, so from the second on the policy differs from the one that sampled
     them. The ratio corrects for the changed probability of each action, but not for the changed distribution
@@ -193,7 +196,7 @@ def train(args, machine, stop):
     source, state, tensors = load_checkpoint(args, machine)
     policy, tok = load_model(source, args, machine)
     reference, _ = load_model(args.init, args, machine, trained=False)
-    # V reads the last hidden state. The head starts at 0, so at first it sends no gradient into the trunk.
+    # V reads the last hidden state. The head starts at 0, so at first it sends no gradient into the policy.
     value_head = torch.nn.Linear(policy.get_output_embeddings().in_features, 1)
     value_head.load_state_dict(tensors.get("value_head", {"weight": torch.zeros_like(value_head.weight),
                                                           "bias": torch.zeros(1)}))
@@ -211,7 +214,7 @@ def train(args, machine, stop):
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
     if machine.world == 1 or machine.dtype == torch.float32:  # otherwise FSDP2 gathers rounded weights
         if not (error := scoring_error(policy, tok, envs[0], machine)) <= 1e-3:  # also NaN
-            fail(f"{source}: what generate() and score() say of the same tokens differs by {error:.1e} where "
+            fail(f"{source}: a token's log-prob by generate() and by score() differs by {error:.1e} where "
                  "rows are padded, so PPO's ratios would be wrong")
     n = sum(p.numel() for p in policy.parameters())
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]

@@ -88,7 +88,7 @@ BASE = {
 SFT = {
     "tokens":            (7e5,    8e5,     6e5,    6e5),     # compute X / 6N, the same as PPO's
     "batch":             (128,    128,     16,     16),      # episodes a step: hands, or routes of ~8 rows
-    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; by seen; virl: by ID, seed 0
+    "lr":                (2e-4,   2e-4,    2e-3,   2e-3),    # AdamW; chosen on seed 0: gp by seen, virl by ID
     "muon_lr":           0.0,
     "vision_rate":       1.0,
     "warmup":            5,
@@ -443,7 +443,7 @@ def shard(model, machine, dtype):
     if machine.world == 1:
         return model.to(machine.device)
     if machine.dtype == torch.float16:
-        fail("torchrun goes with bf16 or fp32: in fp16 the ranks' loss scalers would differ")
+        fail("torchrun works only with bf16 or fp32: in fp16 the ranks' loss scalers would differ")
     inner_first = [*reversed(blocks(model, "torchrun")), model]  # a unit shards what no inner one has
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # about changes in place; there are none here
     mesh = DeviceMesh(machine.device.type, torch.arange(machine.world))
@@ -519,7 +519,7 @@ def load_checkpoint(args, machine):
     state = read_json(os.path.join(path, "state.json"), "step", "flops", "start_flops", "world", "scaler")
     if state["world"] != machine.world:
         fail(f"--resume: {path} was trained by {state['world']} processes, and this is {machine.world}: "
-             "its batches would be others")
+             "the batches would not be the same")
     try:
         return path, state, torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as e:  # missing, cut off, no such file format: each its own kind
@@ -675,7 +675,7 @@ def parse_run(parser, argv, tables, real=()):
     args = parse(parser, argv)
     args.name = args.name or args.stage
     if args.name != args.stage and args.name in (*STAGES, "rl"):
-        fail(f"--name {args.name} is the place of another stage; choose another --name")
+        fail(f"--name {args.name} is the name of another stage; choose another --name")
     args.folder = run_folder(args, args.name)
     if os.path.exists(args.folder) and not args.resume:
         fail(FOLDER_EXISTS.format(args.folder))
@@ -797,7 +797,7 @@ def main(argv=None):
     if args.stage == "base" and args.name != "base":
         fail("--name: a base has its own place below --out; for another one choose another --out")
     if args.init and args.stage != "sft" and not args.resume:
-        fail(f"--init is where --stage sft starts; --stage {args.stage} has a start of its own")
+        fail(f"--init works only with --stage sft; --stage {args.stage} has its own starting point")
     if args.demos not in ENVS[args.env].demonstrators:
         fail(f"--demos {args.demos}: {ENVS[args.env].title} has demonstrations by "
              f"{' or '.join(ENVS[args.env].demonstrators)}")

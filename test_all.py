@@ -563,8 +563,8 @@ def test_same_seed_same_episodes_in_another_process():
         equal([other == x for other in others], [True] * 3 + [False] * 2, Env.title)
 
 
-def test_cells_and_bad_keywords():
-    """cells() has each column's keywords. Each bad keyword of an environment is named in an error."""
+def test_columns_and_bad_keywords():
+    """columns() has each column's keywords. Each bad keyword of an environment is named in an error."""
     other = {"id": "ood", "ood": "id"}
     for Env, held_out, more, bad in ((GeneralPoints, "faces", {}, {"pixels": 39}),
                                      (VIRL, "unseen", {"move_on": True}, {"pixels": 15, "split": "faces"})):
@@ -576,7 +576,7 @@ def test_cells_and_bad_keywords():
             if visual:
                 expected["visual"] = {**cell, "visual": other[visual]}
                 expected["visual"].update({"split": "all"} if Env is VIRL else {})
-            equal(list(Env.cells(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
+            equal(list(Env.columns(rule, visual).items()), list(expected.items()), (Env.title, rule, visual))
         for name, value in [("rule", "x"), ("split", "x"), ("verify", 0), ("visual", "x"), ("pixels", 0),
                             *bad.items()]:
             refused(f"{name}={value!r}", lambda: Env(vl=True, **{name: value}))
@@ -942,7 +942,7 @@ def test_virl_prompt_states_the_rule():
 
 def test_virl_splits_and_words():
     """Splits share no streets and names; SFT's routes are fixed; words are frequent; 85% need no look."""
-    for look, towns in (("id", env_virl.CITIES), ("ood", env_virl.ABROAD)):
+    for look, towns in env_virl.CITIES.items():
         fixed, shared = env_virl.training_routes(towns["train"]), {"train": set(), "unseen": set()}
         for split in shared:
             envs = [VIRL(split=split, visual=look, seed=i, rule=rule) for i in range(3) for rule in RULES]
@@ -1055,7 +1055,7 @@ def test_virl_views_show_the_observation():
             sky = env_virl.city_style(look, "Aldham")["sky"]
             far = np.abs(view[len(view) // 8, len(view) // 2] - sky).max()
             within(0, far, 12 if a == CROSS else 255, (look, pixels, a, "sky"))
-    towns = [town for table in (env_virl.CITIES, env_virl.ABROAD) for row in table.values() for town in row]
+    towns = [town for splits in env_virl.CITIES.values() for row in splits.values() for town in row]
     for look, colours in looks:
         styles = [env_virl.city_style(look, town) for town in towns]
         equal(len(set(map(str, styles))), 8, f"{look}: styles")
@@ -2197,7 +2197,7 @@ class Toy:
         pass
 
     @staticmethod
-    def cells(rule, visual):
+    def columns(rule, visual):
         return {c: {} for c in ("seen", "id", "ood")}
 
     def reset(self, seed=None):
@@ -2879,7 +2879,7 @@ def test_torchrun():
         text = command(*launch.split(), OMP_NUM_THREADS="1", PYTHONPATH=HERE, code=1)
         for line in ("error: the tiny base is pretrained by one process, not by torchrun: python sft.py "
                      "--stage base --env gp --rule id --out nothing --seed 3",
-                     "error: torchrun goes with bf16 or fp32"):
+                     "error: torchrun works only with bf16 or fp32"):
             said = [text.count(f"rank {rank}: {line}") for rank in (0, 1)]
             equal(said, [1, 1], f"{line}\n{text[-2000:]}")
         assert "error: rank 1 has had enough" in text and "x 2 in float32" in text, text[-2000:]
@@ -3059,10 +3059,10 @@ def test_bad_input_gets_one_clear_line():
                 ("state.json is damaged: it has no flops", rl.main, flags(out, init=f"{out}/gp/id/keys")),
                 ("state.json is damaged: it has no flops", sft.main, flags(out, 2, name="keys", resume=True)),
                 ("optimizer.pt is missing or damaged", sft.main, flags(out, 2, name="tensors", resume=True)),
-                ("--stage init has a start", sft.main, f"--stage init --init {out}/wide --name x"),
+                ("--stage init has its own", sft.main, f"--stage init --init {out}/wide --name x"),
                 ("--name: a base", sft.main, flags(out, stage="base", name="b")),
-                ("--name base is the place", sft.main, flags(f"{out}/empty", name="base")),
-                ("--name init is the place", rl.main,
+                ("--name base is the name", sft.main, flags(f"{out}/empty", name="base")),
+                ("--name init is the name", rl.main,
                  flags(f"{out}/empty", name="init", init=f"{out}/gp/base")),
                 ("gp/base exists", sft.main, flags(out, stage="base"))):
             error_of(words, main, f"--out {out} {line}")

@@ -2,8 +2,9 @@
 
     python -c "from verifier import *; print(judge_gp('{\"formula\": \"8/(3-8/3)\"}', [3, 3, 8, 8]))"
 
-This is the paper's outcome verifier VER (section 3, "sequential revision"; rewards: appendix A.3 for
-GeneralPoints, B for V-IRL): pure functions of text and numbers, without a model, randomness or torch.
+This is the paper's outcome verifier VER. After its feedback the model may answer again (section 3,
+"sequential revision"; rewards: appendix A.3 for GeneralPoints, B for V-IRL). All functions here are pure
+functions of text and numbers, without a model, randomness or torch.
 A formula is not handed to eval(). It is read by a small grammar, and its length, depth and numbers are
 bounded, so no answer can raise, hang or take much memory (`9**9**9`, 10,000 brackets, ...). Values are exact:
 with floats, as in the authors' release, the right answer 8/(3-8/3) would be rejected.
@@ -24,17 +25,18 @@ MAX_DIGITS = 4      # digits of one number
 
 @dataclass
 class Step:
-    """One answer's outcome.
-    messages: the chat to answer next, None when the episode is over. Until the position is done, it is the
-              last chat plus the answer and a feedback turn. The next position has a new chat.
+    """One answer's outcome. An episode is a sequence of positions: one hand of cards, or places on a route.
+    A position is done after a right answer, or when its attempts are used up.
+    messages: the chat to answer next, None when the episode is over. At the same position it is the last chat
+              plus the answer and a feedback turn. The next position begins a new chat.
     images:   the pictures in `messages` (PIL.Image), [] for tasks in words.
     reward:   float in the environment's own units, 5 for a solved hand. PPO divides it by env.reward_scale.
     info:     "verdict"          str, a key of the reward table
               "success"          the whole episode was solved; meaningful when done
-              "position_done"    this answer was the last one at its position (a hand, a place on a route)
+              "position_done"    this answer was the last one at its position
               "position_solved"  this answer is right
               "rule_matters"     the right answer here differs between the two rules
-              "recognized"       share of the picture's parts read right, in [0, 1]; None where words tell all
+              "recognized"       share of the picture's parts read right, in [0, 1]; None if words tell them
               "other_rule"       the answer follows the rule that is NOT in force"""
     messages: list | None
     images: list
@@ -85,7 +87,7 @@ def evaluate_formula(text):
 
         evaluate_formula("8/(3-8/3)")  ->  (Fraction(24, 1), [8, 3, 8, 3])
 
-    Raises FormulaError for all else: other characters, a sign without a left side, unbalanced brackets,
+    Raises FormulaError for all else: other characters, an operator without a left side, unbalanced brackets,
     division by zero, or more than MAX_FORMULA, MAX_DEPTH or MAX_DIGITS."""
     if len(text) > MAX_FORMULA:
         raise FormulaError("it is too long")
@@ -95,17 +97,17 @@ def evaluate_formula(text):
     def parse_sum(depth):
         total = parse_product(depth)
         while tokens[0] in ("+", "-"):
-            sign, right = tokens.pop(0), parse_product(depth)
-            total = total + right if sign == "+" else total - right
+            operator, right = tokens.pop(0), parse_product(depth)
+            total = total + right if operator == "+" else total - right
         return total
 
     def parse_product(depth):
         product = parse_atom(depth)
         while tokens[0] in ("*", "/"):
-            sign, right = tokens.pop(0), parse_atom(depth)
-            if sign == "/" and right == 0:
+            operator, right = tokens.pop(0), parse_atom(depth)
+            if operator == "/" and right == 0:
                 raise FormulaError("it divides by zero")
-            product = product * right if sign == "*" else product / right
+            product = product * right if operator == "*" else product / right
         return product
 
     def parse_atom(depth):
@@ -118,7 +120,7 @@ def evaluate_formula(text):
                 raise FormulaError("a bracket is not closed")
             return inner
         if not re.fullmatch("[0-9]+", token):
-            raise FormulaError("it has a sign in the wrong place" if token else "a number is missing")
+            raise FormulaError(f"{token!r} is in the wrong place" if token else "a number is missing")
         if len(token) > MAX_DIGITS:
             raise FormulaError("a number is too large")
         numbers.append(int(token))
@@ -216,7 +218,7 @@ def judge_virl(answer, action, at_intersection):
     Returns a Verdict, decided in this order: no JSON or no legal action -> illegal; a wrong claim about
     standing at an intersection; wrong action. A word of the other rule is legal, and wrong. Never raises.
 
-        judge_virl('{"action": "stop()"}', "forward()", False).reward  ->  -1.0"""
+        judge_virl('{"action": "stop()"}', "forward()", False).kind  ->  "wrong_action", for -1.0"""
     fields = last_json_object(answer) or {}
     said, observation = fields.get("action"), fields.get("current observation")
     match = ACTION.fullmatch(said) if isinstance(said, str) else None

@@ -151,7 +151,7 @@ def blanked(lines, tree, exercise):
 def starter(folder, chosen):
     """Copy the repository into an empty or new folder, without the bodies of the chosen exercises."""
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        fail(f"{folder} is there and is not an empty folder")
+        fail(f"{folder} exists and is not an empty folder")
     for pattern in COPIED:
         for path in glob.glob(pattern, root_dir=ROOT):
             target = os.path.join(folder, path)
@@ -180,7 +180,7 @@ def assembled(exercise, student):
         try:
             used = ast.parse("if True:\n" + text + " " * indent(their_lines[last]) + "pass")
         except SyntaxError:
-            raise Unusable(f"{exercise.file}: the lines between the two banners are no whole statements")
+            raise Unusable(f"{exercise.file}: the lines between the two banners are not whole statements")
     extra = helpers(used, theirs, known if exercise.block else known | {exercise.name})
     if exercise.added:  # it goes to the end
         return "".join(lines + extra) + text
@@ -262,15 +262,16 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["starter", "check"])
     parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("exercises", nargs="*", metavar="EXERCISE")  # default: all
-    parser.add_argument("--gradescope", metavar="FILE")              # check: write Gradescope's results.json
-    parser.add_argument("--seconds", type=float, default=60)         # check: time limit of one exercise
+    parser.add_argument("exercises", nargs="*", metavar="EXERCISE", help="names of exercises (default: all)")
+    parser.add_argument("--gradescope", metavar="FILE", help="check: write Gradescope's results.json here")
+    parser.add_argument("--seconds", type=float, default=60,
+                        help="check: time limit of one exercise (default: 60)")
     args = parser.parse_intermixed_args(argv)
     unknown = [name for name in args.exercises if name not in EXERCISES]
     if unknown:
         fail(f"there is no exercise {unknown[0]}; there are {', '.join(EXERCISES)}")
     if not 0 < args.seconds < 1e6:
-        fail(f"--seconds {args.seconds:g} is no time limit")
+        fail(f"--seconds {args.seconds:g} is not a time limit above 0")
     chosen = [EXERCISES[name] for name in dict.fromkeys(args.exercises)] or list(EXERCISES.values())
     try:
         if args.command == "starter":

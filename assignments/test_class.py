@@ -1365,7 +1365,7 @@ def test_a_block_in_a_starter():
         for new, words in (
                 (text.replace("# ==== LOG", "# LOG"), "expected one line that begins with '# ==== LOG'"),
                 (text.replace("def train(", "def trains("), "rl.py has no function train"),
-                (half, "are no whole statements")):
+                (half, "are not whole statements")):
             with open(f"{path}/rl.py", "w") as f:
                 f.write(new)
             passed, why, _ = make.check(e, path, 60)
