@@ -2616,6 +2616,10 @@ def test_sampled_is_scored_is_asked():
     for family in FAMILIES:
         error = ev.scoring_error(*tiny(family), world(family, 0, 3), cpu("bf16"))
         within(0, error, 1e-4, f"{family}: error in fp32")
+    with folder() as path:  # experts as some are released: with a flag that only pretraining needs
+        save(f"{path}/m", small_model("mixtral", num_key_value_heads=2, output_router_logits=True), tiny()[1])
+        experts = ev.load(f"{path}/m")
+        within(0, ev.scoring_error(*experts, world("gp", 0, 3), cpu()), 1e-4, "experts: error in fp32")
     kind, norm = type(tiny("gp")[0]), type(tiny("gp")[0].model.norm)
     real, still = kind.forward, norm.forward
 
