@@ -896,7 +896,7 @@ def prepare_chat(path, tok, model):
              "chat template uses; give it one by resize_token_embeddings()")
     its = model.generation_config.eos_token_id  # an id, a list of ids or None
     eos = {tok.eos_token_id, *torch.tensor([] if its is None else its).flatten().tolist()}
-    eos = sorted(i for i in eos | set((form.last or form.between)[-1:]) if i is not None and i < known)
+    eos = sorted(i for i in eos | set((form.last or form.between)[-1:]) if i in range(known))
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:

@@ -2561,7 +2561,7 @@ def test_ids_that_the_model_lacks():
         embedding(torch.tensor([tok.eos_token_id])).sum().backward()
         gradient = embedding.weight.grad[tok.eos_token_id].tolist()
         equal(gradient, [1.0] * 128, "the gradient of an end token that also pads")
-        model.generation_config.eos_token_id = 0  # an id like any other
+        model.generation_config.eos_token_id = [0, -1]  # 0 is an id like any other; -1 stands for none
         equal(loaded()[0].generation_config.eos_token_id, [0, its.eos_token_id], "ends of a turn")
         tok.chat_template = QWEN
         raises(SystemExit, "no embedding for '<|eot|>'", loaded)
