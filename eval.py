@@ -848,6 +848,8 @@ def load(path, device="cpu", dtype=torch.float32):
                                              ignore_mismatched_sizes=True)  # they are named below
         vocabulary = model.get_output_embeddings().out_features
         model.get_input_embeddings().padding_idx = None  # that row, often the end token's, would not learn
+        if getattr(text := model.config.get_text_config(), "output_router_logits", False):
+            text.output_router_logits = False  # or generate() counts a loss of balance, and fails
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
@@ -892,7 +894,7 @@ def prepare_chat(path, tok, model):
              "chat template uses; give it one by resize_token_embeddings()")
     its = model.generation_config.eos_token_id  # an id, a list of ids or None
     eos = {tok.eos_token_id, *torch.tensor([] if its is None else its).flatten().tolist()}
-    eos = sorted(i for i in eos | set((form.last or form.between)[-1:]) if i is not None and i < known)
+    eos = sorted(i for i in eos | set((form.last or form.between)[-1:]) if i in range(known))
     if not eos:
         fail(f"{path!r}: its tokenizer has no end-of-sequence token that the model knows")
     if tok.pad_token_id is None or tok.pad_token_id >= known:

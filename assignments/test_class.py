@@ -1416,7 +1416,10 @@ def test_gradescope():
         run("starter", f"{path}/s", "judge_gp")
         change(f"{path}/s/verifier.py", TODO.format("judge_gp"),
                "    print('two', answer[:9])\n    print('lines')\n" + TODO.format("judge_gp"))
-        printed, error = run("check", f"{path}/s", "relative_word", "judge_gp", "--gradescope", file)
+        with mock.patch.object(os, "cpu_count", lambda: 64), \
+                mock.patch.object(make, "ThreadPoolExecutor", wraps=ThreadPoolExecutor) as pool:
+            printed, error = run("check", f"{path}/s", "relative_word", "judge_gp", "--gradescope", file)
+        pool.assert_called_once_with(4)  # a container has not the memory of a host with 64 cores
         with open(file) as f:
             results = json.load(f)
         assert error is None and results == {"tests": [
