@@ -541,6 +541,9 @@ def load_model(path, args, machine, trained=True):
         return shard(model, machine, machine.dtype), tok
 
 
+FOLDER_EXISTS = "{} exists: go on with it by --resume, or choose another --name or --out"
+
+
 def open_run(args, machine, n, step):
     """Make the folder of a new run; of a resumed run, drop the records after `step` -> a progress bar in
     percent of the budget, silent when not a terminal. n: number of parameters."""
@@ -623,7 +626,6 @@ def stop_signals():
 # ------------------------------------------------------------------------------------------------------------
 # The command line.
 
-FOLDER_EXISTS = "{} exists: go on with it by --resume, or choose another --name or --out"
 ANEW = ("tokens", "steps", "device", "dtype", "micro_tokens")  # flags that may be given anew with --resume
 
 
