@@ -106,6 +106,13 @@ INIT = {
 REAL = {"tokens": 1e7, "batch": 64, "lr": 1e-5, "micro_tokens": 4096, "max_new_tokens": 256}
 REAL_INIT = {**REAL, "tokens": 1e6, "lr": 2e-5}
 STAGES = {"base": BASE, "init": INIT, "sft": SFT}
+FLAGS = {  # hyper-parameters of every run that are flags: type, lowest and highest value, help
+    "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
+    "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
+    "lr": (float, 1e-12, 1e30, "AdamW's learning rate"),
+    "evaluations": (int, 0, math.inf, "how often success is evaluated while it trains; 0: never"),
+    "micro_tokens": (int, 1, math.inf, "tokens a forward pass when not sampling, padding included"),
+}
 CLIP_GRAD = 1.0  # the gradient's norm is clipped to this
 TINY = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True)
@@ -541,6 +548,9 @@ def load_model(path, args, machine, trained=True):
         return shard(model, machine, machine.dtype), tok
 
 
+FOLDER_EXISTS = "{} exists: go on with it by --resume, or choose another --name or --out"
+
+
 def open_run(args, machine, n, step):
     """Make the folder of a new run; of a resumed run, drop the records after `step` -> a progress bar in
     percent of the budget, silent when not a terminal. n: number of parameters."""
@@ -623,17 +633,7 @@ def stop_signals():
 # ------------------------------------------------------------------------------------------------------------
 # The command line.
 
-FOLDER_EXISTS = "{} exists: go on with it by --resume, or choose another --name or --out"
 ANEW = ("tokens", "steps", "device", "dtype", "micro_tokens")  # flags that may be given anew with --resume
-
-
-FLAGS = {  # hyper-parameters of every run that are flags: type, lowest and highest value, help
-    "tokens": (float, 1e-9, 1e30, "the budget of compute, X / 6N, in trained tokens"),
-    "batch": (int, 1, math.inf, "episodes (base: rows of documents) a step and rank"),
-    "lr": (float, 1e-12, 1e30, "AdamW's learning rate"),
-    "evaluations": (int, 0, math.inf, "how often success is evaluated while it trains; 0: never"),
-    "micro_tokens": (int, 1, math.inf, "tokens a forward pass when not sampling, padding included"),
-}
 
 
 def fill_in(args, table):
