@@ -707,6 +707,8 @@ def parse_run(parser, argv, tables, real=()):
     now.folder, now.out = args.folder, args.out
     if saved["init"] == run_folder(SimpleNamespace(**saved), "init"):
         now.init = None  # the usual one, found again by command(): --out may have been moved
+    elif saved["init"] and saved["init"].startswith(saved["out"] + "/"):  # another one, moved with it
+        now.init = args.out + saved["init"][len(saved["out"]):]
     return now
 
 

@@ -2785,11 +2785,13 @@ def test_a_run_is_a_folder():
         equal(changed, {"tokens": 2e3, "steps": None, "resume": True}, "flags that changed")
 
         # Moved to where --out is without the flag: its earlier stages are found, or made, below that place.
-        ev.write_json(f"{path}/args.json", {**args_json, "out": "elsewhere"})
-        look = lambda args, train: equal((args.out, args.folder), (out, path), "--out, folder")
-        with watching(sft, "new_parser", lambda parser, *_: parser.set_defaults(out=out)), \
-                mock.patch.object(sft, "command", look):
-            sft.main(["--name", "a", "--resume"])
+        for init, found in (("elsewhere/gp/id/init", None), ("elsewhere/gp/base", f"{out}/gp/base"),
+                            ("m/gp/base", "m/gp/base"), (None, None)):
+            ev.write_json(f"{path}/args.json", {**args_json, "out": "elsewhere", "init": init})
+            look = lambda args, train: equal((args.out, args.folder, args.init), (out, path, found), "places")
+            with watching(sft, "new_parser", lambda parser, *_: parser.set_defaults(out=out)), \
+                    mock.patch.object(sft, "command", look):
+                sft.main(["--name", "a", "--resume"])
 
 
 def test_earlier_stages():
