@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Guess: Inspect's scorer match(numeric=True) compares numbers: 123,456 is 123456 and 123456.0, and not 123457.
 # What happens: both numbers are rounded to five significant digits before they are compared. So a wrong integer of six
-#   or more digits is CORRECT where its first five digits are right, up to one part in twenty thousand. 123457 passes
-#   for 123456, and each answer from 999995 to 1000050 for 1000000. Below 100,000 integers are compared exactly, so
-#   tests with small numbers pass. The tolerance is in no documentation, cannot be set, and leaves no trace: the log
-#   shows the answer as 1.2346e+05.
+#   or more digits is CORRECT where it rounds to the same five, and it can be off by up to one part in ten thousand:
+#   123457 passes for 123456, and each answer from 999995 to 1000050 for 1000000. Below 100,000 integers are compared
+#   exactly, so tests with small numbers pass. The rounding is not in the documentation and cannot be set. The log
+#   shows both answers as 1.2346e+05.
 # Versions: inspect_ai 0.3.285.
 # Why it matters here: a product of two three-digit numbers, a large sum and a count are what arithmetic tasks ask for,
 #   and the last digits are what a model gets wrong. The better it guesses the magnitude, the more is credited, so the
