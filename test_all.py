@@ -352,6 +352,13 @@ def turns_of(document):
     return True, document[0]["content"], [m["content"] for m in document[1::2]]
 
 
+def chat_is_judged(document, judge):
+    """Behind each answer but a chat's last one is what the verifier says of it, and it is wrong."""
+    for answer, feedback in zip(document[1::2], document[2::2]):
+        verdict = judge(answer["content"])
+        equal((feedback["content"], verdict.kind == "correct"), (verdict.feedback, False), document)
+
+
 def shares(counts, *rows):
     """rows: (lowest share, what is counted, of how many, highest share)."""
     for low, part, whole, high in rows:
@@ -792,8 +799,9 @@ def test_gp_example():
 
 
 def test_gp_documents():
-    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions are true."""
-    rng, count = random.Random(0), Counter()
+    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions are true. Games
+    have many rules, in half of them J = Q = K; a chat ends with the right answer."""
+    rng, count, rules = random.Random(0), Counter(), []
     with mock.patch.object(env_gp, "picture", return_value="picture") as draw:
         documents = [("words", env_gp.document(rng), [], [], None) for _ in range(2000)]
         documents += [("exact", env_gp.document(rng, 0, noise=0), [], [], None) for _ in range(500)]
@@ -812,6 +820,11 @@ def test_gp_documents():
         faces = dict(re.findall("([AJQK]) is ([0-9]+)", text))
         parts = [json.loads(answer) for answer in answers]
         count.update([look, f"{task} chat" if chat else task])
+        rules += [tuple(faces[face] for face in "JQK")] if faces else []
+        if chat:
+            shown = cards or re.search("\nCards: ([^.\n]+)", text)[1].split(", ")
+            numbers = [int(faces.get(rank, rank)) for rank in shown]
+            chat_is_judged(document, lambda said: judge_gp(said, numbers, cards=cards and shown or None))
         equal(images, ["picture"] * bool(cards), text)
         equal(str(document).count("<image>"), bool(cards and not chat), text)
         if not chat and "formula: " in text:
@@ -838,6 +851,8 @@ def test_gp_documents():
            (0.06, "seen chat", 3000, 0.10), (0.42, "seen game", 3000, 0.50),
            (0.07, "seen wrong", count["seen game"], 0.13),
            (0.003, "id chat misread", 3000, 0.03), (0.005, "ood chat misread", 3000, 0.03))
+    within(0.4, sum(len({*rule}) == 1 for rule in rules) / len(rules), 0.6, "share of rules with J = Q = K")
+    within(500, len({*rules}), 13 ** 3, "rules")
     for share, kind in ((1.0, list), (0.0, str)):
         equal({type(env_gp.picture_document(rng, share)[0]) for _ in range(20)}, {kind}, share)
     (small, picture), (large, _) = (env_gp.picture_document(random.Random(2), pixels=n) for n in (96, 80))
@@ -907,6 +922,7 @@ def test_virl_rail():
                 break
             shown = step.messages[0]["content"].split("Last steps: ")[1]
             assert "stop()" not in shown, "only right actions are shown"
+            equal(shown.split("\nNow: ")[0].count(": "), min(env.at, 3), "the last steps, up to three")
         equal(path, env.positions if move_on else env.positions[:failed + 1], "the path")
         equal((step.done, step.messages, step.info["success"]), (True, None, False), "the end")
 
@@ -953,6 +969,13 @@ def test_virl_splits_and_words():
                 assert split != "train" or env.route in fixed, f"expected a training route, got {env.route}"
                 routes.add(env.route.name)
                 legs.add(len(points) - 1)
+                for place, ahead in zip(places, places[1:]):
+                    way, towards = complex(*ahead.point) - complex(*place.point), math.radians(place.heading)
+                    near([abs(way) * math.sin(towards), abs(way) * math.cos(towards)], [way.real, way.imag],
+                         1e-9, f"{place} to {ahead}: 0 is north, 90 is east")
+                    where, _, landmarks = env_virl.city(env.route.name.split()[0])
+                    side = relative_word(place.heading, landmarks[where.index(ahead.point)][1]).split()[-1]
+                    assert ahead.landmark.endswith(f" is on your {side}"), (place, ahead)
                 names = [place.landmark.split(" is")[0] for place in places[1:]]
                 shared[split].update(zip(points, points[1:]), names)
                 equal(len(set(points)), len(points), points)
@@ -971,10 +994,13 @@ def test_virl_splits_and_words():
             shares(count, *((0.05, word, count["turn"], 0.25) for word in COMPASS))
             shares(count, *((0.09, word, count["turn"], 0.45) for word in RELATIVE))
         equal(shared["train"] & shared["unseen"], set(), "streets and names in both")
+        a, b = (VIRL(split=split, visual=look).reset(0) for split in ("unseen", "all"))
+        equal(a, b, f"{look}: without data all routes are unseen ones")
 
 
 def test_virl_documents():
-    """A tenth of the words of turns is wrong, and of the rare look half of what is said; all else is true."""
+    """A tenth of the words of turns is wrong, and of the rare look half of what is said; all else is true. A
+    chat ends with the right answer."""
     rng, counts, names = random.Random(0), Counter(), set()
     with mock.patch.object(env_virl, "draw_picture", wraps=env_virl.draw_picture) as draw:
         documents = [("words", env_virl.document(rng), [], None, None) for _ in range(9000)]
@@ -1005,6 +1031,11 @@ def test_virl_documents():
         turns = [shorthand(line).split(", that is ") for line in lines if "urn " in line]
         if chat:
             assert space in RULES and text.startswith("You walk along a route") and len(answers) < 3, text
+            line = json.loads(answers[0])["current instruction"]
+            word = next((word for word in shorthand(line).split(", that is ") if word in words), None)
+            right = (f"turn_direction({word})" if word else json.loads(answers[0])["action"])
+            crossing = CROSS in (truth or re.search("\nNow: (.*)\n", text)[1])
+            chat_is_judged(doc, lambda said: judge_virl(said, right, crossing))
         if text.startswith("A walk."):
             right = [next(word for word in turn if word in words) for turn in turns]
             said = re.findall(r"turn_direction\(([^()]+)\)", text.split("Route:")[1])
@@ -1148,8 +1179,13 @@ def test_virl_real_routes():
         walked = [(list(p.point), p.landmark) for p in read.places]
         equal(walked, list(zip(points, [None, *places, end])), "places")
         positions = env_virl.walk(read, random.Random(0))[1]
-        turns = [env_virl.action_text(p, "id") for p in positions if p.turn]
-        equal(turns, [f"turn_direction{word.split(' ')[1]}" for word in words], "turns")
+        turns, faced = [p for p in positions if p.turn], [30, *(float(word.split(" ")[0]) for word in words)]
+        said = [[env_virl.action_text(p, rule) for p in turns] for rule in RULES]
+        lefts = ["turn_direction(left)"] * len(words)  # by 92, 86 and 92 degrees; by 131 and 89
+        equal(said, [[f"turn_direction{word.split(' ')[1]}" for word in words], lefts], "turns")
+        equal([(p.heading, p.turn) for p in turns], [*zip(faced, zip(faced, faced[1:]))], "headings")
+        ahead = [p.heading for p in positions if not p.turn]
+        equal((ahead, {*ahead}), (sorted(ahead, key=faced.index), {*faced[1:]}), "headings of the legs")
         shown = [next(p.observation for p in positions if p.point == place.point) for place in read.places]
         equal(shown, [NONE, *(f"{place}, {CROSS}" for place in places), end], "observations")
         refused(f"milestone_info.to_next_intersection_heading: block 0: {words[0].split()[0]} degrees",
