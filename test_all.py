@@ -1733,6 +1733,41 @@ def test_evaluate_counts_positions():
         near(sum(cell["verdicts"].values()), 1, 1e-9, "shares of verdicts")
 
 
+def test_evaluate_plays_each_column():
+    """By its own rule, split and look, and by the flags; any --seed has the same hands. What was read counts
+    at first answers, here of a player who reads all, and solves; reads all; reads three cards of four."""
+    def choose(env, seed):
+        number = int(seed.removeprefix("eval/"))
+        if env.attempts == 0:
+            met.append((env.rule, env.split, env.visual, env.verify, env.pixels))
+            hands.append((number, env.cards))
+        if env.attempts or number % 3 == 0:
+            return env.expert()
+        said = env.cards[:3] + [next(r for r in env_gp.RANKS if r != env.cards[3])] * (number % 3 == 2)
+        return json.dumps({"cards": said if number % 3 == 2 else env.cards, "formula": "1"})
+    other = {"id": "ood", "ood": "id"}
+    for rule, look in itertools.product(RULES, repeat=2):
+        dealt = []
+        for seed in (0, 7):
+            line = f"--vl --pixels 41 --verify 2 --rule {rule} --visual {look} --seed {seed}"
+            met, hands, calls = [], [], []
+            with acting(choose), watching(ev, "rollout", lambda *call, **_: calls.append(call[5:7])):
+                args = parsed(f"{line} --temperature 0.3 --max_new_tokens 9")
+                cells = ev.evaluate(None, None, args, cpu(), 6)
+            dealt.append(hands)
+            equal(calls, [(0.3, 9)], "temperature, longest answer")
+            columns = {"seen": (rule, "train", look), "id": (rule, "unseen", look),
+                       "ood": (other[rule], "faces", look), "visual": (rule, "unseen", other[look])}
+            equal(met, [(*column, 2, 41) for column in columns.values() for _ in range(6)], line)
+            equal([number for number, _ in hands], [*range(6)] * 4, "numbers of episodes")
+            for column, cell in cells.items():
+                read = cell["recognition"]
+                near([cell["p"], read["p"], read["n"], read["whole"]["p"], read["whole"]["n"],
+                      read["solved"]["p"], read["solved"]["n"]], [1, 11 / 12, 6, 2 / 3, 6, 1 / 2, 4], 1e-9,
+                     f"{column}: solved; read, of; whole, of; solved among these, of")
+        equal(*dealt, "the hands of two seeds")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # PPO and the loops (rl.py, sft.py)
 
