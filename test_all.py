@@ -1906,6 +1906,14 @@ def test_pretraining_rows_hold_whole_documents():
             assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18
             assert sum(len(r.ids) for r in rows) > 20 * 0.7 * width
         assert sum(bool(r.pictures) for r in rows) > 6 or not share
+    for look, held_out in (("id", "ood"), ("ood", "id")):  # the look that the base learns poorly
+        asked, args.visual, args.picture_share, args.batch = set(), look, 1, 1
+        env = SimpleNamespace(picture_document=lambda *_, rare, pixels: asked.add(rare) or ("A", []))
+        sft.pretraining_rows(args, env, tok, random.Random(0))
+        equal(asked, {held_out}, f"the rare look, for a base of {look}")
+    args = SimpleNamespace(stage="base", seed=0, batch=1, row_tokens=128, chat_share=0.1, picture_share=0)
+    rows = [sft.batch_rows(args, GeneralPoints, tok, None, *at)[0].ids for at in ((0, 0), (0, 1), (1, 0))]
+    equal(len({*map(str, rows)}), 3, "rows of two ranks, and of the next step")
 
 
 @functools.lru_cache(maxsize=None)
@@ -2360,6 +2368,59 @@ def test_demonstrators():
             written[name] = sorted(tok.decode(ids[:-1]) for ids in said)
             equal(written[name], sorted(env.expert(name) for env in envs), f"demonstrations by {name}")
         assert written["expert"] != written["habit"]
+
+
+def test_training_plays_its_own_split():
+    """Both loops train by the flags' rule, look, attempts and temperature, and on the training split. Each
+    step has episodes of its own, and so has each rank. PPO's numbers are those of its episodes."""
+    def check(envs):
+        met = {(env.rule, env.split, env.visual, env.verify, env.vl) for env in envs}
+        equal(met, {("ood", "train", "ood", 2, True)}, "rule, split, look, attempts, pictures")
+    rows, seeds, played, heats = [], [], [], set()
+
+    def look(episodes, policy, tok, envs, its, temperature, *_):
+        check(envs)
+        heats.add(temperature)
+        seeds.append(its)
+        played.append(episodes)
+    with folder() as out:
+        save(f"{out}/m", *tiny("llava"))
+        line = flags(out, 2, init=f"{out}/m", temperature=0.7, rule="ood", vl=True, visual="ood", pixels=80)
+        with watching(sft, "batch_rows", lambda its, args, env, *_: (check([env]), rows.append(its))):
+            quick(sft.main, line)
+        more = " --gamma 0.6 --lam 0.8 --beta 0.3 --minibatches 1 --epochs 1"
+        by_length = lambda said, *_, **__: judge_gp('{"formula": "1"}', [1], 1 + len(said) % 3)  # some succeed
+        with watching(rl, "rollout", look), mock.patch.object(env_gp, "judge_gp", by_length), \
+                watching(rl, "score", lambda _, model, part, pad, machine, heat, *__, **___: heats.add(heat)):
+            quick(rl.main, line + more)
+        log, tok = records(f"{out}/gp-vl/ood-ood/rl", "reward"), ev.load(f"{out}/m")[1]
+        with open(f"{out}/gp-vl/ood-ood/rl/episodes.txt", encoding="utf-8") as f:
+            written = f.read()
+    equal(heats, {0.7}, "temperatures")
+    equal([len({str(row.ids) for step in rows for row in step}), len({*seeds[0], *seeds[1]})], [8, 8],
+          "demonstrations, and seeds of episodes, in two steps")
+    assert tok.decode(played[0][0].segments[0].ids) in written, "an episode in episodes.txt"
+    for record, episodes in zip(log, played, strict=True):
+        turns, segments = ([x for e in episodes for x in getattr(e, name)] for name in ("turns", "segments"))
+        positions = [turns for e in episodes for turns in e.positions()]
+        k1, k3 = rl.kl_estimators(*(rl.joined(segments, name) for name in ("logp", "ref_logp")))
+        values, returns = (rl.joined(segments, name) for name in ("value", "returns"))
+        left = ((returns - values).var() / returns.var()).item()
+        expected = {"reward": sum(t["reward"] for t in turns) / 4, "turns": len(turns) / 4,
+                    "success": sum(e.turns[-1]["success"] for e in episodes) / 4,
+                    "recognized": sum(p[0]["recognized"] for p in positions) / len(positions),
+                    "tokens_per_answer": sum(t["tokens"] for t in turns) / len(turns),
+                    "cut": sum(t["cut"] for t in turns) / len(turns), "explained_var": 1 - left,
+                    "kl1": k1.mean().item(), "kl3": k3.mean().item()}
+        for name, x in expected.items():
+            near(record[name], x, 1e-5, name)
+        equal(record["verdicts"], {v: sum(t["verdict"] == v for t in turns) / len(turns) for v in GP_REWARD})
+        whitened = rl.joined(segments, "whitened")
+        near([whitened.mean(), whitened.std(correction=0)], [0, 1], 1e-4, "whitened: mean, deviation")
+        for e in episodes:
+            before = [s.advantage.clone() for s in e.segments]
+            rl.estimate_advantages(e, 5.0, 0.3, 0.6, 0.8)
+            near(rl.joined(e.segments, "advantage"), torch.cat(before), 1e-6, "advantages")
 
 
 def without_scoring_error():
