@@ -350,6 +350,13 @@ def turns_of(document):
     return True, document[0]["content"], [m["content"] for m in document[1::2]]
 
 
+def chat_is_judged(document, judge):
+    """Behind each answer but a chat's last one is what the verifier says of it, and it is wrong."""
+    for answer, feedback in zip(document[1::2], document[2::2]):
+        verdict = judge(answer["content"])
+        equal((feedback["content"], verdict.kind == "correct"), (verdict.feedback, False), document)
+
+
 def shares(counts, *rows):
     """rows: (lowest share, what is counted, of how many, highest share)."""
     for low, part, whole, high in rows:
@@ -790,8 +797,9 @@ def test_gp_example():
 
 
 def test_gp_documents():
-    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions are true."""
-    rng, count = random.Random(0), Counter()
+    """A tenth of formulas is wrong. The rare look is rare and its text noisy; common captions are true. Games
+    have many rules, in half of them J = Q = K; a chat ends with the right answer."""
+    rng, count, rules = random.Random(0), Counter(), []
     with mock.patch.object(env_gp, "picture", return_value="picture") as draw:
         documents = [("words", env_gp.document(rng), [], [], None) for _ in range(2000)]
         documents += [("exact", env_gp.document(rng, 0, noise=0), [], [], None) for _ in range(500)]
@@ -810,6 +818,11 @@ def test_gp_documents():
         faces = dict(re.findall("([AJQK]) is ([0-9]+)", text))
         parts = [json.loads(answer) for answer in answers]
         count.update([look, f"{task} chat" if chat else task])
+        rules += [tuple(faces[face] for face in "JQK")] if faces else []
+        if chat:
+            shown = cards or re.search("\nCards: ([^.\n]+)", text)[1].split(", ")
+            numbers = [int(faces.get(rank, rank)) for rank in shown]
+            chat_is_judged(document, lambda said: judge_gp(said, numbers, cards=cards and shown or None))
         equal(images, ["picture"] * bool(cards), text)
         equal(str(document).count("<image>"), bool(cards and not chat), text)
         if not chat and "formula: " in text:
@@ -836,6 +849,8 @@ def test_gp_documents():
            (0.06, "seen chat", 3000, 0.10), (0.42, "seen game", 3000, 0.50),
            (0.07, "seen wrong", count["seen game"], 0.13),
            (0.003, "id chat misread", 3000, 0.03), (0.005, "ood chat misread", 3000, 0.03))
+    within(0.4, sum(len({*rule}) == 1 for rule in rules) / len(rules), 0.6, "share of rules with J = Q = K")
+    within(500, len({*rules}), 13 ** 3, "rules")
     for share, kind in ((1.0, list), (0.0, str)):
         equal({type(env_gp.picture_document(rng, share)[0]) for _ in range(20)}, {kind}, share)
     (small, picture), (large, _) = (env_gp.picture_document(random.Random(2), pixels=n) for n in (96, 80))
@@ -905,6 +920,7 @@ def test_virl_rail():
                 break
             shown = step.messages[0]["content"].split("Last steps: ")[1]
             assert "stop()" not in shown, "only right actions are shown"
+            equal(shown.split("\nNow: ")[0].count(": "), min(env.at, 3), "the last steps, up to three")
         equal(path, env.positions if move_on else env.positions[:failed + 1], "the path")
         equal((step.done, step.messages, step.info["success"]), (True, None, False), "the end")
 
@@ -951,6 +967,13 @@ def test_virl_splits_and_words():
                 assert split != "train" or env.route in fixed, f"expected a training route, got {env.route}"
                 routes.add(env.route.name)
                 legs.add(len(points) - 1)
+                for place, ahead in zip(places, places[1:]):
+                    way, towards = complex(*ahead.point) - complex(*place.point), math.radians(place.heading)
+                    near([abs(way) * math.sin(towards), abs(way) * math.cos(towards)], [way.real, way.imag],
+                         1e-9, f"{place} to {ahead}: 0 is north, 90 is east")
+                    where, _, landmarks = env_virl.city(env.route.name.split()[0])
+                    side = relative_word(place.heading, landmarks[where.index(ahead.point)][1]).split()[-1]
+                    assert ahead.landmark.endswith(f" is on your {side}"), (place, ahead)
                 names = [place.landmark.split(" is")[0] for place in places[1:]]
                 shared[split].update(zip(points, points[1:]), names)
                 equal(len(set(points)), len(points), points)
@@ -969,10 +992,13 @@ def test_virl_splits_and_words():
             shares(count, *((0.05, word, count["turn"], 0.25) for word in COMPASS))
             shares(count, *((0.09, word, count["turn"], 0.45) for word in RELATIVE))
         equal(shared["train"] & shared["unseen"], set(), "streets and names in both")
+        a, b = (VIRL(split=split, visual=look).reset(0) for split in ("unseen", "all"))
+        equal(a, b, f"{look}: without data all routes are unseen ones")
 
 
 def test_virl_documents():
-    """A tenth of the words of turns is wrong, and of the rare look half of what is said; all else is true."""
+    """A tenth of the words of turns is wrong, and of the rare look half of what is said; all else is true. A
+    chat ends with the right answer."""
     rng, counts, names = random.Random(0), Counter(), set()
     with mock.patch.object(env_virl, "draw_picture", wraps=env_virl.draw_picture) as draw:
         documents = [("words", env_virl.document(rng), [], None, None) for _ in range(9000)]
@@ -1003,6 +1029,11 @@ def test_virl_documents():
         turns = [shorthand(line).split(", that is ") for line in lines if "urn " in line]
         if chat:
             assert space in RULES and text.startswith("You walk along a route") and len(answers) < 3, text
+            line = json.loads(answers[0])["current instruction"]
+            word = next((word for word in shorthand(line).split(", that is ") if word in words), None)
+            right = (f"turn_direction({word})" if word else json.loads(answers[0])["action"])
+            crossing = CROSS in (truth or re.search("\nNow: (.*)\n", text)[1])
+            chat_is_judged(doc, lambda said: judge_virl(said, right, crossing))
         if text.startswith("A walk."):
             right = [next(word for word in turn if word in words) for turn in turns]
             said = re.findall(r"turn_direction\(([^()]+)\)", text.split("Route:")[1])
@@ -1146,8 +1177,13 @@ def test_virl_real_routes():
         walked = [(list(p.point), p.landmark) for p in read.places]
         equal(walked, list(zip(points, [None, *places, end])), "places")
         positions = env_virl.walk(read, random.Random(0))[1]
-        turns = [env_virl.action_text(p, "id") for p in positions if p.turn]
-        equal(turns, [f"turn_direction{word.split(' ')[1]}" for word in words], "turns")
+        turns, faced = [p for p in positions if p.turn], [30, *(float(word.split(" ")[0]) for word in words)]
+        said = [[env_virl.action_text(p, rule) for p in turns] for rule in RULES]
+        lefts = ["turn_direction(left)"] * len(words)  # by 92, 86 and 92 degrees; by 131 and 89
+        equal(said, [[f"turn_direction{word.split(' ')[1]}" for word in words], lefts], "turns")
+        equal([(p.heading, p.turn) for p in turns], [*zip(faced, zip(faced, faced[1:]))], "headings")
+        ahead = [p.heading for p in positions if not p.turn]
+        equal((ahead, {*ahead}), (sorted(ahead, key=faced.index), {*faced[1:]}), "headings of the legs")
         shown = [next(p.observation for p in positions if p.point == place.point) for place in read.places]
         equal(shown, [NONE, *(f"{place}, {CROSS}" for place in places), end], "observations")
         refused(f"milestone_info.to_next_intersection_heading: block 0: {words[0].split()[0]} degrees",
@@ -1695,6 +1731,41 @@ def test_evaluate_counts_positions():
         near(sum(cell["verdicts"].values()), 1, 1e-9, "shares of verdicts")
 
 
+def test_evaluate_plays_each_column():
+    """By its own rule, split and look, and by the flags; any --seed has the same hands. What was read counts
+    at first answers, here of a player who reads all, and solves; reads all; reads three cards of four."""
+    def choose(env, seed):
+        number = int(seed.removeprefix("eval/"))
+        if env.attempts == 0:
+            met.append((env.rule, env.split, env.visual, env.verify, env.pixels))
+            hands.append((number, env.cards))
+        if env.attempts or number % 3 == 0:
+            return env.expert()
+        said = env.cards[:3] + [next(r for r in env_gp.RANKS if r != env.cards[3])] * (number % 3 == 2)
+        return json.dumps({"cards": said if number % 3 == 2 else env.cards, "formula": "1"})
+    other = {"id": "ood", "ood": "id"}
+    for rule, look in itertools.product(RULES, repeat=2):
+        dealt = []
+        for seed in (0, 7):
+            line = f"--vl --pixels 41 --verify 2 --rule {rule} --visual {look} --seed {seed}"
+            met, hands, calls = [], [], []
+            with acting(choose), watching(ev, "rollout", lambda *call, **_: calls.append(call[5:7])):
+                args = parsed(f"{line} --temperature 0.3 --max_new_tokens 9")
+                cells = ev.evaluate(None, None, args, cpu(), 6)
+            dealt.append(hands)
+            equal(calls, [(0.3, 9)], "temperature, longest answer")
+            columns = {"seen": (rule, "train", look), "id": (rule, "unseen", look),
+                       "ood": (other[rule], "faces", look), "visual": (rule, "unseen", other[look])}
+            equal(met, [(*column, 2, 41) for column in columns.values() for _ in range(6)], line)
+            equal([number for number, _ in hands], [*range(6)] * 4, "numbers of episodes")
+            for column, cell in cells.items():
+                read = cell["recognition"]
+                near([cell["p"], read["p"], read["n"], read["whole"]["p"], read["whole"]["n"],
+                      read["solved"]["p"], read["solved"]["n"]], [1, 11 / 12, 6, 2 / 3, 6, 1 / 2, 4], 1e-9,
+                     f"{column}: solved; read, of; whole, of; solved among these, of")
+        equal(*dealt, "the hands of two seeds")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # PPO and the loops (rl.py, sft.py)
 
@@ -1833,6 +1904,14 @@ def test_pretraining_rows_hold_whole_documents():
             assert sum(r.ids[-1] == tok.eos_token_id for r in rows) >= 18
             assert sum(len(r.ids) for r in rows) > 20 * 0.7 * width
         assert sum(bool(r.pictures) for r in rows) > 6 or not share
+    for look, held_out in (("id", "ood"), ("ood", "id")):  # the look that the base learns poorly
+        asked, args.visual, args.picture_share, args.batch = set(), look, 1, 1
+        env = SimpleNamespace(picture_document=lambda *_, rare, pixels: asked.add(rare) or ("A", []))
+        sft.pretraining_rows(args, env, tok, random.Random(0))
+        equal(asked, {held_out}, f"the rare look, for a base of {look}")
+    args = SimpleNamespace(stage="base", seed=0, batch=1, row_tokens=128, chat_share=0.1, picture_share=0)
+    rows = [sft.batch_rows(args, GeneralPoints, tok, None, *at)[0].ids for at in ((0, 0), (0, 1), (1, 0))]
+    equal(len({*map(str, rows)}), 3, "rows of two ranks, and of the next step")
 
 
 @functools.lru_cache(maxsize=None)
@@ -2287,6 +2366,59 @@ def test_demonstrators():
             written[name] = sorted(tok.decode(ids[:-1]) for ids in said)
             equal(written[name], sorted(env.expert(name) for env in envs), f"demonstrations by {name}")
         assert written["expert"] != written["habit"]
+
+
+def test_training_plays_its_own_split():
+    """Both loops train by the flags' rule, look, attempts and temperature, and on the training split. Each
+    step has episodes of its own, and so has each rank. PPO's numbers are those of its episodes."""
+    def check(envs):
+        met = {(env.rule, env.split, env.visual, env.verify, env.vl) for env in envs}
+        equal(met, {("ood", "train", "ood", 2, True)}, "rule, split, look, attempts, pictures")
+    rows, seeds, played, heats = [], [], [], set()
+
+    def look(episodes, policy, tok, envs, its, temperature, *_):
+        check(envs)
+        heats.add(temperature)
+        seeds.append(its)
+        played.append(episodes)
+    with folder() as out:
+        save(f"{out}/m", *tiny("llava"))
+        line = flags(out, 2, init=f"{out}/m", temperature=0.7, rule="ood", vl=True, visual="ood", pixels=80)
+        with watching(sft, "batch_rows", lambda its, args, env, *_: (check([env]), rows.append(its))):
+            quick(sft.main, line)
+        more = " --gamma 0.6 --lam 0.8 --beta 0.3 --minibatches 1 --epochs 1"
+        by_length = lambda said, *_, **__: judge_gp('{"formula": "1"}', [1], 1 + len(said) % 3)  # some succeed
+        with watching(rl, "rollout", look), mock.patch.object(env_gp, "judge_gp", by_length), \
+                watching(rl, "score", lambda _, model, part, pad, machine, heat, *__, **___: heats.add(heat)):
+            quick(rl.main, line + more)
+        log, tok = records(f"{out}/gp-vl/ood-ood/rl", "reward"), ev.load(f"{out}/m")[1]
+        with open(f"{out}/gp-vl/ood-ood/rl/episodes.txt", encoding="utf-8") as f:
+            written = f.read()
+    equal(heats, {0.7}, "temperatures")
+    equal([len({str(row.ids) for step in rows for row in step}), len({*seeds[0], *seeds[1]})], [8, 8],
+          "demonstrations, and seeds of episodes, in two steps")
+    assert tok.decode(played[0][0].segments[0].ids) in written, "an episode in episodes.txt"
+    for record, episodes in zip(log, played, strict=True):
+        turns, segments = ([x for e in episodes for x in getattr(e, name)] for name in ("turns", "segments"))
+        positions = [turns for e in episodes for turns in e.positions()]
+        k1, k3 = rl.kl_estimators(*(rl.joined(segments, name) for name in ("logp", "ref_logp")))
+        values, returns = (rl.joined(segments, name) for name in ("value", "returns"))
+        left = ((returns - values).var() / returns.var()).item()
+        expected = {"reward": sum(t["reward"] for t in turns) / 4, "turns": len(turns) / 4,
+                    "success": sum(e.turns[-1]["success"] for e in episodes) / 4,
+                    "recognized": sum(p[0]["recognized"] for p in positions) / len(positions),
+                    "tokens_per_answer": sum(t["tokens"] for t in turns) / len(turns),
+                    "cut": sum(t["cut"] for t in turns) / len(turns), "explained_var": 1 - left,
+                    "kl1": k1.mean().item(), "kl3": k3.mean().item()}
+        for name, x in expected.items():
+            near(record[name], x, 1e-5, name)
+        equal(record["verdicts"], {v: sum(t["verdict"] == v for t in turns) / len(turns) for v in GP_REWARD})
+        whitened = rl.joined(segments, "whitened")
+        near([whitened.mean(), whitened.std(correction=0)], [0, 1], 1e-4, "whitened: mean, deviation")
+        for e in episodes:
+            before = [s.advantage.clone() for s in e.segments]
+            rl.estimate_advantages(e, 5.0, 0.3, 0.6, 0.8)
+            near(rl.joined(e.segments, "advantage"), torch.cat(before), 1e-6, "advantages")
 
 
 def without_scoring_error():
