@@ -72,6 +72,7 @@ FLAGS = {  # PPO's hyper-parameters that are flags: type, lowest and highest val
     "lam": (float, 0, 1, "GAE's lambda, per token"),
     "beta": (float, 0, 1e9, "weight of the KL penalty per token; 0: none"),
     "clip": (float, 1e-9, 1e9, "how far a ratio may move from 1; the paper: 0.1"),
+    "clip_value": (float, 1e-9, 1e9, "how far a value may move from the one at sampling"),
     "coef_value": (float, 0, 1e9, "weight of the value loss; the paper: 0.5"),
     "coef_entropy": (float, 0, 1e9, "weight of the entropy bonus"),
     "epochs": (int, 1, math.inf, "passes over each iteration's data; the paper: 4"),
