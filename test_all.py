@@ -461,7 +461,8 @@ def test_virl_verdicts_and_rewards():
             (CORNER, False), ("You see an INTERSECTION", False), (NONE, True), (None, True), (7, True),
             (["intersection"], True), ({}, True), ("no intersection here", True),
             ("Not at any intersection.", True), ("a shop, and no sign, at an intersection", False),
-            ("an intersection but no shop", False)):
+            ("an intersection but no shop", False), ("at an intersection with no visible landmark", False),
+            ("no landmarks at this intersection", False), ("no landmark and no intersection", True)):
         for action in (west, "stop()"):
             check(virl_answer(action, seen), "wrong_intersection", crossing=crossing)
     check(virl_answer(west, "This isn't an intersection"), "correct")
