@@ -2,7 +2,7 @@
 # results/make.sh NAME: make a section of results/README.md again, from nothing: its runs below out/study, its raw files
 # in results/raw, its tables in results/tables/NAME.txt. It goes on where it was stopped, and a finished run is not
 # trained again. Do not edit it while it runs.
-#   SEEDS="0 1 2" PYTHON=python3 bash results/make.sh main-gp
+#   SEEDS="0 1" PYTHON=python3 bash results/make.sh main-gp
 #   bash results/make.sh tables     # all of results/tables from the raw files, without training
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -308,8 +308,7 @@ settings() {
     env=virl SFT_RATES="5e-4 1e-3 2e-3" RL_RATES="5e-5 1e-4" SFT_LR=2e-3 RL_LR=5e-5 SECOND_LR=1e-3 DOSE=1.8e6
     ROUTES="16 256" ;;
   esac
-  case $1 in main-*) seeds="0 1 2 3 4" ;; ppo-*) seeds=0 ;; *) seeds="0 1 2" ;; esac
-  seeds=${SEEDS:-$seeds}
+  seeds=${SEEDS:-0 1 2 3 4}
 }
 
 names="main-gp main-virl rates-gp rates-virl writers-gp writers-virl prompts-gp dose-gp dose-virl rescue-gp scratch-gp
