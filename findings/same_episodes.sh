@@ -9,7 +9,7 @@
 # Versions: stable-baselines3 2.9.2, gymnasium 1.4.0, torch 2.13.0.
 # Why it matters here: where an episode is one question, a run in ten parts sees a tenth of its questions ten times. The
 #   reward rises on them, and the seed was set to be exact. Load with another seed for each part,
-#   PPO.load(path, env, seed=...). rl.py saves its generators, and makes each step's hands from seed and step.
+#   PPO.load(path, env, seed=...). rl.py makes each step's hands from seed and step.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
