@@ -21,6 +21,7 @@ Departures from the authors' release, in addition to those in README.md
     picture answers only one question: after a forward(), has the walker arrived? A player who never looks
     solves 85% of the positions at the first attempt and all at the second. So with pictures, read success by
     the first attempt: "first" in eval.json.
+  - In released routes, the five steps of a leg leave out those within 8 m of its end.
 """
 import hashlib
 import json
