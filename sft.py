@@ -426,7 +426,8 @@ def micro_batches(segments, budget, machine):
 
 def recompute_activations(model):
     """Activation checkpointing: keep only each block's input, and run the block again in the backward pass.
-    transformers' own works only in train() mode, which PPO avoids because of dropout and similar noise."""
+    transformers' own works only in train() mode, which PPO avoids because of dropout and similar noise.
+    Where no gradient is asked for, as in rollout(), checkpoint() only runs the block."""
     for block in blocks(model, "--activation_checkpointing"):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 

@@ -2388,7 +2388,8 @@ def test_training_plays_its_own_split():
         with watching(sft, "batch_rows", lambda its, args, env, *_: (check([env]), rows.append(its))):
             quick(sft.main, line)
         more = " --gamma 0.6 --lam 0.8 --beta 0.3 --minibatches 1 --epochs 1"
-        by_length = lambda said, *_, **__: judge_gp('{"formula": "1"}', [1], 1 + len(said) % 3)  # some succeed
+        # Some answers are right, by their lengths.
+        by_length = lambda said, *_, **__: judge_gp('{"formula": "1"}', [1], 1 + len(said) % 3)
         with watching(rl, "rollout", look), mock.patch.object(env_gp, "judge_gp", by_length), \
                 watching(rl, "score", lambda _, model, part, pad, machine, heat, *__, **___: heats.add(heat)):
             quick(rl.main, line + more)
@@ -3524,8 +3525,8 @@ def main(names):
     begin, tests, failed = time.perf_counter(), [name for name in globals() if name.startswith("test_")], []
     fits = {name: [test for test in tests if name in test] for name in names}
     if not all(fits.values()):
-        sys.exit("error: no test's name contains " + next(name for name in names if not fits[name]) + "; there are "
-                 + ", ".join(name.removeprefix("test_") for name in tests))
+        sys.exit("error: no test's name contains " + next(name for name in names if not fits[name])
+                 + "; there are " + ", ".join(name.removeprefix("test_") for name in tests))
     tests = [name for name in tests if not names or name in itertools.chain(*fits.values())]
     processes = min(4, os.cpu_count() or 1, len(tests))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), one_thread) as pool:

@@ -205,8 +205,7 @@ def relative_word(old, new):
 
 
 def says_intersection(observation):
-    """Whether a text claims an intersection: "an intersection, no landmark" does, "no intersection here" does
-    not."""
+    """Does a text claim an intersection? "intersection with no landmark" does, "no intersection" does not."""
     text = re.sub(r"\b(no|without)( \w+)? landmarks?\b", "", observation.lower())
     return any("intersection" in part and not re.search(r"\b(no|not|without|never)\b|n't\b", part)
                for part in re.split(r"[,.;:\n]|\b(?:but|and)\b", text))
