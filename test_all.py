@@ -44,6 +44,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from transformers.cache_utils import DynamicLayer
 
 import env_gp
 import env_virl
@@ -1659,6 +1660,37 @@ def test_later_attempts_go_on_from_the_cache():
     nothing = SimpleNamespace(cache=SimpleNamespace(layers=[]))  # openai-gpt's: this model has no cache
     inputs = {"input_ids": torch.zeros(1, 1), "attention_mask": torch.ones(1, 1)}
     equal(ev.continued(tiny("gp")[0], nothing, inputs, [(0, 1, [5], None)], 0), None, "from an empty cache")
+
+
+def test_buffered_cache():
+    """The cache that generate() makes hands out what transformers' own does, wherever its room ends, and after
+    rows or columns have been taken out. New tokens are written into its room: nothing is copied."""
+    torch.manual_seed(0)
+    ours, theirs = ev.BufferedLayer(), DynamicLayer()
+
+    def update(rows, tokens):
+        new = torch.rand(2, rows, 2, tokens, 4)
+        for name, x, y in zip(("keys", "values"), ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(x, y), f"{name}, {rows} rows, {tokens} tokens more"
+    kept = []
+    for tokens in (21, *[1] * 64, 1, 1, 70, 1, 2):
+        update(5, tokens)
+        kept.append(ours.keys)
+    places = [keys.data_ptr() for keys in kept]
+    equal([places.index(p) for p in places], [0] * 65 + [65] * 2 + [67] * 3, "updates that needed a new buffer")
+    for layer in (ours, theirs):
+        layer.batch_select_indices(torch.tensor([3, 1]))
+    update(2, 3)
+    for layer in (ours, theirs):
+        layer.crop(-30)
+    for tokens in (1, 40, 1):
+        update(2, tokens)
+    equal(ours.get_seq_length(), theirs.get_seq_length(), "length")
+
+    model, tok = tiny("gp")
+    inputs = ev.collate([ev.prompt(tok, [{"role": "user", "content": "?"}])], tok.pad_token_id, "cpu")[0]
+    out = ev.generate(model, inputs, ev.sampling(model, tok, 1.0, 2), cpu())
+    equal({type(layer) for layer in out.cache.layers}, {ev.BufferedLayer}, "layers of generate()'s cache")
 
 
 def test_rollout_of_the_expert():
