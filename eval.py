@@ -868,8 +868,10 @@ def load(path, device="cpu", dtype=torch.float32):
                                              ignore_mismatched_sizes=True)  # they are named below
         vocabulary = model.get_output_embeddings().out_features
         model.get_input_embeddings().padding_idx = None  # that row, often the end token's, would not learn
-        if getattr(text := model.config.get_text_config(), "output_router_logits", False):
-            text.output_router_logits = False  # or generate() counts a loss of balance, and fails
+        # Some config.json ask for outputs with which generate(), or saving after the training, fails.
+        usual = {"output_router_logits": False, "output_attentions": False, "return_dict": True}
+        for config in (model.config, model.config.get_text_config()):
+            config.update({name: x for name, x in usual.items() if hasattr(config, name)})
     except Exception as e:  # transformers, safetensors, tokenizers: each its own kinds for a damaged file
         fail(f"cannot load a model from {path!r}: {first_line(e)}")
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
