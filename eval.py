@@ -274,9 +274,11 @@ class BufferedLayer(DynamicLayer):
     buffers = None  # [keys, values], both with room at the end
 
     def update(self, key_states, value_states, *args, **kwargs):
-        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
-        # Is there a buffer, does it still hold the keys (or have rows been dropped), and has it room?
-        if start and self.keys.data_ptr() == self.buffers[0].data_ptr() and end <= self.buffers[0].shape[-2]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if (start and end <= self.buffers[0].shape[-2]
+                and self.keys.data_ptr() == self.buffers[0].data_ptr()             # else rows were dropped
+                and not (self.keys.requires_grad or key_states.requires_grad)):    # else autograd needs the old
             for buffer, new in zip(self.buffers, (key_states, value_states)):
                 buffer[..., start:end, :] = new
         else:

@@ -1689,6 +1689,10 @@ def test_buffered_cache():
 
     model, tok = tiny("gp")
     inputs = ev.collate([ev.prompt(tok, [{"role": "user", "content": "?"}])], tok.pad_token_id, "cpu")[0]
+    cache = hf.DynamicCache(config=model.config)
+    for _ in range(2):
+        loss = model(inputs["input_ids"], cache=cache, use_cache=True).logits.square().sum()
+    torch.autograd.grad(loss, [*model.parameters()])  # raises if keys that it needs were written over
     out = ev.generate(model, inputs, ev.sampling(model, tok, 1.0, 2), cpu())
     equal({type(layer) for layer in out.cache.layers}, {ev.BufferedLayer}, "layers of generate()'s cache")
 
