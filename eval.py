@@ -268,9 +268,9 @@ def sampling(model, tok, temperature, max_new_tokens, **more):
 
 class BufferedLayer(DynamicLayer):
     """The keys and values of a layer while sampling, [B, heads, T, head_dim] each. transformers' own class
-    copies all of them for each new token: a quarter of a tiny model's rollout, and more than half of the time
-    where answers have hundreds of tokens. This one has room for 64 tokens more. _layer_type: generate() puts
-    it into its caches in place of that class."""
+    copies all of them for each new token: a quarter of a tiny model's rollout, more for long answers
+    (results/log.md). This one has room for 64 tokens more. _layer_type: generate() puts it into its caches in
+    place of that class."""
     _layer_type = "full_attention"
     buffers = None  # [keys, values], both with room at the end
 
