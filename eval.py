@@ -148,6 +148,7 @@ class TurnForm(NamedTuple):
     last: list       # ids behind an answer, up to the end of the turn, where the conversation ends there
     between: list    # the same, where a user's turn follows
     asked: str       # a short prompt with its header
+    asked_ids: list  # the same as ids
 
 
 @lru_cache(maxsize=8)
@@ -165,7 +166,8 @@ def turn_form(tok, template):
         ends.append(next((ids[:n + 1] for n, token in enumerate(ids) if token in special), []))
     header, opened = before[len(common):], asked[len(common):]
     header, blank = (header, "") if header.strip() else ("", header)
-    return TurnForm(opened, header, blank, *ends, asked + header)
+    asked += header
+    return TurnForm(opened, header, blank, *ends, asked, tok(asked, add_special_tokens=False).input_ids)
 
 
 def prompt(tok, messages, images=()):
@@ -194,10 +196,9 @@ def answer_ids(tok, model, text):
     """Ids of a demonstration -> [int]: the answer, up to the token that ends a turn in this chat template. It
     is tokenised behind a prompt, because some tokenizers (Llama 2's) put a blank before a text of its own."""
     form = turn_form(tok, tok.chat_template)
-    asked_ids = tok(form.asked, add_special_tokens=False).input_ids
     ids = tok(form.asked + form.blank + text, add_special_tokens=False).input_ids
-    if ids[:len(asked_ids)] == asked_ids:
-        ids = ids[len(asked_ids):]
+    if ids[:len(form.asked_ids)] == form.asked_ids:
+        ids = ids[len(form.asked_ids):]
     else:  # a token would hold the end of the prompt and the beginning of the answer
         ids = tok(form.blank + text, add_special_tokens=False).input_ids
     return ids + (form.last or form.between or model.generation_config.eos_token_id[:1])
@@ -255,6 +256,14 @@ def batch_size(segments, max_new_tokens):
 def context_tokens(model):
     """The longest conversation that a model takes, in tokens; infinite where its config.json names none."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def check_context(model, segments, max_new_tokens):
+    """Fail if a model's context has no room for the longest of some prompts and an answer."""
+    longest, limit = max((len(s.ids) for s in segments), default=0), context_tokens(model)
+    if longest + max_new_tokens > limit:
+        fail(f"the model's context of {limit} tokens is too short: {longest} of a prompt + {max_new_tokens} "
+             "of an answer; lower --max_new_tokens")
 
 
 def sampling(model, tok, temperature, max_new_tokens, **more):
@@ -318,10 +327,7 @@ def rollout(model, tok, envs, seeds, temperature, max_new_tokens, machine, keep_
     limit = context_tokens(model)
     episodes = [Episode([prompt(tok, *env.reset(seed))]) for env, seed in zip(envs, seeds)]
     players = list(zip(envs, episodes))
-    longest = max((len(e.segments[0].ids) for e in episodes), default=0)
-    if longest + max_new_tokens > limit:
-        fail(f"the model's context of {limit} tokens is too short: {longest} of a prompt + {max_new_tokens} "
-             "of an answer; lower --max_new_tokens")
+    check_context(model, [e.segments[0] for e in episodes], max_new_tokens)
     batches = [(players, None)] if players else []  # (players, inputs from continued(), None: read all)
     while batches:
         players, inputs = batches.pop()
@@ -438,7 +444,7 @@ def score(model, segments, pad_id, machine, temperature=1.0, value_head=None, en
 @torch.no_grad()
 def scoring_error(model, tok, env, machine):
     """max |log-prob by generate() - log-prob by score()| of a few sampled tokens -> float. One of the two
-    conversations is padded: some models see padding, and PPO's ratios would be wrong for them."""
+    conversations is padded: some models see padding. Others (encoders) see what comes later."""
     model.eval()
     unshard(model)
     messages, images = env.reset(0)
@@ -453,6 +459,16 @@ def scoring_error(model, tok, env, machine):
     for row, ids in zip(rows, said.tolist()):
         row.add(ids, 1)                            # also what follows an end: padding is scored like a word
     return (score(model, rows, tok.pad_token_id, plain)[0] - sampled.flatten()).abs().max().item()
+
+
+def check_model(path, model, tok, env, max_new_tokens, machine):
+    """Fail before a run has a folder if the model's context is too short, or if generate() and score() do not
+    agree: its success and PPO's ratios would be wrong. Weights in bf16 are too coarse to tell."""
+    check_context(model, [prompt(tok, *env.reset(0))], max_new_tokens)
+    if model.dtype == torch.float32 and (machine.world == 1 or machine.dtype == torch.float32):
+        if not (error := scoring_error(model, tok, env, machine)) <= 1e-3:  # also NaN
+            fail(f"{path}: a token's log-prob by generate() and by score() differs by {error:.1e}: the model "
+                 "sees padding, or what comes later; its success and PPO's ratios would be wrong")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -600,6 +616,7 @@ def table(paths, args, machine):
                 print0(machine, f"{path} was trained on {flag} {trained}; the columns are of {flag} {wanted}")
         with in_turn(machine):
             model, tok = load(path, machine.device, machine.frozen)
+        check_model(path, model, tok, make(args, **columns(args)["seen"]), args.max_new_tokens, machine)
         rows.append({"name": name, "path": path, **evaluate(model, tok, args, machine, args.episodes)})
         model = None  # before the next one comes
     if machine.rank == 0:

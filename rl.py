@@ -43,7 +43,7 @@ from collections import Counter
 
 import torch
 
-from eval import all_sum, evaluate, fail, make, rollout, score, scoring_error, script
+from eval import all_sum, check_model, evaluate, fail, make, rollout, score, script
 from sft import (clip_and_step, command, load_checkpoint, load_model, log, micro_batches, open_run,
                  parse_run, restore, run_parser, save_checkpoint, shard)
 
@@ -213,10 +213,7 @@ def train(args, machine, stop):
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     envs, pad = [make(args, rule=args.rule, split="train") for _ in range(args.batch)], tok.pad_token_id
-    if machine.world == 1 or machine.dtype == torch.float32:  # otherwise FSDP2 gathers rounded weights
-        if not (error := scoring_error(policy, tok, envs[0], machine)) <= 1e-3:  # also NaN
-            fail(f"{source}: a token's log-prob by generate() and by score() differs by {error:.1e} where "
-                 "rows are padded, so PPO's ratios would be wrong")
+    check_model(source, policy, tok, envs[0], args.max_new_tokens, machine)
     n = sum(p.numel() for p in policy.parameters())
     step, flops, start_flops = state["step"], state["flops"], state["start_flops"]
     budget = 6 * n * args.tokens                               # FLOP

@@ -59,8 +59,8 @@ try:
 except ImportError:  # Windows: no peak memory
     resource = None
 
-from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, checkpoint_at, columns,
-                  context_tokens, encode, evaluate, fail, first_line, forward, found_models, in_turn,
+from eval import (ENVS, Segment, all_gather, all_sum, answer_ids, chat_text, check_model, checkpoint_at,
+                  columns, context_tokens, encode, evaluate, fail, first_line, forward, found_models, in_turn,
                   load, make, new_parser, number, parse, print0, prompt, read_json, run_folder,
                   saved_args, script, setup, summary, table, task_flags, write_json)
 
@@ -314,6 +314,7 @@ def train(args, machine, stop):
         scaler.load_state_dict(state["scaler"])
     del tensors
     env = make(args, rule=args.rule, split="train")
+    check_model(source or "the tiny model", model, tok, env, args.max_new_tokens, machine)
     if args.stage != "base":  # a model that cannot take a demonstration leaves no folder behind
         demonstration_row(tok, model, *demonstrations(env, 0, args.demos)[0])
     n = sum(p.numel() for p in model.parameters())

@@ -2461,8 +2461,8 @@ def test_training_plays_its_own_split():
 
 
 def without_scoring_error():
-    """Within, PPO does not ask before it begins whether generate() and score() agree."""
-    return mock.patch.object(rl, "scoring_error", lambda *_: 0)
+    """Within, nobody asks before a run begins whether generate() and score() agree."""
+    return mock.patch.object(ev, "scoring_error", lambda *_: 0)
 
 
 def test_compute_is_the_papers_formula():
@@ -2781,7 +2781,8 @@ def test_conversations_that_outgrow_the_context():
 
 
 def test_sampled_is_scored_is_asked():
-    """PPO refuses in one line a model that sees padding, and one whose forward pass is noise."""
+    """One line refuses a model that sees padding or what comes later, and one whose forward pass is noise. A
+    run that is refused leaves no folder."""
     for family in FAMILIES:
         error = ev.scoring_error(*tiny(family), world(family, 0, 3), cpu("bf16"))
         within(0, error, 1e-4, f"{family}: error in fp32")
@@ -2802,9 +2803,16 @@ def test_sampled_is_scored_is_asked():
     def noise(self, x):  # in every layer
         return torch.nn.functional.dropout(still(self, x), 0.1)
     with folder(init=True) as out:
+        save(f"{out}/m", small_model("bert", initializer_range=0.2), tiny()[1])
+        error_of("what comes later", ev.main, f"--out {out} --models {out}/m")
+        for main in (sft.main, rl.main):
+            error_of("what comes later", main, flags(out, name="new", init=f"{out}/m"))
+            error_of("context of 1024 tokens", main, flags(out, name="new", max_new_tokens=1024))
         for dtype in ("fp32", "bf16"):
             with mock.patch.object(kind, "forward", sees_padding):
-                error_of(r"differs by \S+ where rows are padded", rl.main, flags(out, dtype=dtype))
+                for main in (sft.main, rl.main):
+                    error_of(r"differs by \S+: the model sees", main, flags(out, name="new", dtype=dtype))
+            assert not os.path.exists(f"{out}/gp/id/new"), "a folder of a run that was refused"
             with mock.patch.object(norm, "forward", noise), without_scoring_error():
                 error_of(r"\|log ratio\| before the first step", rl.main, flags(out, name=dtype, dtype=dtype))
 
@@ -3282,8 +3290,9 @@ def test_rows_of_a_table_have_one_limit():
             ("red", "", 256, ""),  # without --vl the table has no pictures
             ("rl", "--env virl --data x", 256, "rl")):  # it was not trained on these routes
         limits, paths = [], {name: name for name in names.split()}
+        nothing = {name: lambda *_, **__: None for name in ("check_model", "make", "print_table")}
         with mock.patch.multiple(ev, saved_args=made_with.get, load=lambda *_: (None, None),
-                                 print_table=lambda *_: None, evaluate=lambda *_: {}), \
+                                 evaluate=lambda *_: {}, **nothing), \
                 watching(ev, "evaluate", lambda _, model, tok, args, *__: limits.append(args.max_new_tokens)):
             told = printed(ev.table, paths, parsed(line), machine)
         equal(limits, [limit] * len(paths), names)

@@ -827,7 +827,7 @@ def update_run(m, advantage=3.0, ranks=1, others=None, dtype="float32", drift=()
     stubs = dict(
         score=score, estimate_advantages=estimate_advantages, policy_loss=policy_loss, value_loss=value_loss,
         kl_estimators=kl_estimators, micro_batches=micro_batches, load_model=load_model,
-        whiten=whiten, rollout=lambda *_: episodes, scoring_error=lambda *_: 0.0,
+        whiten=whiten, rollout=lambda *_: episodes, check_model=lambda *_: None,
         all_sum=all_sum, all_mean=lambda means, machine: means, make=lambda *_, **__: env,
         shard=lambda model, *_: model, load_checkpoint=lambda *_: ("", state, {}),
         save_checkpoint=keep("saved"), log=keep("logged"), open_run=lambda *_: mock.Mock(n=0))
