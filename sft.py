@@ -508,7 +508,7 @@ def save_checkpoint(folder, model, tok, machine, state, tensors):
                 os.sync()
             os.rename(path + ".part", path)
         except Exception as e:  # a full disk: OSError, RuntimeError or SafetensorError, by who writes
-            fail(f"cannot save to {path}: {e}; the checkpoint saved before is intact")
+            fail(f"cannot save to {path}: {e}; checkpoints saved before are intact")
         for name in os.listdir(folder):
             if re.fullmatch(r"checkpoint-[0-9]+(\.part)?", name) and name != os.path.basename(path):
                 shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
