@@ -3,8 +3,8 @@
 #   bootstrap more resamples (bootstrap_iters) give the same error, only less noisy.
 # What happens: the spread of the resampled values IS the standard error, and lighteval divides it by the square root of
 #   their number once more. With the default of 1000 it is 32 times too small, with 4000 63 times. That holds for each
-#   metric whose aggregation has no "mean" in its function's name: perplexity, one's own and, by the source, F1, MCC,
-#   BLEU and chrF. The very same scores have the right error with numpy's mean and the wrong one with a function that does the same.
+#   metric whose aggregation has no "mean" in its function's name: perplexity, one's own; by the source F1, MCC, BLEU,
+#   chrF. The very same scores have the right error with numpy's mean and the wrong one with a function that does it.
 # Versions: lighteval 0.13.0, torch 2.13.0, numpy 2.4.6.
 # Why it matters here: error bars decide whether PPO moved the perplexity of held-out answers, or whether a rule beats
 #   SFT. With these every difference is "significant", and a patient user makes it worse. Multiply such a stderr by
