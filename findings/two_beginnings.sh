@@ -3,7 +3,7 @@
 # What happens: the template's text is tokenised once more with special tokens. Where the template begins with the BOS
 #   token and the tokenizer adds one too (Llama 3, Gemma, Mistral), the model reads two of them. No model was trained on
 #   that, transformers says nothing, and answers of greedy decoding differ. The prompt's token count shows it: one more.
-#   A tokenizer without a BOS token (Qwen) is not concerned.
+#   A tokenizer without a BOS token (Qwen) is not concerned. (lighteval 0.13.0 was seen to do the same.)
 # Versions: inspect-ai 0.3.285, transformers 5.24.0, torch 2.13.0.
 # Why it matters here: a table of Inspect and one of eval.py measure two different prompts, and one checkpoint seems to
 #   be two. encode() here adds the BOS token only where the text does not begin with it. With Inspect give the model's
