@@ -3,7 +3,7 @@
 #   that number and 0 for another one, or less the further it is away.
 # What happens: the scorer that most tasks inherit compares texts. An answer that is not equal but contains the right
 #   one gets the share of its characters that the right one has. So a number with one digit too many, in front or
-#   behind, or with the wrong sign, is paid: .86 for ten times a product of seven digits, .5 for -7 or 71 in place of
+#   behind, or with the wrong sign, is paid: .85 for ten times a product of six digits, .5 for -7 or 71 in place of
 #   7. The neighbouring number gets 0. The share grows with the length of the numbers: the harder the task, the better
 #   the wrong answer is paid.
 # Versions: reasoning-gym 0.1.25.
