@@ -3,7 +3,7 @@
 #   answers, whatever integers they are. ttest_ind and wilcoxon take the same columns and give the same as for floats.
 # What happens: ttest_rel subtracts before it turns anything into floats, and unsigned integers have no -1: 3 - 4 is
 #   4294967295. One does not have to ask for them: polars counts in UInt32, also where it sums up booleans. So a model
-#   that is worse on most hands is better with p = 1e-8, and the same the other way round: ttest_rel(old, new) says that
+#   that is worse on average is better with p = 1e-8, and the same the other way round: ttest_rel(old, new) says that
 #   the old one is better. A right or wrong in uint8 goes the same way. There is no warning. Where no hand got worse
 #   the result is right.
 # Versions: scipy 1.17.1, polars 2.1.0, numpy 2.4.6.
