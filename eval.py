@@ -390,7 +390,7 @@ def continued(model, out, inputs, on, pad_id):
     cache, mask, width = out.cache, inputs["attention_mask"], inputs["input_ids"].shape[1]
     plain = all(type(layer) is BufferedLayer for layer in getattr(cache, "layers", None) or [None])
     plain = plain and "position_ids" in inspect.signature(model.forward).parameters
-    plain = plain and "local" not in getattr(model.config, "attention_layers", ())  # windows of GPT-Neo
+    plain = plain and "local" not in getattr(model.config, "attention_layers", ())  # GPT-Neo's windows
     if not plain or inputs.keys() - {"input_ids", "attention_mask", "cache", "pixel_values"}:
         return None
     rows = torch.tensor([i for i, *_ in on], device=mask.device)

@@ -7,10 +7,10 @@
 #   "B. It is a wrong number." pays 1, and any B with a reason behind it may. Only behind "verdict", "answer" or
 #   "judgment" at the beginning of a line, or in a box, the first label counts. There is no warning.
 # Versions: verifiers 0.4.0.
-# Why it matters here: judges give reasons although they are asked not to, and a wrong answer needs more of them than a
-#   right one. So the reward of wrong answers rises with the judge's talkativeness. parse_judge_choice(), which is there
-#   for own judges, too, does the same, by default with A, B and C. Take labels that occur in no sentence, as GRADE_1
-#   and GRADE_0, let the judge end with "FINAL VERDICT: ...", and look at the replies that are longer than a label.
+# Why it matters here: a judge may give a reason although it is asked for the label only, and each such reply may turn
+#   a 0 into a 1. parse_judge_choice(), which is there for own judges, too, does the same, by default with A, B and C.
+#   Take labels that occur in no sentence, as GRADE_1 and GRADE_0, let the judge end with "FINAL VERDICT: ...", and
+#   look at the replies that are longer than a label.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Guess: generate() of prompts of unequal length, padded on the left and with their attention_mask, answers each prompt
-#   as it does alone. Every current family does, those with sliding windows and linear attention as well.
+#   as it does alone. Most families do, those with sliding windows and linear attention as well.
 # What happens: DeepSeek-V4 compresses each 4 and each 128 columns into one key. The blocks are counted from the first
 #   column of the batch and not from the first token, and padding goes into them: the mask is used only for the window
 #   of single tokens. So one token of padding changes the log-probs, and so does a padding of whole blocks. With its

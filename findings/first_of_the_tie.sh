@@ -8,8 +8,8 @@
 #   gumbel_softmax(), probs / exponential_(), multinomial().
 # Versions: torch 2.13.0, on the CPU.
 # Why it matters here: the trick is common in samplers of one's own, and on a GPU the logits are in bfloat16. An answer
-#   looks fine where one token is likely. Where many are, as at the start of RL, low ids are sampled and the others are
-#   never explored, and log-probs are those of another distribution. Draw the noise in float32, or by exponential_().
+#   looks fine where one token is likely. Where many are, low ids are sampled and the others are never explored,
+#   and log-probs are those of another distribution. Draw the noise in float32, or by exponential_().
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"

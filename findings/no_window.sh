@@ -4,9 +4,9 @@
 # What happens: Gemma 3 has its windows. Mistral, Phi-3 and the windowed half of Gemma 2's layers look at the whole
 #   text, without a word. Up to the window's length all log-probs agree with transformers; behind it they do not.
 # Versions: mlx-lm 0.32.2, mlx 0.32.4 (its CPU build), transformers 5.24.0, torch 2.13.0.
-# Why it matters here: Phi-3-mini has a window of 2,047 tokens, and a conversation with five attempts and examples is
-#   longer. A short test shows equal log-probs, and the long conversations of the same run are another model's. Compare
-#   log-probs on a text that is longer than the window.
+# Why it matters here: Phi-3-mini has a window of 2,047 tokens, and a conversation with attempts and examples can be
+#   longer. A short test shows equal log-probs, and the long conversations of the same run are another model's.
+#   Compare log-probs on a text that is longer than the window.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"

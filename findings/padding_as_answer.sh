@@ -7,8 +7,8 @@
 #   two tokens a third. A model trained elsewhere that is certain of all its answers is given a loss of 10.
 # Versions: mlx-lm 0.32.2, mlx 0.32.4 (its CPU build), transformers 5.24.0.
 # Why it matters here: on a Mac it is the usual way to fine-tune. Losses and perplexities are compared with those of
-#   torch, and an answer of V-IRL has about ten tokens. Where end and padding are one id, the model learns to say it
-#   twice. Give train() and evaluate() a loss of your own, with "steps < lengths[:, 1:]", as below.
+#   torch, and an answer of V-IRL has about ten tokens. Where the end token has id 0, the model learns to say it twice.
+#   Give train() and evaluate() a loss of your own, with "steps < lengths[:, 1:]", as below.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"

@@ -2,9 +2,9 @@
 # Guess: model.gamma = 0.9 changes the discount of a stable-baselines3 PPO from there on, as model.ent_coef = 0.01 and
 #   model.n_epochs = 4 do for theirs. A callback may so anneal each of them.
 # What happens: gamma, gae_lambda and learning_rate are copied when the model is made: into the rollout buffer, and into
-#   a schedule. The attribute is written, read back and saved, and learn() goes on with the old value.
-#   But load() builds the copies anew from the attributes. So the value that was ignored takes effect
-#   with the next resume: the run without a break and the resumed one optimise different returns. (clip_range raises.)
+#   a schedule. The attribute is written, read back and saved, and learn() goes on with the old value. But load()
+#   builds the copies anew from the attributes. So the value that was ignored takes effect with the next resume: the
+#   run without a break and the resumed one optimise different returns. (clip_range raises.)
 #   gamma is used half: the value behind a time limit is discounted by the attribute, all other ones by the copy.
 # Versions: stable-baselines3 2.9.2, gymnasium 1.4.0, torch 2.13.0. A2C does the same.
 # Why it matters here: a sweep that makes one model and sets model.gamma for each run compares equal runs, and its
